@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Both build .venv first, once.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Where torch comes from: CPU wheels, unless a GPU is seen. TORCH_INDEX=... decides otherwise.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: demo test proofs bench lint notebooks clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --retries 1 --no-deps "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/interp demo -o runs/demo
+
+test: $(VENV)/.ready lint
+	$(BIN)/python -m pytest -m "not proof"
+	$(MAKE) --no-print-directory notebooks
+
+notebooks: $(VENV)/.ready
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proofs: $(VENV)/.ready
+	$(BIN)/python -m tests.proofs
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,1 @@
+"""What computes it: subnetworks, attributions, programs."""

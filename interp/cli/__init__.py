@@ -1,0 +1,68 @@
+"""The command line: commands are found through the entry-point group `interp.commands`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from interp.errors import Failed, WrongUse
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def answer(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print a command's result: one JSON object on standard output under `--json`, else what `show` makes of it."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False, default=str))
+    else:
+        show(result)
+
+
+def guarded(function: F) -> F:
+    """Turn errors into exit status 1 (failed) or 2 (wrong use), with one line on standard error, JSON too if asked."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (WrongUse, Failed, OSError) as error:
+            text = str(error)
+            print(f"interp: {text}", file=sys.stderr)
+            if kwargs.get("as_json"):
+                print(json.dumps({"error": text}))
+            raise SystemExit(2 if isinstance(error, WrongUse) else 1) from error
+
+    return run  # type: ignore[return-value]
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="interp.commands")}
+
+
+def _root() -> None:
+    """Wrap models, record activations, train sparse dictionaries. Every command takes --help; most take --json."""
+
+
+def main() -> None:
+    """Run `interp COMMAND ...`, importing only the command that was asked for."""
+    import typer
+
+    commands = _commands()
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    asked = next((a for a in sys.argv[1:] if not a.startswith("-")), None)
+    for name in [asked] if asked in commands else sorted(commands):
+        loaded = commands[name].load()
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name)
+        else:
+            app.command(name)(loaded)
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interp: interrupted; what was saved can be continued with --resume", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,62 @@
+"""`interp record`: activations of a model over text, into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from interp.cli import answer, guarded
+from interp.files import command_line
+
+
+@guarded
+def record(
+    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    site: Annotated[list[str], typer.Option(help="site or glob; may be given again")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the store")],
+    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    tokens: Annotated[int | None, typer.Option(help="stop after this many rows")] = None,
+    context: Annotated[int, typer.Option(help="tokens a window")] = 512,
+    batch: Annotated[int, typer.Option(help="windows a forward pass")] = 16,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32 rows")] = "bfloat16",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted recording")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Record activations over text into a shuffled, checksummed store."""
+    from interp.model import load
+    from interp.store.recording import plan, record_text
+    from interp.texts import read_texts
+
+    wrapped = load(model, device=device)
+    texts = read_texts(text, dataset)
+    if dry_run:
+        return answer(
+            vars(plan(wrapped, site, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)), as_json, _show
+        )
+    meta = {"command": command_line(out), "seed": seed}
+    store = record_text(
+        wrapped,
+        site,
+        texts,
+        out,
+        tokens=tokens,
+        dtype=dtype,
+        seed=seed,
+        resume=resume,
+        batch=batch,
+        context=context,
+        meta=meta,
+    )
+    sites = dict(store.widths)
+    return answer({"path": str(out), "rows": store.rows, "sites": sites, "dtype": dtype}, as_json, _show)
+
+
+def _show(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"{name:10} {value}")

@@ -1,0 +1,73 @@
+"""Files that are never half written: tensors as safetensors, everything else as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def command_line(out: str | Path | None = None) -> str:
+    """The command this process was started with, for saved files; the output folder reads OUT and --resume is left out.
+
+    So a run into another folder, or an interrupted one, saves the same bytes.
+    """
+    words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+    same = [out is not None and os.path.abspath(w) == os.path.abspath(out) for w in words]
+    return shlex.join("OUT" if s else w for w, s in zip(words, same, strict=True) if w != "--resume")
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary)` and rename the result to `path`: readers see the old file or the new one, never a part.
+
+    Raises whatever `write` raises (disk full, for one); `path` is then as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors and a JSON-able `meta` into one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    data = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"meta": json.dumps(dict(meta or {}))})
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what `save_tensors` wrote: `(tensors, meta)`.
+
+    Raises `ValueError` naming the file if it is cut or is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no dict)
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}). It may have been cut: restore or delete it."
+        ) from error
+    return tensors, meta

@@ -1,0 +1,256 @@
+"""From a wiring to a live model: where each head's columns are, and how large every site is.
+
+A layout is found, not known: a column of q, k, v or z is matched with the column of a projection that holds the same
+numbers. Queries and keys are matched at position 0, where rotary embeddings rotate by nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from interp.model.tap import Attention
+from interp.model.trace import Call, Trace
+from interp.model.wiring import Block, Place, Wiring, is_linear
+
+CLOSE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-6,
+}  # 1 - |cosine| of columns that count as the same; bfloat16 rounds more
+ROUGH = 1e-3
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which columns of a tensor's last axis are which head's: columns[head * d_head + e]."""
+
+    columns: Tensor
+    count: int
+
+    @property
+    def start(self) -> int | None:
+        """First column if they are consecutive, so that a view will do."""
+        first = int(self.columns[0])
+        return first if bool((self.columns.diff() == 1).all()) else None
+
+    def split(self, t: Tensor) -> Tensor:
+        """[..., columns] to [..., head, d_head]; a view where the layout allows."""
+        n = len(self.columns)
+        part = t.narrow(-1, self.start, n) if self.start is not None else t[..., self.columns.to(t.device)]
+        return part.unflatten(-1, (self.count, n // self.count))
+
+    def join(self, t: Tensor, heads: Tensor) -> Tensor:
+        """`t` with the heads' columns replaced."""
+        t = t.clone()
+        t[..., self.columns.to(t.device)] = heads.flatten(-2)
+        return t
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site of a live model.
+
+    kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
+    at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
+    makes of each head.
+    """
+
+    kind: str
+    place: Place
+    shape: tuple[int | str, ...]
+    heads: Heads | None = None
+    inner: str = ""
+    product: int = -1
+    count: int = 0  # query heads
+    groups: int = 1  # query heads that share a key head
+    read: Place | None = None
+    base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Every site of a live model in order of depth, and why others are not there."""
+
+    sites: dict[str, Site] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def match(target: Tensor, source: Tensor) -> Tensor | None:
+    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none."""
+    tolerance = CLOSE.get(target.dtype, ROUGH)
+    t, s = (torch.nn.functional.normalize(x.double(), dim=0) for x in (target, source))
+    cosine, column = (t.T @ s).abs().max(dim=1)
+    return column if bool((cosine > 1 - tolerance).all()) else None
+
+
+def distinct_heads(t: Tensor) -> Tensor:
+    """t [batch, head, pos, d_head] without repeats of the same key or value head for a group of query heads."""
+    keep = [0] + [h for h in range(1, t.shape[1]) if not torch.equal(t[:, h], t[:, h - 1])]
+    return t[:, keep]
+
+
+def rows(t: Tensor, batch: int, at_zero: bool = False) -> Tensor:
+    """A call's tensor [batch, pos, ...] (or [batch * pos, ...], or [batch, head, pos, d]) as [rows, columns]."""
+    t = t.reshape(batch, -1, t.shape[-1]) if t.ndim == 2 else t
+    return t[:, 0].flatten(1) if at_zero else t.flatten(0, 1).flatten(1)
+
+
+class _Attention:
+    """Finds where the tensors of one attention come from among the calls of its block."""
+
+    def __init__(self, calls: list[Call], core: str, seen: Attention) -> None:
+        self.calls = [c for c in calls if c.path.startswith(core + ".")]
+        self.block_calls, self.seen = calls, seen
+        self.batch = seen.q.shape[0]  # type: ignore[union-attr]
+
+    def source(self, target: Tensor, at_zero: bool, calls: list[Call], side: str) -> tuple[Call, Heads] | None:
+        """The call whose output (or input) holds `target` [batch, head, pos, d_head], and in which columns."""
+        flat = target.transpose(1, 2)
+        wanted = rows(flat, self.batch, at_zero)
+        for call in calls:
+            t = call.out if side == "out" else call.into
+            if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 3:
+                continue
+            have = rows(t, self.batch, at_zero)
+            columns = match(wanted, have) if have.shape[0] == wanted.shape[0] else None
+            if columns is not None:
+                return call, Heads(columns, target.shape[1])
+        return None
+
+    def raw(self, target: Tensor) -> tuple[Call, Heads] | None:
+        """The projection a query or key comes from: before rotary, and before a norm of queries and keys."""
+        linear = [c for c in self.calls if is_linear(c)]
+        for at_zero in (False, True):
+            found = self.source(target, at_zero, linear, "out")
+            if found:
+                return found
+        for call in (c for c in self.calls if c not in linear and c.into is not None and c.out is not None):
+            for heads_first in (True, False):
+                out, into = (self.as_heads(t, target, heads_first) for t in (call.out, call.into))
+                if out is not None and into is not None and self.matches_at_zero(target, out):
+                    return self.source(into, False, linear, "out")
+        return None
+
+    def matches_at_zero(self, target: Tensor, out: Tensor) -> bool:
+        wanted, have = (rows(t.transpose(1, 2), self.batch, at_zero=True) for t in (target, out))
+        return match(wanted, have) is not None
+
+    def as_heads(self, t: Tensor | None, like: Tensor, heads_first: bool) -> Tensor | None:
+        """A normalised query or key, [batch, head, pos, d_head] or [batch, pos, head, d_head], as the former."""
+        batch, heads, length, width = like.shape
+        if t is None or t.numel() != like.numel():
+            return None
+        if heads_first:
+            return t if t.shape == like.shape else None
+        return t.reshape(batch, length, heads, width).transpose(1, 2)
+
+
+def _attention_sites(calls: list[Call], path: str, product: int, seen: Attention) -> Iterator[tuple[str, Site]]:
+    assert seen.q is not None and seen.k is not None and seen.v is not None and seen.z is not None
+    q, k, v, z = seen.q, distinct_heads(seen.k), distinct_heads(seen.v), seen.z
+    z = z if z.shape[1] == q.shape[1] else z.transpose(1, 2)
+    find, place = _Attention(calls, path, seen), Place(path, "out")
+    heads, groups, width = q.shape[1], q.shape[1] // k.shape[1], q.shape[-1]
+
+    def tap(name: str, shape: tuple[int | str, ...], groups: int = 1) -> Site:
+        return Site("tap", place, ("batch", *shape), inner=name, product=product, count=heads, groups=groups)
+
+    def at(call: Call, heads: Heads, side: str) -> Site:
+        key = call.key_in() if side == "in" else next(iter(call.outputs))
+        return Site(
+            "module",
+            Place(call.path, side, key),
+            ("batch", "pos", heads.count, len(heads.columns) // heads.count),
+            heads,
+        )
+
+    for name, target in (("q_raw", q), ("k_raw", k)):
+        found = find.raw(target)
+        if found:
+            yield name, at(*found, "out")
+    yield "q", tap("q", ("pos", heads, width))
+    yield "k", tap("k", ("pos", k.shape[1], width), groups)
+    value = find.source(v, False, [c for c in find.calls if is_linear(c)], "out")
+    yield "v", at(*value, "out") if value else tap("v", ("pos", v.shape[1], v.shape[-1]), q.shape[1] // v.shape[1])
+    yield "scores", tap("scores", (heads, "query", "key"))
+    yield "pattern", tap("pattern", (heads, "query", "key"))
+    mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
+    yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
+    if mixed and mixed[0].out is not None:
+        call, columns = mixed
+        shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
+        yield "result", Site("result", Place(call.path, "in", call.key_in()), shape, columns)
+
+
+def _module_site(place: Place, trace: Trace) -> Site | None:
+    calls = trace.of(place.path)
+    if len(calls) <= place.call:
+        return None
+    call = calls[place.call]
+    tensor = (call.inputs if place.side == "in" else call.outputs).get(place.key)
+    if tensor is None:
+        return None
+    tail = list(tensor.shape)[1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
+    if place.half is not None:
+        tail[-1] //= 2
+    return Site("module", place, ("batch", "pos", *tail))
+
+
+def _block_sites(block: Block, root: str, trace: Trace) -> Iterator[tuple[str, Site]]:
+    for name, place in block.sites.items():
+        site = _module_site(place.under(root), trace)
+        if site is not None:
+            yield name, site
+    for role, core in block.cores.items():
+        path = ".".join(p for p in (root, core.path) if p)
+        seen = next((a for p, a in trace.attentions if p == path), None)
+        if seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
+            for name, site in _attention_sites(trace.inside(root), path, core.product, seen):
+                yield f"{role}.{name}", site
+
+
+def _with_mid(sites: dict[str, Site], block: Block, root: str) -> None:
+    """resid_mid is read where a norm reads it; an edit has to reach the stream, so it goes through the write before."""
+    mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
+    if mid is None or mid.side == "out" or made is None or "resid_mid" not in sites:
+        return
+    terms = [(block.sites["resid_pre"].under(root), 1.0), *((block.sites[w].under(root), c) for w, c in made.writes)]
+    last = terms.pop()
+    shape = sites["resid_mid"].shape
+    sites["resid_mid"] = Site("sum", last[0], shape, read=mid.under(root), base=(*terms, last))
+
+
+ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
+
+
+def bind(wiring: Wiring, trace: Trace) -> Binding:
+    """All sites of the model that `trace` ran, by canonical name, in order of depth."""
+    binding = Binding()
+    outside = {name: _module_site(place, trace) for name, place in wiring.sites.items()}
+    for name in [n for n in outside if n.endswith("embed")]:
+        if outside[name] is not None:
+            binding.sites[name] = outside[name]  # type: ignore[assignment]
+    for stack in wiring.stacks:
+        for number, block in enumerate(stack.blocks):
+            root, prefix = f"{stack.path}.{number}", f"{stack.prefix}blocks.{number}."
+            sites = dict(_block_sites(block, root, trace))
+            _with_mid(sites, block, root)
+            known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
+            binding.sites.update({prefix + n: sites[n] for n in known})
+            binding.refused.update({prefix + n: why for n, why in block.refused.items()})
+    binding.sites.update({n: s for n, s in outside.items() if s is not None and n not in binding.sites})
+    return binding
+
+
+def output_matrix(module: nn.Module, width: int, like: Tensor) -> Tensor:
+    """W with module(z) = z W + b, found by feeding it the identity [width, d_model]."""
+    eye = torch.eye(width, dtype=like.dtype, device=like.device)
+    return module.forward(eye) - module.forward(torch.zeros_like(eye[:1]))
+
+
+def as_mapping(sites: Mapping[str, Site]) -> dict[str, tuple[int | str, ...]]:
+    """Shapes by name."""
+    return {name: site.shape for name, site in sites.items()}

@@ -1,0 +1,92 @@
+"""What a run recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import WrongUse, nearest
+from interp.sites import canonical
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Bool, Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class Cache(Mapping[str, Tensor]):
+    """Recorded tensors by site name; `tokens` and `mask` [batch, pos]; `logits` if recorded; `bos` as it was given."""
+
+    values_by_site: dict[str, Tensor]
+    tokens: Int[Tensor, "batch pos"] | None = None
+    mask: Bool[Tensor, "batch pos"] | None = None
+    bos: bool | None = None
+    post_norm: bool = False
+    pos: Any = "all"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, site: str) -> Tensor:
+        name = canonical(site, self.post_norm)
+        if name not in self.values_by_site:
+            raise WrongUse(
+                f"{site!r} was not recorded.{nearest(name, self.values_by_site)} Recorded: {', '.join(self.values_by_site)}. "
+                f"Add it to the call: record(x, sites=[..., {site!r}])."
+            )
+        return self.values_by_site[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_by_site)
+
+    def __len__(self) -> int:
+        return len(self.values_by_site)
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's logits; record them by adding "logits" to the sites."""
+        return self["logits"]
+
+    def rows(self, site: str) -> Float[Tensor, "token ..."]:
+        """Real tokens only, prompt after prompt: x[mask]."""
+        x = self[site]
+        if self.mask is None:
+            return x.flatten(0, 1)
+        if x.shape[:2] != self.mask.shape:
+            raise WrongUse(
+                f"rows() needs every position, but {site!r} is {tuple(x.shape)} for {tuple(self.mask.shape)} tokens."
+            )
+        return x[self.mask.to(x.device)]
+
+    def at(self, site: str, pos: int) -> Float[Tensor, "batch ..."]:
+        """Each prompt's value at one position, counted over real tokens from 0, or from the end if negative."""
+        x = self[site]
+        axis = 2 if site.endswith((".scores", ".pattern")) else 1
+        length = torch.full((x.shape[0],), x.shape[axis]) if self.mask is None else self.mask.sum(1)
+        index = torch.where(torch.tensor(pos) < 0, length + pos, torch.tensor(pos))
+        if bool(((index < 0) | (index >= length)).any()):
+            raise WrongUse(f"position {pos} lies outside a prompt: their lengths are {length.tolist()}.")
+        return x.movedim(axis, 1)[torch.arange(x.shape[0]), index.to(x.device)]
+
+    def stack(self, pattern: str) -> Float[Tensor, "site ..."]:
+        """All recorded sites that match a glob, stacked in order."""
+        names = [n for n in self if fnmatchcase(n, canonical(pattern, self.post_norm))]
+        if not names:
+            raise WrongUse(f"no recorded site matches {pattern!r}. Recorded: {', '.join(self)}.")
+        return torch.stack([self[n] for n in names])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site: shape, dtype, mean, root mean square, largest magnitude."""
+        import pandas as pd
+
+        rows = []
+        for name, x in self.items():
+            y = x.double()
+            rms = float(y.square().mean().sqrt())
+            rows.append(
+                [name, tuple(x.shape), str(x.dtype).removeprefix("torch."), float(y.mean()), rms, float(y.abs().max())]
+            )
+        return pd.DataFrame(rows, columns=["site", "shape", "dtype", "mean", "rms", "max_abs"])

@@ -1,0 +1,313 @@
+"""The hooks of one run or one `with model.edit(...)`: put in place, counted, and taken away again."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.errors import Failed, WrongUse
+from interp.model.binding import Site, output_matrix
+from interp.model.edits import Edit
+from interp.model.positions import Positions, of_call
+from interp.model.tap import Tap
+from interp.model.trace import Key, replace_in
+from interp.model.wiring import Place
+
+Change = Callable[[Tensor], Tensor | None]
+
+
+class Stop(BaseException):
+    """Ends a forward pass once everything asked for is recorded. No model code catches it: it is no Exception."""
+
+
+class Session:
+    """Hooks that apply `edits` and hand what `reads` name to `keep(site, tensor, positions)`.
+
+    Reads see edited values. Without edits, nothing the model computes changes. With `stop`, the pass ends after the
+    last read. Leaving the context removes every hook, also after an exception.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: dict[str, Site],
+        edits: Iterable[Edit] = (),
+        reads: Iterable[str] = (),
+        keep: Callable[[str, Tensor, Positions], None] | None = None,
+        stop: bool = False,
+        prompt: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:
+        self.module, self.sites, self.keep, self.stop, self.prompt = module, sites, keep, stop, prompt
+        self.edits: dict[str, list[Edit]] = {}
+        for edit in edits:
+            self.edits.setdefault(edit.site, []).append(edit)
+        self.reads = list(reads)
+        self.fired: set[int] = set()
+        self.undo: list[Callable[[], None]] = []
+        self.counts: dict[int, int] = {}
+        self.left: set[str] = set()
+        self.main: Positions | None = None
+        self.decoder: Positions | None = None
+
+    # ------------------------------------------------------------ in and out
+
+    def __enter__(self) -> Session:
+        try:
+            self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            taps: dict[str, dict[str, str]] = {}
+            for name in [*self.edits, *(n for n in self.reads if n not in self.edits)]:
+                site = self.sites[name]
+                if site.kind == "tap":
+                    taps.setdefault(site.place.path, {})[site.inner] = name
+                elif name in self.edits:
+                    self._install_edit(name, site)
+            for name in self.reads:
+                self._install_read(name, self.sites[name])
+            for path, names in taps.items():
+                self._install_tap(path, names)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take every hook away."""
+        while self.undo:
+            self.undo.pop()()
+
+    def unfired(self) -> list[Edit]:
+        """Edits that have changed nothing so far."""
+        return [e for edits in self.edits.values() for e in edits if id(e) not in self.fired]
+
+    def _hook(self, handle: Any) -> None:
+        self.undo.append(handle.remove)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before every forward pass: where its columns stand, and all counters back to zero."""
+        arguments = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        self.main = of_call(arguments, prompt=self.prompt())
+        self.decoder = of_call(arguments, "decoder_", prompt=self.prompt())
+        self.counts.clear()
+        self.left = set(self.reads)
+
+    def positions(self, name: str, batch: int, length: int) -> Positions:
+        """The positions of a tensor at a site; counted from 0 where the call's tokens do not say."""
+        source = (
+            self.decoder if name.startswith("decoder.") and name.rsplit(".", 2)[-2:] not in _SOURCE_SIDE else self.main
+        )
+        if source is not None and source.index.shape == (batch, length):
+            return source
+        return Positions(torch.arange(length).expand(batch, -1))
+
+    # ------------------------------------------------------------ what happens at a site
+
+    def change(self, name: str, x: Tensor) -> Tensor:
+        """All edits of a site applied to x, in its canonical shape."""
+        axis = 2 if name.endswith((".scores", ".pattern")) else 1
+        positions = self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1)
+        positions = Positions(positions.index.to(x.device), positions.prompt)
+        for edit in self.edits.get(name, ()):
+            x, fired = edit.apply(x, positions)
+            if fired:
+                self.fired.add(id(edit))
+        return x
+
+    def take(self, name: str, x: Tensor) -> None:
+        """Hand a recorded tensor over; end the pass if it was the last."""
+        if name not in self.left:
+            return
+        axis = 2 if name.endswith((".scores", ".pattern")) else 1
+        assert self.keep is not None
+        self.keep(name, x, self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1))
+        self.left.discard(name)
+        if self.stop and not self.left:
+            raise Stop
+
+    def at(self, place: Place, visit: Change) -> None:
+        """Call `visit(tensor)` at a module's input or output; a tensor it returns goes on in place of the old one."""
+        module, number = self._module(place), len(self.undo)
+
+        def turn() -> bool:
+            self.counts[number] = self.counts.get(number, -1) + 1
+            return self.counts[number] == place.call or (not self.main and place.call == 0)
+
+        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            key = place.key if place.key is not None else _first_key(args, kwargs)
+            holder = args if isinstance(key, int) else kwargs
+            if not turn() or (key not in holder if holder is kwargs else key >= len(args)):  # type: ignore[operator]
+                return None
+            changed = visit(holder[key])  # type: ignore[index]
+            if changed is None:
+                return None
+            return (replace_in(args, key, changed), kwargs) if holder is args else (args, kwargs | {key: changed})
+
+        def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+            if not turn():
+                return None
+            key = place.key if isinstance(output, Tensor) or place.key is not None else _first_key(output, {})
+            changed = visit(output if isinstance(output, Tensor) else output[key])
+            return None if changed is None else replace_in(output, None if isinstance(output, Tensor) else key, changed)
+
+        if place.side == "in":
+            self._hook(module.register_forward_pre_hook(on_input, with_kwargs=True))
+        else:
+            self._hook(module.register_forward_hook(on_output))
+
+    def _module(self, place: Place) -> nn.Module:
+        return self.module.get_submodule(place.path)
+
+    # ------------------------------------------------------------ kinds of sites
+
+    def _canonical(self, site: Site, t: Tensor) -> Tensor:
+        """A module's tensor in the site's shape: batch and positions apart, the right half, heads apart."""
+        if self.main is not None and t.ndim == 2 and len(site.shape) > 2 and t.shape[0] == self.main.index.numel():
+            t = t.reshape(*self.main.index.shape, -1)
+        if site.place.half is not None:
+            t = t.chunk(2, dim=-1)[site.place.half]
+        return site.heads.split(t) if site.heads is not None else t
+
+    def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
+        """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
+        shape, t = t.shape, t.reshape(*new.shape[:2], -1)
+        if site.heads is not None:
+            t = site.heads.join(t, new)
+        elif site.place.half is not None:
+            parts = list(t.chunk(2, dim=-1))
+            parts[site.place.half] = new
+            t = torch.cat(parts, dim=-1)
+        else:
+            t = new
+        return t.reshape(shape)
+
+    def _install_edit(self, name: str, site: Site) -> None:
+        if site.kind == "sum":
+            return self._edit_sum(name, site)
+        if site.kind == "result":
+            return self._edit_result(name, site)
+
+        def visit(t: Tensor) -> Tensor | None:
+            old = self._canonical(site, t)
+            new = self.change(name, old)
+            return None if new is old else self._back(site, t, new)
+
+        return self.at(site.place, visit)
+
+    def _edit_sum(self, name: str, site: Site) -> None:
+        """resid_mid' reaches the stream through the write before it: write' = write + (resid_mid' - resid_mid) / c."""
+        seen: list[Tensor] = []
+        first, *middle = site.base[:-1]
+        last, coefficient = site.base[-1]
+
+        def start(t: Tensor) -> None:
+            seen[:] = [t]
+
+        self.at(first[0], start)
+        for place, weight in middle:
+            self.at(place, lambda t, weight=weight: seen.append(weight * t))  # type: ignore[misc]
+
+        def finish(t: Tensor) -> Tensor | None:
+            mid = sum(seen[1:], seen[0]) + coefficient * t
+            new = self.change(name, mid)
+            return None if new is mid else t + (new - mid) / coefficient
+
+        self.at(last, finish)
+
+    def _edit_result(self, name: str, site: Site) -> None:
+        """out' = out + Σ_head (result' - result)."""
+        change: list[Tensor] = []
+
+        def start(t: Tensor) -> None:
+            old = self._result(site, t)
+            new = self.change(name, old)
+            change[:] = [] if new is old else [(new - old).sum(dim=2)]
+
+        self.at(site.place, start)
+        self.at(Place(site.place.path, "out"), lambda t: t + change[0].reshape(t.shape) if change else None)
+
+    def _result(self, site: Site, t: Tensor) -> Tensor:
+        """result[head] = z[head] W_O[head]  [batch, pos, head, d_model]."""
+        assert site.heads is not None
+        matrix = output_matrix(self._module(site.place), t.shape[-1], t)[site.heads.columns.to(t.device)]
+        z = self._canonical(site, t)
+        return torch.einsum("bphe,hed->bphd", z, matrix.unflatten(0, (site.heads.count, -1)))
+
+    def _install_read(self, name: str, site: Site) -> None:
+        if site.kind == "tap":
+            return None
+        place = site.read or site.place
+        convert = self._result if site.kind == "result" else self._canonical
+        return self.at(place, lambda t: self.take(name, convert(site, t)))
+
+    def _install_tap(self, path: str, names: dict[str, str]) -> None:
+        """Run one module under a `Tap` that shows it the sites in `names` (inner name -> site)."""
+        module, site = self.module.get_submodule(path), self.sites[next(iter(names.values()))]
+        edited = frozenset(inner for inner, name in names.items() if name in self.edits)
+        original, own = module.forward, module.__dict__.get("forward")
+
+        def visit(inner: str, t: Tensor) -> Tensor:
+            name = names[inner]
+            x = _from_heads(t, self.sites[name])
+            new = self.change(name, x)
+            self.take(name, new)
+            return t if new is x else _to_heads(new, t, self.sites[name])
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
+            with Tap(visit, None, frozenset(names), edited, site.product, site.count, batch):
+                return original(*args, **kwargs)
+
+        def restore() -> None:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+        module.forward = forward
+        self.undo.append(restore)
+
+
+_SOURCE_SIDE = (["cross_attn", "k"], ["cross_attn", "v"], ["cross_attn", "k_raw"])
+
+
+def _first_key(args: Any, kwargs: dict[str, Any]) -> Key:
+    holders = [(enumerate(args) if isinstance(args, (tuple, list)) else args.items()), kwargs.items()]
+    for holder in holders:
+        for key, value in holder:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return key
+    raise WrongUse("this module neither takes nor returns a floating-point tensor: name another.")
+
+
+def _from_heads(t: Tensor, site: Site) -> Tensor:
+    """[batch, head, pos, d] to [batch, pos, head, d], one of every group of equal heads; patterns as they are."""
+    if site.inner in ("scores", "pattern"):
+        return t
+    heads = site.shape[2]
+    return (t if t.shape[1] == heads else t[:, :: t.shape[1] // int(heads)]).transpose(1, 2)
+
+
+def _to_heads(x: Tensor, like: Tensor, site: Site) -> Tensor:
+    if site.inner in ("scores", "pattern"):
+        return x
+    t = x.transpose(1, 2)
+    return t if t.shape[1] == like.shape[1] else t.repeat_interleave(like.shape[1] // t.shape[1], dim=1)
+
+
+def report_unfired(idle: list[Edit], strict: bool) -> None:
+    """Warn of edits that changed nothing in a finished run; raise `Failed` under `strict`."""
+    if not idle:
+        return
+    named = ", ".join(f"{type(e).__name__}({e.site!r}, pos={e.pos!r})" for e in idle)
+    text = f"these edits changed nothing: {named}. Their positions did not occur, or the run ended before their site"
+    if strict:
+        raise Failed(text + ".")
+    warnings.warn(text + " (strict=True makes this an error).", stacklevel=4)

@@ -1,0 +1,201 @@
+"""Attention seen where it happens: softmax, fused attention and the products around them.
+
+A torch-function mode watches the operations a module runs. The model's attention setting is never changed; while
+nothing is edited, every operation runs as the model asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
+PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
+ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
+INNER = ("q", "k", "v", "scores", "pattern", "z")
+
+Visit = Callable[[str, Tensor], Tensor]
+
+
+@dataclass
+class Attention:
+    """One attention computation. q, k, v, z: [batch, head, pos, d_head]; scores, pattern: [batch, head, query, key]."""
+
+    product: int  # the number of the query-key product among the products its module ran; -1 for a fused call
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+    scores: Tensor | None = None
+    pattern: Tensor | None = None
+    z: Tensor | None = None
+
+
+def visible(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """The additive mask of a fused call [.., query, key]: 0 where attention may go, -inf elsewhere."""
+    if is_causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    return mask
+
+
+def reference_scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """scores = scale · q kᵀ + mask, in at least float32 [batch, head, query, key]; k may have fewer heads."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return scores if mask is None else scores + mask.to(wide)
+
+
+def reference_pattern(scores: Tensor) -> Tensor:
+    """softmax over keys; a query that may look nowhere gets zeros, as fused attention gives."""
+    return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+
+
+class Tap(TorchFunctionMode):
+    """Calls `visit(name, tensor)` for the inner tensors of each attention, and `done(attention)` at its end.
+
+    `visit` gets [batch, head, pos, d_head] or [batch, head, query, key] and returns the tensor to go on with. `edits`
+    names the tensors that `visit` may change; for others its result is ignored. `product` is the number of the
+    query-key product in the module (needed to edit q or k outside fused attention), `heads` the number of query heads.
+    """
+
+    def __init__(
+        self,
+        visit: Visit | None = None,
+        done: Callable[[Attention], None] | None = None,
+        wanted: frozenset[str] = frozenset(INNER),
+        edits: frozenset[str] = frozenset(),
+        product: int | None = None,
+        heads: int | None = None,
+        batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.visit, self.done, self.wanted, self.edits = visit, done, wanted, edits
+        self.product, self.heads, self.batch = product, heads, batch
+        self.products = 0
+        self.origin: dict[int, tuple[int, Tensor, Tensor]] = {}  # id of a tensor made from a product -> the product
+        self.patterns: dict[int, Attention] = {}  # id of a tensor made from a softmax -> its attention
+        self.alive: list[Any] = []  # ids are only good while the tensors live
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._fused(func, *args, **kwargs)
+        if func in SOFTMAX:
+            return self._softmax(func, args, kwargs)
+        if func in PRODUCT or func in ADDED_PRODUCT or func is torch.einsum:
+            return self._product(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._inherit([*args, *kwargs.values()], out)
+        return out
+
+    def _see(self, name: str, tensor: Tensor) -> Tensor:
+        """Show a tensor to `visit`, as [batch, head, ...] whatever its layout here."""
+        if self.visit is None or name not in self.wanted:
+            return tensor
+        shape = tensor.shape
+        heads_apart = tensor if tensor.ndim == 4 else tensor.reshape(self.batch or 1, -1, *shape[-2:])
+        seen = self.visit(name, heads_apart)
+        return seen.reshape(shape) if name in self.edits else tensor
+
+    def _inherit(self, args: list[Any], out: Any) -> None:
+        if not isinstance(out, Tensor):
+            return
+        flat = [a for arg in args for a in (arg if isinstance(arg, (tuple, list)) else [arg]) if isinstance(a, Tensor)]
+        tables: tuple[dict[int, Any], ...] = (self.origin, self.patterns)
+        for table in tables:
+            source = next((table[id(a)] for a in flat if id(a) in table), None)
+            if source is not None:
+                table[id(out)] = source
+                self.alive.append(out)
+
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        first = 1 if func in ADDED_PRODUCT or func is torch.einsum else 0
+        operands = list(args[first]) if isinstance(args[first], (tuple, list)) else list(args[first : first + 2])
+        if len(operands) != 2:
+            return func(*args, **kwargs)
+        a, b = operands
+        attention = self.patterns.get(id(a)) or self.patterns.get(id(b))
+        number, self.products = self.products, self.products + 1
+        if attention is not None:
+            return self._weighted_sum(func, args, kwargs, first, attention)
+        transposed = func is not torch.einsum or a.shape[-1] != b.shape[-1]
+        if number == self.product and self.edits & {"q", "k"}:
+            a = self._see("q", a)
+            b = self._see("k", b.transpose(-1, -2)).transpose(-1, -2) if transposed else self._see("k", b)
+            args = (*args[:first], a, b, *args[first + 2 :])
+        out = func(*args, **kwargs)
+        self.origin[id(out)] = (number, a, b.transpose(-1, -2) if transposed else b)
+        self.alive.append(out)
+        return out
+
+    def _weighted_sum(self, func: Any, args: Any, kwargs: Any, first: int, attention: Attention) -> Tensor:
+        """z = pattern · v, the end of an attention."""
+        operands = list(args[first]) if isinstance(args[first], (tuple, list)) else list(args[first : first + 2])
+        at = 1 if id(operands[0]) in self.patterns else 0
+        attention.v = operands[at] = self._see("v", operands[at])
+        args = (*args[:first], *operands, *args[first + 2 :])
+        attention.z = self._see("z", func(*args, **kwargs))
+        if self.done:
+            self.done(attention)
+        return attention.z
+
+    def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        scores = args[0] if args else kwargs["input"]
+        made = self.origin.get(id(scores))
+        if made is None:
+            return func(*args, **kwargs)
+        number, q, k = made
+        if not self.edits & {"q", "k"}:
+            self._see("q", q)
+            self._see("k", k)
+        rest = {name: value for name, value in kwargs.items() if name != "input"}
+        seen = self._see("scores", scores)
+        pattern = func(seen, *args[1:], **rest)
+        seen_pattern = self._see("pattern", pattern)
+        self.patterns[id(seen_pattern)] = Attention(number, q, k, None, seen, seen_pattern)
+        self.alive.append(seen_pattern)
+        return seen_pattern
+
+    def _fused(
+        self,
+        func: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """A fused call. What is only read is computed beside the model's own call; an edit is answered by reference."""
+        q, mask = query, attn_mask
+        if self.heads is not None and query.shape[1] != self.heads:
+            # One query a row, its heads packed as [batch, kv_head, group, d_head].
+            q = query.reshape(query.shape[0], self.heads, 1, query.shape[-1])
+            if mask is not None and mask.shape[1] != 1:
+                mask = mask.reshape(mask.shape[0], self.heads, 1, mask.shape[-1])
+        q, k, v = self._see("q", q), self._see("k", key), self._see("v", value)
+        attention, inside = Attention(-1, q, k, v), self.done is not None or self.wanted & {"scores", "pattern"}
+        if inside or self.edits:
+            attention.scores = self._see("scores", reference_scores(q, k, visible(q, k, mask, is_causal), scale))
+            attention.pattern = self._see("pattern", reference_pattern(attention.scores))
+        if self.edits - {"z"}:
+            assert attention.pattern is not None
+            z = attention.pattern.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+            out = z.reshape(*query.shape[:-1], z.shape[-1])
+        else:
+            out = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        seen = self._see("z", out.reshape(*q.shape[:-1], out.shape[-1]))
+        attention.z = seen
+        if self.done:
+            self.done(attention)
+        return seen.reshape(out.shape) if "z" in self.edits else out

@@ -1,0 +1,119 @@
+"""One forward pass, every module call written down: what went in, what came out, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.model.tap import Attention, Tap
+
+Key = int | str | None  # where a tensor sits in a call's arguments or result; None: it is the result itself
+
+
+def tensors_in(value: Any) -> Iterator[tuple[Key, Tensor]]:
+    """The tensors one level inside a call's result or arguments, with their places."""
+    if isinstance(value, Tensor):
+        yield None, value
+    elif isinstance(value, Mapping):
+        yield from ((k, v) for k, v in value.items() if isinstance(v, Tensor))
+    elif isinstance(value, (tuple, list)):
+        yield from ((i, v) for i, v in enumerate(value) if isinstance(v, Tensor))
+
+
+def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
+    """`value` with the tensor at `key` replaced."""
+    if key is None:
+        return tensor
+    if isinstance(value, tuple):
+        changed = [tensor if i == key else v for i, v in enumerate(value)]
+        return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
+    value[key] = tensor
+    return value
+
+
+@dataclass
+class Call:
+    """One call of a module. Values are copies: later in-place changes do not reach them."""
+
+    path: str
+    module: nn.Module
+    start: int
+    end: int = -1
+    inputs: dict[Key, Tensor] = field(default_factory=dict)
+    outputs: dict[Key, Tensor] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    products: int = 0  # products run before it was entered
+
+    @property
+    def out(self) -> Tensor | None:
+        """The first tensor it returned."""
+        return next(iter(self.outputs.values()), None)
+
+    @property
+    def into(self) -> Tensor | None:
+        """The first floating-point tensor it received."""
+        return next((t for t in self.inputs.values() if t.is_floating_point()), None)
+
+    def key_in(self) -> Key:
+        """Where that tensor sits: a position or a keyword."""
+        return next(k for k, t in self.inputs.items() if t.is_floating_point())
+
+
+@dataclass
+class Trace:
+    """Calls in order of entry, and the attention computations with the module that made each."""
+
+    calls: list[Call]
+    attentions: list[tuple[str, Attention]]
+    output: Any
+
+    def of(self, path: str) -> list[Call]:
+        """All calls of the module at `path`."""
+        return [c for c in self.calls if c.path == path]
+
+    def inside(self, path: str) -> list[Call]:
+        """All calls below the module at `path`."""
+        return [c for c in self.calls if c.path.startswith(path + ".")]
+
+
+@torch.no_grad()
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
+    """Run `model(**inputs)` and write down every call."""
+    calls: list[Call] = []
+    stack: list[Call] = []
+    clock = iter(range(10**9))
+    attentions: list[tuple[str, Attention]] = []
+
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = Call(path, module, next(clock), args=args, kwargs=kwargs, products=tap.products)
+        call.inputs = {k: t.clone() for k, t in [*tensors_in(args), *tensors_in(kwargs)]}
+        calls.append(call)
+        stack.append(call)
+
+    def leave(output: Any) -> None:
+        call = stack.pop()
+        call.end = next(clock)
+        call.outputs = {k: t.clone() for k, t in tensors_in(output) if t.is_floating_point()}
+
+    def done(attention: Attention) -> None:
+        if attention.product >= 0:
+            attention.product -= stack[-1].products
+        attentions.append((stack[-1].path, attention))
+
+    tap, handles = Tap(done=done), []
+    for path, module in model.named_modules():
+        pre = lambda m, a, k, path=path: enter(path, m, a, k)  # noqa: E731
+        handles.append(module.register_forward_pre_hook(pre, with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda m, a, o: leave(o)))
+    try:
+        with tap:
+            output = model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(calls, attentions, output)

@@ -1,0 +1,119 @@
+"""The one vocabulary of places in a model where activations are read and edited.
+
+`blocks.3.attn.pattern`, `blocks.*.resid_post`, `decoder.blocks.0.cross_attn.z`, `module:model.layers.3.mlp.act_fn:in`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from interp.errors import WrongUse, nearest
+
+ATTENTION = ("in", "out", "write", "q_raw", "k_raw", "q", "k", "v", "z", "scores", "pattern", "result")
+MEANING = {
+    "embed": "output of the token embedding [batch, pos, d_model]",
+    "pos_embed": "output of the position embedding [pos, d_model]",
+    "resid_pre": "the stream a block receives [batch, pos, d_model]",
+    "resid_mid": "the stream the last sublayer of a block reads [batch, pos, d_model]",
+    "resid_post": "the stream a block returns [batch, pos, d_model]",
+    "in": "the tensor a sublayer receives, normalised in pre-norm blocks [batch, pos, d_model]",
+    "out": "what a sublayer returns [batch, pos, d_model]",
+    "write": "what is added to the stream [batch, pos, d_model]",
+    "sum": "post-norm blocks: stream plus write, before the norm [batch, pos, d_model]",
+    "q_raw": "queries before rotary and query norm [batch, pos, head, d_head]",
+    "k_raw": "keys before rotary and key norm [batch, pos, kv_head, d_head]",
+    "q": "queries as they meet the keys [batch, pos, head, d_head]",
+    "k": "keys as they meet the queries [batch, pos, kv_head, d_head]",
+    "v": "values [batch, pos, kv_head, d_head]",
+    "z": "pattern · v, per head [batch, pos, head, d_head]",
+    "scores": "the softmax's input: scale, bias, cap and mask included [batch, head, query, key]",
+    "pattern": "attention probabilities [batch, head, query, key]",
+    "result": "what each head adds, before the bias [batch, pos, head, d_model]",
+    "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
+    "up": "GLU: output of the up projection [batch, pos, d_mlp]",
+    "pre": "input of the activation function [batch, pos, d_mlp]",
+    "post": "input of the down projection [batch, pos, d_mlp]",
+    "final_norm": "output of the norm before the head [batch, pos, d_model]",
+    "logits": "output of the head",
+}
+# TransformerLens names with TransformerLens' meaning.
+ALIASES = {
+    "hook_embed": "embed",
+    "hook_pos_embed": "pos_embed",
+    "ln_final.hook_normalized": "final_norm",
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_in": "attn.in",
+    "hook_attn_out": "attn.write",
+    "hook_mlp_in": "mlp.in",
+    "hook_mlp_out": "mlp.write",
+    "attn.hook_q": "attn.q_raw",
+    "attn.hook_k": "attn.k_raw",
+    "attn.hook_rot_q": "attn.q",
+    "attn.hook_rot_k": "attn.k",
+    "attn.hook_v": "attn.v",
+    "attn.hook_z": "attn.z",
+    "attn.hook_attn_scores": "attn.scores",
+    "attn.hook_pattern": "attn.pattern",
+    "attn.hook_result": "attn.result",
+    "mlp.hook_pre": "mlp.pre",
+    "mlp.hook_post": "mlp.post",
+}
+MODULE = "module:"
+_BLOCK = re.compile(r"^((?:[a-z_]+\.)?blocks\.(?:\d+|\*)\.)(.+)$")
+
+
+def canonical(name: str, post_norm: bool = False) -> str:
+    """The canonical name of a site given by its TransformerLens alias; other names are returned as they are.
+
+    `post_norm`: the blocks normalise after adding, where TransformerLens' hook_resid_mid and hook_resid_post are the
+    sums before the norm.
+    """
+    match = _BLOCK.match(name)
+    prefix, rest = match.groups() if match else ("", name)
+    if post_norm and rest in ("hook_resid_mid", "hook_resid_post"):
+        return prefix + ("attn.sum" if rest == "hook_resid_mid" else "mlp.sum")
+    return prefix + ALIASES.get(rest, rest)
+
+
+def meaning(site: str) -> str:
+    """What a canonical site holds, with its shape, or `""` for a `module:` site."""
+    return MEANING.get(site if site in MEANING else site.rsplit(".", 1)[-1], "")
+
+
+def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) -> WrongUse:
+    """The error for a site that is not there: what was asked, what exists nearby, what to type."""
+    why = next((why for key, why in refused.items() if fnmatchcase(name, key)), None)
+    if why is not None:
+        return WrongUse(f"site {name!r} is not available in this model: {why}.")
+    match = _BLOCK.match(name)
+    blocks = sorted({int(b) for k in known for b in re.findall(r"blocks\.(\d+)\.", k)})
+    if match and blocks and match.group(1).split(".")[-2] not in {"*", *map(str, blocks)}:
+        close = f" The blocks are 0 to {blocks[-1]}."
+    else:
+        close = nearest(name, [*known, *ALIASES])
+    return WrongUse(
+        f"no site matches {name!r}.{close} `model.sites()` or `interp sites MODEL` lists all {len(known)}; any module "
+        "can be named as 'module:dotted.path' (its output) or 'module:dotted.path:in' (its input)."
+    )
+
+
+def expand(patterns: str | Iterable[str], known: Sequence[str], refused: dict[str, str], post_norm: bool) -> list[str]:
+    """Canonical names of all sites that match the globs, in the model's order, each once.
+
+    Raises `WrongUse` if a pattern matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith(MODULE):
+            found[pattern] = None
+            continue
+        name = canonical(pattern, post_norm)
+        matches = [name] if name in known else [site for site in known if fnmatchcase(site, name)]
+        if not matches:
+            raise explain_unknown(name, known, refused)
+        found |= dict.fromkeys(matches)
+    return list(found)

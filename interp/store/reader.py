@@ -1,0 +1,237 @@
+"""Reading a store: whole piles in random order, permuted in memory, cut into batches."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import Failed, WrongUse, check_keys
+from interp.store.layout import (
+    DTYPES,
+    IDS,
+    INDEX,
+    JOURNAL,
+    PART_BYTES,
+    Index,
+    column_of,
+    gather,
+    raw,
+    read_index,
+    shard_name,
+)
+from interp.store.shuffle import pile_order, row_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64, Shaped
+    from torch import Tensor
+
+SAMPLE_EPOCH = 2**64 - 1  # `sample` draws from an epoch that no training run gets to
+
+
+class Store:
+    """A complete store of rows, opened for reading; `open_store` makes it. Any number of processes may read at once."""
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path = path
+        self.index = index
+        self.rows: int = index.rows
+        self.widths: dict[str, int] = dict(index.widths)
+        self.sites: list[str] = list(index.widths)
+        self.dtype: torch.dtype = DTYPES[index.dtype]
+        self.meta: dict[str, Any] = index.meta
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {self.rows:,} rows, {self.index.dtype}, {self.widths})"
+
+    def batches(
+        self,
+        size: int,
+        seed: int = 0,
+        with_ids: bool = False,
+        sites: Sequence[str] | None = None,
+        epochs: int = 1,
+        start: int = 0,
+        drop_last: bool = False,
+    ) -> Iterator[Any]:
+        """Serve every row once per epoch: dicts site → [size, width] in the store's dtype, in an exactly uniform order.
+
+        With `with_ids`, pairs `(rows, ids)` with `ids` int64 [size]. The last batch of an epoch may be smaller;
+        `drop_last` leaves it out. `start` is the number of batches served before: the rest is the same as without the
+        interruption, and no pile before it is read. Tensors are the caller's to keep. Memory: the largest pile (of
+        the sites asked for) and one batch. Epochs share the piles: each is uniform, but two of them are not
+        independent, since rows of one pile stay near each other.
+
+        Raises `WrongUse` for an unknown site or a senseless number, `Failed` naming a shard that was altered.
+        Source: Rao 1961, Sandelius 1962.
+        """
+        for name, value, least in (("size", size, 1), ("seed", seed, 0), ("epochs", epochs, 0), ("start", start, 0)):
+            if not least <= value < SAMPLE_EPOCH:
+                raise WrongUse(f"batches(): {name} is {value}, and must be at least {least} and below 2⁶⁴ - 1.")
+        chosen = self._chosen(sites)
+        return self._serve(size, seed, with_ids, chosen, epochs, start, drop_last)
+
+    def _chosen(self, sites: Sequence[str] | None) -> list[str]:
+        chosen = self.sites if sites is None else list(sites)
+        check_keys(chosen, self.sites, f"The store {self.path}")
+        return chosen
+
+    def _serve(
+        self, size: int, seed: int, with_ids: bool, sites: list[str], epochs: int, start: int, drop_last: bool
+    ) -> Iterator[Any]:
+        each = self.rows // size if drop_last else -(-self.rows // size)
+        column = {site: column_of(site) for site in sites}
+        columns = [*column.values()] + [IDS] * with_ids
+        for epoch in range(start // each if each else epochs, epochs):
+            first = max(0, start - epoch * each)
+            for batch in self._epoch(size, seed, epoch, columns, first * size, min(each * size, self.rows)):
+                rows = {site: batch[column[site]] for site in sites}
+                yield (rows, batch[IDS][:, 0].clone()) if with_ids else rows
+
+    def _epoch(
+        self, size: int, seed: int, epoch: int, columns: list[str], first: int, stop: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """The rows `first` to `stop` of one epoch's order, in batches; a batch may take rows of several piles."""
+        batch: dict[str, Tensor] = {}
+        filled = 0
+        for piled, order in self._piles(seed, epoch, columns, first):
+            while len(order) and first < stop:
+                if not filled:
+                    size = min(size, stop - first)
+                    batch = self.index.empty(columns, size)
+                part, order = order.split([n := min(len(order), size - filled), len(order) - n])
+                for column in columns:
+                    gather(piled[column], part, batch[column][filled : filled + n])
+                filled, first = filled + n, first + n
+                if filled == size:
+                    yield batch
+                    filled = 0
+            if first == stop:
+                return
+
+    def _piles(
+        self, seed: int, epoch: int, columns: list[str], skip: int
+    ) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, " k"]]]:
+        """Each pile in memory with the order of its rows, `skip` rows of the epoch later. Buffers are used again."""
+        buffers = self.index.empty(columns, max(self.index.piles))
+        for pile in pile_order(seed, epoch, len(self.index.piles)).tolist():
+            rows = self.index.piles[pile]
+            if skip >= rows:
+                skip -= rows
+                continue
+            piled = {column: buffer[:rows] for column, buffer in buffers.items()}
+            for column in columns:
+                self._load(shard_name(pile, column), piled[column])
+            yield piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
+            skip = 0
+
+    def _load(self, name: str, out: Shaped[Tensor, "n w"]) -> None:
+        """Fill `out` from a shard and verify the checksum; reading and hashing overlap."""
+        data, digest = raw(out), hashlib.sha256()
+        why = _size_error(self.path / name, len(data))
+        if not why:
+            with open(self.path / name, "rb") as file, ThreadPoolExecutor(1) as hashing:
+                for at in range(0, len(data), PART_BYTES):
+                    part = data[at : at + PART_BYTES]
+                    file.readinto(part)
+                    hashing.submit(digest.update, part)
+            why = _sum_error(digest.hexdigest(), self.index.shards[name]["sha256"])
+        if why:
+            raise Failed(_bad_shard(self.path / name, why))
+
+    def sample(self, n: int, seed: int, sites: Sequence[str] | None = None) -> dict[str, Shaped[Tensor, "n width"]]:
+        """`n` rows drawn uniformly without replacement, site → [n, width], from as few piles as hold them.
+
+        The start of a uniform permutation is a uniform sample. It shares no randomness with `batches` of that seed.
+        Raises `WrongUse` if the store has fewer than `n` rows, or no such site.
+        """
+        chosen = self._chosen(sites)
+        if not 1 <= n <= self.rows:
+            raise WrongUse(f"sample(): {n} rows asked of the {self.rows} in {self.path}.")
+        batch = next(self._epoch(n, seed, SAMPLE_EPOCH, [column_of(site) for site in chosen], 0, n))
+        return {site: batch[column_of(site)] for site in chosen}
+
+    @functools.cached_property
+    def documents(self) -> Int64[Tensor, " rows"]:
+        """Document number of every row, by global row id: `store.documents[ids]`. Read at first use, 8 bytes a row."""
+        documents = torch.empty(self.rows, dtype=torch.int64)
+        for pile, rows in enumerate(self.index.piles):
+            if rows:
+                piled = self.index.empty([IDS], rows)[IDS]
+                self._load(shard_name(pile, IDS), piled)
+                documents[piled[:, 0]] = piled[:, 1]
+        return documents
+
+    def check(self) -> dict[str, Any]:
+        """Read every byte: `{"rows": int, "shards": int, "bad": [{"shard": name, "why": text}]}`."""
+        return check_store(self.path)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a complete store. Sizes are checked now, checksums whenever a shard is read.
+
+    Raises `WrongUse` if there is no store at `path`, and `Failed` if it is not complete, or naming a shard that is
+    missing or cut.
+    """
+    path = Path(path)
+    index = _complete_index(path)
+    for name, shard in index.shards.items():
+        why = _size_error(path / name, shard["bytes"])
+        if why:
+            raise Failed(_bad_shard(path / name, why))
+    return Store(path, index)
+
+
+def check_store(path: str | Path) -> dict[str, Any]:
+    """Read every byte of a store, whatever its state: `{"rows": int, "shards": int, "bad": [{"shard", "why"}]}`.
+
+    Raises `WrongUse` if there is no store at `path`.
+    """
+    from tqdm.auto import tqdm
+
+    path = Path(path)
+    try:
+        index = _complete_index(path)
+    except Failed as error:
+        return {"rows": 0, "shards": 0, "bad": [{"shard": INDEX, "why": str(error)}]}
+    shards = tqdm(index.shards.items(), desc="checking", unit="shard", disable=None, leave=False)
+    found = [(name, _shard_error(path / name, shard)) for name, shard in shards]
+    bad = [{"shard": name, "why": why} for name, why in found if why]
+    return {"rows": index.rows, "shards": len(index.shards), "bad": bad}
+
+
+def _complete_index(path: Path) -> Index:
+    if (path / INDEX).exists():
+        return read_index(path / INDEX)
+    if not (path / JOURNAL).exists():
+        raise WrongUse(f"{path} is no activation store: it has no {INDEX}. `interp record` makes one.")
+    rows = read_index(path / JOURNAL).rows
+    raise Failed(f"{path} is not complete: {rows} rows so far. Finish it with the same command and --resume.")
+
+
+def _shard_error(path: Path, shard: dict[str, Any]) -> str:
+    why = _size_error(path, shard["bytes"])
+    if why:
+        return why
+    with open(path, "rb") as file:
+        return _sum_error(hashlib.file_digest(file, "sha256").hexdigest(), shard["sha256"])
+
+
+def _size_error(path: Path, size: int) -> str:
+    if not path.is_file():
+        return "it is missing"
+    found = path.stat().st_size
+    return "" if found == size else f"it has {found} bytes, and should have {size}"
+
+
+def _sum_error(found: str, expected: str) -> str:
+    return "" if found == expected else f"it was altered: its sha256 is {found}, and should be {expected}"
+
+
+def _bad_shard(path: Path, why: str) -> str:
+    return f"The shard {path} is bad: {why}. Restore it, or record again; `interp store check {path.parent}` lists all."

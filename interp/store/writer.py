@@ -1,0 +1,394 @@
+"""Writing a store: rows are thrown into piles as they come, and every commit is a point to go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from interp.errors import Failed, WrongUse, check_keys
+from interp.store.layout import (
+    DTYPES,
+    IDS,
+    INDEX,
+    JOURNAL,
+    LOCK,
+    ORDER_BYTES,
+    PART_BYTES,
+    PILE_BYTES,
+    SHARD,
+    Index,
+    column_of,
+    gather,
+    naming,
+    pile_count,
+    raw,
+    read_index,
+    row_bytes,
+    shard_name,
+    sync,
+    sync_folder,
+)
+from interp.store.shuffle import piles_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Int64, Shaped
+    from torch import Tensor
+
+
+@dataclass
+class _Shard:
+    """A shard being written: what has gone into it, and whether the disk surely has it."""
+
+    path: Path
+    digest: Any = field(default_factory=hashlib.sha256)
+    bytes: int = 0
+    synced: bool = False
+
+
+class StoreWriter:
+    """Appends rows to a store that can be killed at any moment and go on from its last commit.
+
+    The files at the end depend on the rows, the seed and `expected_rows`, not on where it was committed or killed.
+
+        writer = StoreWriter(path, widths={"blocks.3.resid_post": 256}, expected_rows=10**6, resume=True)
+        for rows, documents, cursor in source(writer.cursor):
+            writer.append({"blocks.3.resid_post": rows}, documents=documents)
+            writer.commit(cursor)
+        writer.close()
+
+    `expected_rows` sets the number of piles so that one takes `pile_bytes` of memory to read; the writer's own buffer
+    has that size too. `meta` (JSON) is kept in the index; on resume, that of the first run stands.
+
+    Raises `WrongUse` if the folder is not empty (unless `resume`), or holds a store of other widths, dtype, seed or
+    number of piles; `Failed` if another process is writing there, or naming a file that is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        widths: Mapping[str, int],
+        dtype: str = "bfloat16",
+        seed: int = 0,
+        expected_rows: int,
+        meta: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        pile_bytes: int = PILE_BYTES,
+    ) -> None:
+        self.path = Path(path)
+        asked = _asked(widths, dtype, seed, expected_rows, meta, pile_bytes)
+        self._lock = _lock(self.path)
+        self._shards: dict[str, _Shard] = {}
+        self._index = asked
+        try:
+            self._index = self._begin(asked, resume)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._piles = np.array(self._index.piles)
+        self._torn = False
+        self._filled = 0
+        self._flushed = self._index.rows
+        self._capacity = max(1, pile_bytes // (row_bytes(widths, asked.dtype) + ORDER_BYTES))
+        self._hashing = ThreadPoolExecutor(1)
+        self._buffers = asked.empty(asked.columns(), self._capacity)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows appended so far; after `resume=True`, those of the last commit."""
+        return self._flushed + self._filled
+
+    @property
+    def cursor(self) -> dict[str, Any] | None:
+        """What the last commit was given: where the source goes on. None before the first."""
+        return self._index.cursor
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is closed: nothing more can be appended."""
+        return (self.path / INDEX).exists()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the store; after an error only let go of it, to be resumed."""
+        if kind is None:
+            self.close()
+        else:
+            self._release()
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def append(self, rows: Mapping[str, Float[Tensor, "n width"]], documents: Int[Tensor, " n"]) -> None:
+        """Append n rows of every site, converted to the store's dtype; they get the next n row ids.
+
+        `documents` numbers the text each row comes from. Raises `WrongUse` for a wrong site or shape, `Failed` for
+        NaN, inf, or a number too large for the dtype (naming the site and the row; nothing of this append is then
+        written), and `Failed` naming the file if the disk is full.
+        """
+        self._check_open()
+        count = self._check_shapes(rows, documents)
+        cast = {column_of(site): self._cast(site, values) for site, values in rows.items()}
+        ids = torch.arange(self.rows, self.rows + count)
+        cast[IDS] = torch.stack([ids, documents.detach().to("cpu", torch.int64)], dim=1)
+        with self._whole():
+            done = 0
+            while done < count:
+                done += self._fill({column: values[done:] for column, values in cast.items()})
+
+    def commit(self, cursor: Mapping[str, Any] | None) -> None:
+        """Make all rows so far durable, and with them `cursor` (JSON): where the source has got to.
+
+        Raises `Failed` naming the file if the disk is full: the commit before is then intact.
+        """
+        if self.complete:  # a resumed run of a complete store has nothing to append, and nothing to commit
+            return
+        self._check_open()
+        self._commit(JOURNAL, None if cursor is None else _plain(cursor, "cursor"))
+
+    def close(self) -> None:
+        """Commit what is left and complete the store: the journal gives way to the index. Closing twice does no harm.
+
+        Rows appended after the last commit leave no cursor in the index; commit last to have one.
+        """
+        if not self.complete:
+            self._check_open()
+            # Not by a commit of its own: killed after that, the source could not be told where to go on.
+            self._commit(INDEX, self.cursor if self.rows == self._index.rows else None)
+            (self.path / JOURNAL).unlink()
+        self._release()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _begin(self, asked: Index, resume: bool) -> Index:
+        """The index to go on from: that of the last commit, or a new one."""
+        _remove_temporaries(self.path)
+        found = next((self.path / name for name in (INDEX, JOURNAL) if (self.path / name).exists()), None)
+        if found is None:
+            with self._naming(self.path / JOURNAL):
+                asked.write(self.path / JOURNAL)
+            return asked
+        index = read_index(found)
+        state = "a complete" if found.name == INDEX else "an unfinished"
+        if not resume:
+            raise WrongUse(
+                f"{self.path} holds {state} store of {index.rows} rows. "
+                "Go on with resume=True (--resume), or give an empty folder."
+            )
+        _check_same(index, asked, self.path)
+        if found.name == JOURNAL:
+            self._recover(index)
+        else:
+            (self.path / JOURNAL).unlink(missing_ok=True)  # left where closing was killed
+        return index
+
+    def _commit(self, name: str, cursor: dict[str, Any] | None) -> None:
+        """Have all rows on the disk, then say so in the index or journal `name`."""
+        with self._whole():
+            self._flush()
+            for shard in self._shards.values():
+                if not shard.synced:
+                    with self._naming(shard.path):
+                        sync(shard.path)
+                    shard.synced = True
+            index = replace(self._index, piles=self._piles.tolist(), shards=self._sums(), cursor=cursor)
+            with self._naming(self.path / name):
+                sync_folder(self.path)  # the names of new shards
+                index.write(self.path / name)
+            self._index = index
+
+    def _recover(self, index: Index) -> None:
+        """Cut every shard back to the last commit, and hash what is left to verify it and to go on hashing."""
+        for file in self.path.iterdir():
+            if SHARD.fullmatch(file.name) and file.name not in index.shards:
+                file.unlink()
+        for name, shard in index.shards.items():
+            self._shards[name] = _cut_back(self.path / name, shard)
+
+    def _check_open(self) -> None:
+        if self.complete:
+            raise WrongUse(f"{self.path} is complete with {self._index.rows} rows: give an empty folder for more.")
+        if self._lock.closed or self._torn:
+            raise Failed(f"Writing {self.path} was broken off. {self._advice()}")
+
+    def _check_shapes(self, rows: Mapping[str, Tensor], documents: Tensor) -> int:
+        """The number of rows, if every site has as many, of its width."""
+        check_keys(rows, self._index.widths, f"The store {self.path}")
+        check_keys(self._index.widths, rows, "This append")
+        count = len(documents)
+        if documents.ndim != 1 or documents.is_floating_point():
+            raise WrongUse(f"documents must be whole numbers of shape [{count}], not {documents.dtype}.")
+        for site, values in rows.items():
+            shape = (count, self._index.widths[site])
+            if tuple(values.shape) != shape or not values.is_floating_point():
+                raise WrongUse(f"{site} must be real numbers {shape}, not {values.dtype} {tuple(values.shape)}.")
+        return count
+
+    def _cast(self, site: str, values: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """The rows in the store's dtype, if all are finite there."""
+        cast = values.detach().to("cpu", DTYPES[self._index.dtype])
+        if cast.numel() and not torch.isfinite(torch.stack(cast.aminmax())).all():
+            bad = ~torch.isfinite(cast).all(1)
+            lost = torch.isfinite(values.detach()).all(1).cpu() & bad
+            why = f"a number too large for {self._index.dtype}" if lost.any() else "NaN or inf"
+            first = self.rows + int(bad.int().argmax())
+            raise Failed(
+                f"{why} at {site}, in {int(bad.sum())} of {len(cast)} rows, first in row {first}. None was kept."
+            )
+        return cast
+
+    def _fill(self, values: dict[str, Tensor]) -> int:
+        """Copy into the buffers what fits; flush them when full. Rows copied."""
+        take = min(len(values[IDS]), self._capacity - self._filled)
+        for column, x in values.items():
+            self._buffers[column][self._filled : self._filled + take] = x[:take]
+        self._filled += take
+        if self._filled == self._capacity:
+            self._flush()
+        return take
+
+    def _flush(self) -> None:
+        """Throw the buffered rows into their piles, in the order of their ids."""
+        piles = piles_of(self._index.seed, self._flushed, self.rows, len(self._piles))
+        small = np.uint16 if len(self._piles) <= 1 << 16 else np.uint32  # 16-bit keys are sorted by radix
+        order = torch.from_numpy(np.argsort(piles.astype(small), kind="stable"))
+        counts = np.bincount(piles, minlength=len(self._piles))
+        for pile, rows in enumerate(order.split(counts.tolist())):
+            for column, buffer in self._buffers.items():
+                for part in rows.split(max(1, PART_BYTES // (buffer.shape[1] * buffer.element_size()))):
+                    self._extend(shard_name(pile, column), buffer, part)
+        self._piles += counts
+        self._flushed, self._filled = self.rows, 0
+
+    def _extend(self, name: str, buffer: Shaped[Tensor, "n w"], rows: Int64[Tensor, " k"]) -> None:
+        """Append the given rows of a buffer to a shard; writing and hashing overlap."""
+        if not len(rows):
+            return
+        out = torch.empty(len(rows), buffer.shape[1], dtype=buffer.dtype)
+        gather(buffer, rows, out)
+        data = raw(out)
+        shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
+        hashed = self._hashing.submit(shard.digest.update, data)
+        with self._naming(shard.path), open(shard.path, "ab") as file:
+            file.write(data)
+        hashed.result()
+        shard.bytes += len(data)
+        shard.synced = False
+
+    def _sums(self) -> dict[str, dict[str, Any]]:
+        shards = sorted(self._shards.items())
+        return {name: {"bytes": shard.bytes, "sha256": shard.digest.hexdigest()} for name, shard in shards}
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is broken off inside, by an error or by Ctrl-C, leaves a writer that writes no more."""
+        self._torn = True
+        yield
+        self._torn = False
+
+    def _naming(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        return naming(path, self._advice())
+
+    def _advice(self) -> str:
+        return f"The last commit, of {self._index.rows} rows, is intact: go on with resume=True (--resume)."
+
+    def _release(self) -> None:
+        self._hashing.shutdown()
+        self._lock.close()
+
+
+def _asked(
+    widths: Mapping[str, int],
+    dtype: str,
+    seed: int,
+    expected_rows: int,
+    meta: Mapping[str, Any] | None,
+    pile_bytes: int,
+) -> Index:
+    """The index of an empty store as asked for."""
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise WrongUse(f"dtype {dtype!r} cannot be stored; one of {', '.join(DTYPES)} can.")
+    if not widths or min(widths.values()) < 1:
+        raise WrongUse(f"widths must name at least one site, each at least 1 wide, not {dict(widths)}.")
+    if not 0 <= seed < 2**64 or expected_rows < 0 or pile_bytes < 1:
+        raise WrongUse(f"seed={seed}, expected_rows={expected_rows}, pile_bytes={pile_bytes}: one is out of range.")
+    piles = [0] * pile_count(widths, dtype, expected_rows, pile_bytes)
+    return Index(
+        dtype,
+        {site: int(width) for site, width in widths.items()},
+        int(seed),
+        piles,
+        {},
+        None,
+        _plain(meta or {}, "meta"),
+    )
+
+
+def _plain(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """`value` as it will be read back from JSON."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise WrongUse(f"{what} must be made of what JSON knows: {error}.") from error
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold a folder for writing until the file returned is closed, or this process ends."""
+    ours = any((folder / name).exists() for name in (INDEX, JOURNAL, LOCK))
+    if folder.is_dir() and not ours and any(folder.iterdir()):
+        raise WrongUse(f"{folder} is not empty, and holds no store. Give an empty folder, or one that does not exist.")
+    with naming(folder, "No store can be made there."):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115  (held until the writer is done)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Failed(f"Another process is writing into {folder}. Wait for it, or give another folder.") from None
+    return file
+
+
+def _remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer had not yet renamed."""
+    for name in (INDEX, JOURNAL):
+        for file in folder.glob(f".{name}.*.tmp"):
+            file.unlink()
+
+
+def _check_same(there: Index, asked: Index, path: Path) -> None:
+    for what in ("widths", "dtype", "seed"):
+        old, new = getattr(there, what), getattr(asked, what)
+        if old != new:
+            raise WrongUse(f"{path} was begun with {what} {old!r}; resuming with {new!r} would mix two stores.")
+    if len(there.piles) != len(asked.piles):
+        raise WrongUse(
+            f"{path} was begun with {len(there.piles)} piles; this expected_rows (and pile_bytes) asks for "
+            f"{len(asked.piles)}. Resume with the same."
+        )
+
+
+def _cut_back(path: Path, shard: dict[str, Any]) -> _Shard:
+    """Cut a shard to its committed size. Raises `Failed` if it is shorter than that, or another."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size < shard["bytes"]:
+        raise Failed(f"The shard {path} is cut: {size} of the {shard['bytes']} committed bytes are there. Restore it.")
+    with open(path, "r+b") as file:
+        file.truncate(shard["bytes"])
+        digest = hashlib.file_digest(file, "sha256")
+    if digest.hexdigest() != shard["sha256"]:
+        raise Failed(f"The shard {path} was altered since it was committed: its sha256 differs. Restore it.")
+    return _Shard(path, digest, shard["bytes"], synced=True)

@@ -1,0 +1,77 @@
+"""Where text comes from: a file, a folder of files, a data set of the hub, or Python's own help texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from interp.errors import Failed, WrongUse
+
+SUFFIXES = (".txt", ".md")
+
+
+def default_text() -> list[str]:
+    """The default text on every machine: Python's `pydoc_data.topics`, one document a topic, repeated paragraphs dropped."""
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    documents = []
+    for text in topics.values():
+        fresh = [p for p in dict.fromkeys(text.split("\n\n")) if p.strip() and p not in seen]
+        seen.update(fresh)
+        if fresh:
+            documents.append("\n\n".join(fresh))
+    return documents
+
+
+def read_file(path: Path) -> str:
+    """The text of a file. Raises `WrongUse` if it is missing, empty or not UTF-8 text."""
+    if not path.is_file():
+        raise WrongUse(f"there is no text file {path}.")
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WrongUse(
+            f"{path} is not UTF-8 text (byte {error.start} is {data[error.start]:#04x}): give a plain-text file."
+        ) from error
+    if "\x00" in text:
+        raise WrongUse(f"{path} holds zero bytes: it is a binary file, not text.")
+    if not text.strip():
+        raise WrongUse(f"{path} is empty.")
+    return text.replace("\r\n", "\n")
+
+
+def read_texts(text: str | Path | None = None, dataset: str | None = None) -> Iterator[str]:
+    """Documents of a file, of a folder's .txt and .md files by name, of a hub data set's column "text", or the default text.
+
+    Raises `WrongUse` for a path that is not there or holds no text.
+    """
+    if text is not None and dataset is not None:
+        raise WrongUse("give --text or --dataset, not both.")
+    if dataset is not None:
+        yield from _hub(dataset)
+    elif text is None:
+        yield from default_text()
+    elif Path(text).is_dir():
+        files = sorted(p for p in Path(text).iterdir() if p.suffix in SUFFIXES)
+        if not files:
+            raise WrongUse(f"the folder {text} holds no {' or '.join(SUFFIXES)} file.")
+        yield from (read_file(p) for p in files)
+    else:
+        yield read_file(Path(text))
+
+
+def _hub(name: str) -> Iterator[str]:
+    """The column "text" of the split "train", streamed. Also takes a local folder of parquet, JSON lines or text files."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise Failed("--dataset needs the package 'datasets': pip install datasets.") from error
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        yield from (row["text"] for row in rows)
+    except KeyError as error:
+        raise WrongUse(f"the data set {name!r} has no column 'text'.") from error
+    except Exception as error:
+        raise Failed(f"the data set {name!r} could not be read: {error}") from error

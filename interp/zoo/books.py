@@ -1,0 +1,349 @@
+"""`zoo:books`: the recipe of the bundled language model.
+
+A Llama-type decoder (RoPE, grouped-query attention, SwiGLU, RMS norm) with a byte-level BPE of its own, trained on
+novels and on Python's help texts. Everything a step does is a function of (seed, step), so a run that is killed and
+resumed ends in the same weights, bit for bit on the same machine, versions and thread count.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
+from interp.zoo.corpus import Split, novels, topics
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the training run; `steps` only decides when the learning rate starts to fall."""
+
+    vocabulary: int = 4096
+    d_model: int = 256
+    layers: int = 5
+    heads: int = 8
+    kv_heads: int = 4
+    d_mlp: int = 640
+    context: int = 512
+    long_context: int = 4096
+    long_every: int = 32  # every 32nd step reads 4,096 tokens at once, so that positions up to there are learnt
+    batch: int = 16  # windows of `context` tokens
+    repeats: int = 1  # of them, windows of random tokens said again and again: they teach induction
+    topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
+    steps: int = 3000
+    warmup: int = 100
+    decay: float = 0.4  # the share of the steps in which the learning rate falls linearly to zero
+    lr_matrix: float = 0.02
+    lr_other: float = 3e-3
+    weight_decay: float = 0.02
+    seed: int = 0
+
+
+def train_tokenizer(texts: list[str], size: int) -> Any:
+    """A byte-level BPE with `size` entries in which every digit stands alone, as a fast Hugging Face tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n\n", "merged_with_previous"),  # a paragraph is cut alike alone and in its text
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((p for text in texts for p in text.split("\n\n")), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=4096
+    )
+
+
+def encode(tokenizer: Any, text: str) -> np.ndarray:
+    """Token ids of `text` without special tokens, paragraph by paragraph so that no call sees the whole book."""
+    pieces = text.split("\n\n")
+    pieces = [p + "\n\n" for p in pieces[:-1]] + pieces[-1:]
+    ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    return np.fromiter((i for piece in ids for i in piece), dtype=np.uint16)
+
+
+def build_model(recipe: Recipe) -> Any:
+    """The untrained model, seeded; the two matrices of a block that write to the stream start at zero."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=recipe.vocabulary,
+            hidden_size=recipe.d_model,
+            intermediate_size=recipe.d_mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.kv_heads,
+            head_dim=recipe.d_model // recipe.heads,
+            max_position_embeddings=recipe.long_context,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(parameter)
+    return model
+
+
+def orthogonalise(g: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest matrix with singular values about one, U Vᵀ of g = U S Vᵀ, by quintic Newton-Schulz [rows, columns]."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / (g.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(iterations):
+        xx = x @ x.T
+        x = a * x + (b * xx + c * xx @ xx) @ x
+    return x if wide else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal (Jordan 2024): W ← (1 - η λ) W - η √max(1, rows/columns) · orth(g + μ m).
+
+    torch.optim.Muon orthogonalises in bfloat16, which CPUs without bfloat16 units emulate at a tenth of the speed.
+    """
+
+    def __init__(
+        self,
+        params: Iterator[nn.Parameter] | list[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every matrix."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalise(p.grad.lerp(m, group["momentum"]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, Adam for the embedding and the norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
+    return [
+        Muon(matrices, lr=recipe.lr_matrix, weight_decay=recipe.weight_decay),
+        torch.optim.Adam(others, lr=recipe.lr_other, betas=(0.9, 0.95), fused=True),
+    ]
+
+
+def lr_factor(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, constant, then linear to zero over the last `decay` share of the steps."""
+    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
+    return min(1.0, (step + 1) / recipe.warmup, left)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The training stream as token ids, and how step `s` reads it."""
+
+    stream: np.ndarray
+    recipe: Recipe
+
+    def windows(self, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """`count` windows from random places: inputs begin with <s>, labels are the text itself [count, length]."""
+        starts = rng.integers(0, len(self.stream) - length, count)
+        labels = torch.from_numpy(np.stack([self.stream[s : s + length] for s in starts]).astype(np.int64))
+        return _shifted(labels), labels
+
+    def repeated(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Windows of 16 to 128 random tokens repeated to the end; the first copy, pure chance, carries no loss."""
+        inputs = torch.empty(count, self.recipe.context, dtype=torch.int64)
+        labels = torch.empty_like(inputs)
+        for row in range(count):
+            span = rng.integers(3, self.recipe.vocabulary, rng.integers(16, 129))
+            labels[row] = torch.from_numpy(np.resize(span, self.recipe.context))
+            inputs[row] = _shifted(labels[row : row + 1])
+            labels[row, : len(span)] = -100
+        return inputs, labels
+
+    def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """The micro-batches of a step: a function of (seed, step) alone, which is what makes resuming exact."""
+        r, rng = self.recipe, np.random.default_rng([self.recipe.seed, step])
+        if step % r.long_every == r.long_every - 1:
+            return [self.windows(1, r.long_context, rng) for _ in range(r.batch * r.context // r.long_context)]
+        texts = [self.windows(r.batch - r.repeats, r.context, rng), self.repeated(r.repeats, rng)]
+        inputs, labels = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        return list(zip(inputs.split(4), labels.split(4), strict=True))
+
+
+def _shifted(labels: Tensor) -> Tensor:
+    """The model's inputs for these labels: <s>, then all but the last [batch, pos]."""
+    return torch.cat([torch.full_like(labels[:, :1], BOS), labels[:, :-1]], dim=1)
+
+
+def summed_loss(model: Any, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats summed over the labels that count, in float32."""
+    hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden).float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100)
+
+
+@torch.no_grad()
+def validate(model: Any, ids: np.ndarray, windows: int = 32, length: int = 512) -> float:
+    """Nats per token over evenly spaced held-out windows."""
+    length = min(length, len(ids))
+    starts = np.linspace(0, len(ids) - length, windows).astype(int)
+    labels = torch.from_numpy(np.stack([ids[s : s + length] for s in starts]).astype(np.int64))
+    device = next(model.parameters()).device
+    total = sum(summed_loss(model, _shifted(y).to(device), y.to(device)).item() for y in labels.split(4))
+    return total / labels.numel()
+
+
+def prepare(folder: str | Path, out: Path, recipe: Recipe) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    """Tokenizer (trained, or the one in `out`), training stream, held-out ids of the novels and of the help texts."""
+    from transformers import AutoTokenizer
+
+    books, help_texts = novels(folder), topics()
+    if (out / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(out)
+    else:
+        tokenizer = train_tokenizer(
+            [s.train for s in books] + [help_texts.train] * recipe.topics_weight, recipe.vocabulary
+        )
+        with tempfile.TemporaryDirectory(dir=out) as fresh:  # renamed whole: a killed run leaves no half tokenizer
+            for file in tokenizer.save_pretrained(fresh):
+                Path(file).replace(out / Path(file).name)
+    end = np.array([EOS], dtype=np.uint16)
+    documents: list[Split] = books + [help_texts] * recipe.topics_weight
+    stream = np.concatenate([part for s in documents for part in (encode(tokenizer, s.train), end)])
+    held = {
+        "held_out": np.concatenate([encode(tokenizer, s.held_out) for s in books]),
+        "default_text": encode(tokenizer, help_texts.held_out),
+    }
+    return tokenizer, stream, held
+
+
+def _named_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any], str]]:
+    names = {p: n for n, p in model.named_parameters()}
+    for group in optimiser.param_groups:
+        for p in group["params"]:
+            for key in optimiser.state[p]:
+                yield f"{type(optimiser).__name__}.{key}.{names[p]}", optimiser.state[p], key
+
+
+def save_state(path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int) -> None:
+    """Weights, both optimisers' states and the step count in one file."""
+    tensors = {f"weights.{n}": p for n, p in model.named_parameters()}
+    for optimiser in optimisers:
+        tensors |= {name: state[key] for name, state, key in _named_state(model, optimiser)}
+    save_tensors(path, tensors, {"step": step})
+
+
+@torch.no_grad()
+def load_state(path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> int:
+    """Put back what `save_state` wrote; returns the step to go on with."""
+    tensors, meta = load_tensors(path)
+    for name, p in model.named_parameters():
+        p.copy_(tensors[f"weights.{name}"])
+    for optimiser in optimisers:
+        keys = ["momentum"] if isinstance(optimiser, Muon) else ["step", "exp_avg", "exp_avg_sq"]
+        names = {p: n for n, p in model.named_parameters()}
+        for p in (p for group in optimiser.param_groups for p in group["params"]):
+            kind = type(optimiser).__name__
+            optimiser.state[p] = {k: tensors[f"{kind}.{k}.{names[p]}"].to(p.device) for k in keys}
+    return int(meta["step"])
+
+
+def _log(path: Path, step: int, row: dict[str, Any]) -> None:
+    """Append a row, dropping rows of steps after it that an interrupted run had written."""
+    rows = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [r for r in csv.DictReader(file) if int(r["step"]) < step]
+    lines = [",".join(row), *(",".join(map(str, r.values())) for r in [*rows, row])]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def train(
+    folder: str | Path, out: str | Path, recipe: Recipe = Recipe(), save_every: int = 100, device: str = "cpu"
+) -> Path:
+    """Train the model into `out`, going on from `out/state.safetensors` if it is there; returns `out`.
+
+    Loss: mean cross-entropy per token in nats. Writes `metrics.csv` (train and held-out nats per token), and at the
+    end the weights in bfloat16 as a Hugging Face checkpoint.
+    """
+    from tqdm.auto import tqdm
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    _, stream, held = prepare(folder, out, recipe)
+    about = {
+        "train_tokens": len(stream),
+        "command": command_line(out),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+    }
+    write_json(out / "recipe.json", asdict(recipe) | about)
+    corpus, model = Corpus(stream, recipe), build_model(recipe).to(device).train()
+    both = optimisers(model, recipe)
+    state = out / "state.safetensors"
+    start = load_state(state, model, both) if state.exists() else 0
+    running = math.nan
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="books", mininterval=5)
+    for step in bar:
+        parts = [(x.to(device), y.to(device)) for x, y in corpus.batch(step)]
+        count = sum(int((y >= 0).sum()) for _, y in parts)
+        loss = 0.0
+        for inputs, labels in parts:
+            part = summed_loss(model, inputs, labels) / count
+            part.backward()
+            loss += part.item()
+        for optimiser, base in zip(both, (recipe.lr_matrix, recipe.lr_other), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = base * lr_factor(step, recipe)
+            optimiser.step()
+            optimiser.zero_grad()
+        running = loss if math.isnan(running) else 0.95 * running + 0.05 * loss
+        bar.set_postfix(loss=f"{running:.3f}")
+        done = step + 1
+        if done % save_every == 0 or done == recipe.steps:
+            row = {"step": done, "train": f"{loss:.4f}"} | {k: f"{validate(model, v):.4f}" for k, v in held.items()}
+            _log(out / "metrics.csv", done, row)
+            save_state(state, model, both, done)
+    export(model, out)
+    return out
+
+
+def export(model: Any, out: Path) -> None:
+    """The checkpoint that ships: bfloat16 weights, config and generation config, as Hugging Face writes them."""
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)

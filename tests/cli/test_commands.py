@@ -1,0 +1,81 @@
+"""The command line: one JSON object, exit statuses, errors that teach."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+import pytest
+
+
+def interp(*words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "interp", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_importing_interp_is_instant():
+    """Best of five, each in a fresh interpreter; and nothing heavy is loaded."""
+    code = "import time; t=time.perf_counter(); import interp; d=time.perf_counter()-t; import sys; print(d, 'torch' in sys.modules)"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in range(5)
+    ]
+    assert {loaded for _, loaded in runs} == {"False"}
+    assert min(float(seconds) for seconds, _ in runs) < 0.3
+
+
+def test_every_command_of_the_group_can_be_loaded_and_has_json():
+    import typer
+
+    points = entry_points(group="interp.commands")
+    assert {"record", "sites", "doctor", "store", "zoo"} <= {p.name for p in points}
+    for point in points:
+        loaded = point.load()
+        functions = [c.callback for c in loaded.registered_commands] if isinstance(loaded, typer.Typer) else [loaded]
+        for function in functions:
+            assert "as_json" in function.__wrapped__.__annotations__, point.name
+
+
+@pytest.mark.slow("three processes that import torch and transformers")
+def test_sites_and_doctor_print_one_object(tiny_folder):
+    listed = json.loads(interp("sites", str(tiny_folder), "--json").stdout)
+    assert listed["sites"]["blocks.1.attn.k"] == ["batch", "pos", 2, 8]
+    proven = json.loads(interp("doctor", str(tiny_folder), "--json").stdout)
+    assert proven["passed"]
+    assert {p["name"] for p in proven["proofs"]} >= {"a", "b", "c1", "d", "e", "f"}
+    assert "resid_post" in interp("sites", str(tiny_folder)).stdout
+
+
+@pytest.mark.slow("five processes that import torch and transformers")
+def test_exit_statuses(tiny_folder, tmp_path):
+    wrong = interp(
+        "record", str(tiny_folder), "--site", "blocks.0.resid_pots", "-o", str(tmp_path / "s"), "--json", status=2
+    )
+    assert "resid_post" in json.loads(wrong.stdout)["error"]
+    assert interp("record", str(tiny_folder), "--sites", "embed", status=2).stdout == ""
+    assert "no folder" in interp("sites", "./nowhere", status=2).stderr
+    planned = interp(
+        "record",
+        str(tiny_folder),
+        "--site",
+        "embed",
+        "--tokens",
+        "100",
+        "--dry-run",
+        "--json",
+        "-o",
+        str(tmp_path / "s"),
+    )
+    assert set(json.loads(planned.stdout)) == {"windows", "rows", "bytes", "minutes"}
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "empty").mkdir()
+    assert "no checkpoint" in interp("doctor", str(tmp_path / "empty"), status=2).stderr
+
+
+def test_unknown_command_is_wrong_use():
+    begin = time.perf_counter()
+    assert interp("trian", status=2)
+    assert time.perf_counter() - begin < 100

@@ -1,0 +1,158 @@
+"""The solver, and the proofs that must reject a wiring that is not the model's."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import interp.model
+from interp.model import load
+from interp.model.proof import doctor, norm_error, prove_sums, sum_error
+from interp.model.trace import trace
+from interp.model.twin import Lifted, probe_inputs, twin_of
+from interp.model.wiring import Block, Place, Sum, Wiring, solve
+from tests.model.shapes import BUILD, CAUSAL, module
+
+
+def traced(name: str):
+    twin = twin_of(module(name))
+    with Lifted(), torch.no_grad():
+        first = trace(twin, probe_inputs(twin))
+        return twin, solve(twin, first), trace(twin, probe_inputs(twin, batch=3, length=9, seed=5))
+
+
+@pytest.mark.parametrize("name", list(BUILD))
+@pytest.mark.check("wrapper proofs", formula="proofs a to f of the doctor: largest error / tolerance", tolerance=1.0)
+def test_doctor_proves_every_shape(name, measured):
+    proofs = doctor(load(module(name)))
+    failed = [p for p in proofs if p.passed is False]
+    assert not failed
+    proven = {p.name for p in proofs if p.passed}
+    assert proven >= {"a", "b", "d", "e"}
+    assert name in ("mamba",) or proven >= {"c1", "c2", "c3"}
+    assert name not in CAUSAL or "f" in proven
+    measured(max((p.error or 0.0) / p.tolerance if p.tolerance else float(bool(p.error)) for p in proofs))
+
+
+def test_what_the_doctor_calls_not_applicable_is_measured():
+    why = {p.name: p.why for p in doctor(load(module("mamba"))) if p.error is None}
+    assert "no softmax" in why["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llama", "sequential"), ("gemma2", "sequential"), ("pythia", "parallel"), ("bert", "post"), ("mamba", "single")],
+)
+def test_the_shape_of_a_block_is_found(name, kind):
+    _, wiring, _ = traced(name)
+    block = wiring.stacks[0].blocks[1]
+    assert bool(block.norms) == (kind == "post")
+    assert ("resid_mid" in block.sites) == (kind in ("sequential", "post"))
+    assert sum(len(s.writes) for s in block.sums) == (1 if kind == "single" else 2)
+    assert all(abs(c - 1) < 1e-8 for s in block.sums for _, c in s.writes)
+
+
+def test_post_norm_write_of_gemma2_is_not_the_attention_output():
+    sites = traced("gemma2")[1].stacks[0].blocks[0].sites
+    assert sites["attn.out"] != sites["attn.write"]
+    assert sites["mlp.out"] != sites["mlp.write"]
+
+
+def test_encoder_and_decoder_have_prefixes_and_cross_attention():
+    wiring = traced("t5")[1]
+    assert [s.prefix for s in wiring.stacks] == ["encoder.", "decoder."]
+    assert "cross_attn.write" in wiring.stacks[1].blocks[0].sites
+
+
+def broken(block: Block) -> dict[str, Block]:
+    """Ways to get a pre-norm block with two writes wrong."""
+    mid, post = block.sums
+    sites = block.sites
+    swapped = sites | {"attn.write": sites["mlp.write"], "mlp.write": sites["attn.write"]}
+    both = Sum("resid_post", "resid_pre", (*mid.writes, *post.writes))
+    return {
+        "a missing write": replace(block, sums=(replace(mid, writes=()), post)),
+        "a doubled write": replace(block, sums=(replace(mid, writes=(("attn.write", 2.0),)), post)),
+        "a write subtracted": replace(block, sums=(mid, replace(post, writes=(("mlp.write", -1.0),)))),
+        "a coefficient off by a thousandth": replace(block, sums=(mid, replace(post, writes=(("mlp.write", 1.001),)))),
+        "swapped writes": replace(block, sites=swapped),
+        "the wrong base": replace(block, sums=(mid, replace(post, base="resid_pre"))),
+        "the stream counted twice": replace(block, sums=(mid, replace(both, base="resid_mid"))),
+        "the norm's output for its input": replace(
+            block, sites=sites | {"resid_mid": replace(sites["resid_mid"], side="out", key=None)}
+        ),
+        "the sublayer's input for its output": replace(block, sites=sites | {"mlp.write": sites["mlp.in"]}),
+        "an inner projection for the write": replace(
+            block, sites=sites | {"attn.write": Place("self_attn.q_proj", "out")}
+        ),
+        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid"),)),
+    }
+
+
+@pytest.mark.parametrize(
+    "how",
+    list(
+        broken(
+            replace(
+                Block(),
+                sums=(Sum("a", "b", ()), Sum("a", "b", ())),
+                sites=dict.fromkeys(["attn.write", "mlp.write", "resid_mid", "mlp.in"], Place("", "out")),
+            )
+        )
+    ),
+)
+def test_a_broken_wiring_is_rejected(how):
+    _, wiring, unseen = traced("llama")
+    stack = wiring.stacks[0]
+    bad = replace(stack, blocks=(broken(stack.blocks[0])[how], *stack.blocks[1:]))
+    kept = prove_sums(Wiring((bad,), wiring.sites), unseen, tolerance=1e-8)
+    assert "unproven" in kept.stacks[0].blocks[0].refused["*"]
+    assert set(kept.stacks[0].blocks[0].sites) == {"resid_pre", "resid_post"}
+    assert kept.stacks[0].blocks[1] == stack.blocks[1]
+
+
+def test_a_doubled_norm_is_rejected_in_a_post_norm_block():
+    _, wiring, unseen = traced("bert")
+    block = wiring.stacks[0].blocks[0]
+    assert norm_error(unseen, block, "bert.encoder.layer.0", *block.norms[0]) < 1e-12
+    doubled = replace(block, sites=block.sites | {"attn.sum": replace(block.sites["resid_mid"])})
+    assert sum_error(unseen, doubled, "bert.encoder.layer.0", block.sums[0]) > 1e-3
+
+
+class Odd(nn.Module):
+    """A block that multiplies the stream: no sum explains it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(32, 32)
+
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states * self.lin(hidden_states)
+
+
+def test_an_unexplained_block_keeps_its_ends_and_says_why():
+    model = twin_of(module("llama")).to(torch.float32)
+    model.model.layers[1] = Odd()
+    wrapped = load(model)
+    assert "blocks.1.resid_post" in wrapped.sites()
+    assert "blocks.1.attn.write" not in wrapped.sites()
+    with pytest.raises(ValueError, match="could not be solved"):
+        wrapped.record(torch.tensor([[3, 4, 5]]), ["blocks.1.mlp.post"])
+
+
+def test_no_architecture_is_named_in_the_code():
+    """Model types of transformers may stand in the data table, nowhere in the code."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    words = {w for n in CONFIG_MAPPING_NAMES for w in (n, n.replace("_", "")) if len(w) > 3}
+    words -= {"align", "decoder", "vision"}  # ordinary words
+    for file in sorted(Path(interp.model.__file__).parent.glob("*.py")):
+        found = set(re.findall(r"[a-z][a-z0-9_]+", file.read_text().lower())) & words
+        assert not found, f"{file.name} names {found}"
+    assert json.loads((Path(interp.model.__file__).parent / "table.json").read_text())["sizes"]
