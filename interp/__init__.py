@@ -22,6 +22,7 @@ _WHERE = {
         "load",
     ],
     "interp.store": ["StoreWriter", "open_store"],
+    "interp.dictionaries": ["Dictionary", "DictionaryConfig", "TrainConfig", "load_dictionary"],
     "interp.errors": ["Failed", "WrongUse"],
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}

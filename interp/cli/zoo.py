@@ -112,8 +112,8 @@ def _recipe(out: Path, resume: bool, asked: dict[str, int | None]) -> Recipe:
     if "recipe.json" not in begun:
         return replace(Recipe(), **changes)
     saved = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
-    check_keys(saved, [*asdict(Recipe()), "train_tokens"], f"{out / 'recipe.json'}")
-    recipe = Recipe(**{key: value for key, value in saved.items() if key != "train_tokens"})
+    check_keys(saved, [*asdict(Recipe()), "about"], f"{out / 'recipe.json'}")
+    recipe = Recipe(**{key: value for key, value in saved.items() if key != "about"})
     for key, value in changes.items():
         if value != saved[key]:
             raise WrongUse(f"the run in {out} has --{key} {saved[key]}, not {value}: resume it as it was begun.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from interp.sites import canonical
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
     from jaxtyping import Bool, Float, Int
 
 
@@ -27,8 +28,7 @@ class Cache(Mapping[str, Tensor]):
     mask: Bool[Tensor, "batch pos"] | None = None
     bos: bool | None = None
     post_norm: bool = False
-    pos: Any = "all"
-    meta: dict[str, Any] = field(default_factory=dict)
+    words: tuple[tuple[str, ...], ...] | None = None  # each prompt's tokens as text, for axes
 
     def __getitem__(self, site: str) -> Tensor:
         name = canonical(site, self.post_norm)
@@ -77,6 +77,29 @@ class Cache(Mapping[str, Tensor]):
         if not names:
             raise WrongUse(f"no recorded site matches {pattern!r}. Recorded: {', '.join(self)}.")
         return torch.stack([self[n] for n in names])
+
+    def plot(self, site: str, row: int = 0, head: int = 0) -> go.Figure:
+        """A heat map of one prompt: [query, key] of a head's pattern or scores, else [pos, d] of its values."""
+        import plotly.graph_objects as go
+
+        x = self[site][row].float().cpu()
+        pattern = site.endswith((".scores", ".pattern"))
+        x = x[head] if pattern else x[:, head] if x.ndim == 3 else x.reshape(x.shape[0], -1)
+        names = list(self.words[row]) if self.words is not None and len(self.words[row]) <= len(x) else None
+        labels = [f"{i} {w}" for i, w in enumerate(names)] if names else [str(i) for i in range(len(x))]
+        x = x[: len(labels), : len(labels) if pattern and names else None]
+        span = {} if pattern else {"zmid": 0.0}
+        heat = go.Heatmap(
+            z=x,
+            y=labels,
+            x=labels[: x.shape[1]] if pattern else None,
+            colorscale="Blues" if pattern else "RdBu",
+            **span,
+        )
+        title = f"{site}, head {head}" if pattern or self[site].ndim == 4 else site
+        axes = ("query", "key") if pattern else ("position", "dimension")
+        layout = {"title": title, "yaxis": {"title": axes[0], "autorange": "reversed"}, "xaxis": {"title": axes[1]}}
+        return go.Figure(heat, layout | {"template": "plotly_white"})
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site: shape, dtype, mean, root mean square, largest magnitude."""

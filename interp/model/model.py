@@ -247,7 +247,16 @@ class Model:
             if not kept.changed():
                 break
         values = {n: kept.values[n] for n in names}
-        return Cache(values, tokens, real, bos, "wiring" in self.__dict__ and self.wiring.post_norm, pos)
+        return Cache(
+            values, tokens, real, bos, "wiring" in self.__dict__ and self.wiring.post_norm, self._words(tokens, real)
+        )
+
+    def _words(self, tokens: Tensor | None, mask: Tensor | None) -> tuple[tuple[str, ...], ...] | None:
+        """Each prompt's real tokens as text."""
+        if self.tokenizer is None or tokens is None or mask is None:
+            return None
+        rows = [ids[keep].tolist() for ids, keep in zip(tokens, mask, strict=True)]
+        return tuple(tuple(self.tokenizer.decode([i]) for i in row) for row in rows)
 
     def _run(
         self,

@@ -307,13 +307,8 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _, stream, held = prepare(folder, out, recipe)
-    about = {
-        "train_tokens": len(stream),
-        "command": command_line(out),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-    }
-    write_json(out / "recipe.json", asdict(recipe) | about)
+    about = {"train_tokens": len(stream), "command": command_line(out), "python": sys.version.split()[0]}
+    write_json(out / "recipe.json", asdict(recipe) | {"about": about | {"torch": torch.__version__}})
     corpus, model = Corpus(stream, recipe), build_model(recipe).to(device).train()
     both = optimisers(model, recipe)
     state = out / "state.safetensors"

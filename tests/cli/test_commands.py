@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 
 import pytest
@@ -76,6 +75,4 @@ def test_exit_statuses(tiny_folder, tmp_path):
 
 
 def test_unknown_command_is_wrong_use():
-    begin = time.perf_counter()
-    assert interp("trian", status=2)
-    assert time.perf_counter() - begin < 100
+    assert "trian" in interp("trian", status=2).stderr

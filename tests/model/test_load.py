@@ -16,10 +16,11 @@ def test_a_folder_loads_as_hugging_face_loads_it(tiny_folder):
     from transformers import AutoModelForCausalLM
 
     model, ids = load(tiny_folder), torch.tensor([[5, 6, 7]])
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    assert load(tiny_folder, dtype="bfloat16").dtype == torch.bfloat16
     with torch.no_grad():
         assert torch.equal(
-            model(ids).logits, AutoModelForCausalLM.from_pretrained(tiny_folder, dtype="auto")(ids).logits
+            model(ids).logits, AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)(ids).logits
         )
     assert load(tiny_folder, dtype="float32").dtype == torch.float32
     assert isinstance(model.generate("War and", max_new_tokens=3), str)
@@ -51,7 +52,7 @@ def changed(tiny_folder, tmp_path, change):
     [
         (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "missing: model.layers.1.mlp.up_proj.weight"),
         (lambda t: t.update(extra=torch.zeros(2)), "unexpected: extra"),
-        (lambda t: t.update({"model.norm.weight": torch.zeros(5)}), "model.norm.weight|mismatch"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(5)}), r"model\.norm\.weight"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_names_the_tensors(tiny_folder, tmp_path, change, words):
@@ -63,7 +64,7 @@ def test_a_cut_checkpoint_and_a_folder_that_is_none(tiny_folder, tmp_path):
     folder = changed(tiny_folder, tmp_path, lambda t: None)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(Failed, match="cut|could not be loaded"):
+    with pytest.raises(Failed, match=r"cut|could not be loaded"):
         load(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-thing"}))
     with pytest.raises(Failed, match="no-such-thing"):

@@ -133,8 +133,8 @@ def test_texts(tmp_path):
             list(read_texts(tmp_path / name))
     with pytest.raises(WrongUse, match="no text file"):
         list(read_texts(tmp_path / "missing.txt"))
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(WrongUse, match=r"no \.txt"):
-        (tmp_path / "nothing").mkdir()
         list(read_texts(tmp_path / "nothing"))
     with pytest.raises(WrongUse, match="not both"):
         list(read_texts("a", "b"))

@@ -1,0 +1,27 @@
+"""Sparse dictionaries: one shape, one trainer, one format."""
+
+from interp.dictionaries.baselines import pca_fvu
+from interp.dictionaries.dictionary import Code, Dictionary, DictionaryConfig, load_dictionary
+from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
+from interp.dictionaries.sources import RowsSource, Source, StoreSource
+from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
+
+__all__ = [
+    "Code",
+    "Dictionary",
+    "DictionaryConfig",
+    "Reconstruction",
+    "RowsSource",
+    "Source",
+    "Spliced",
+    "StoreSource",
+    "TrainConfig",
+    "evaluate",
+    "evaluate_model",
+    "load_dictionary",
+    "pca_fvu",
+    "plan",
+    "read_config",
+    "rows_of",
+    "train",
+]

@@ -1,0 +1,204 @@
+"""One shape for every sparse dictionary: it reads some sites and writes some sites through few active latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.dictionaries import topk
+from interp.dictionaries.sparse import decode_topk
+from interp.dictionaries.topk import Code
+from interp.errors import Failed, WrongUse, check_keys
+from interp.files import load_tensors, save_tensors, write_json
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+ACTIVATIONS = {"topk": topk}  # each a file with `encode` and `loss`, named as its paper names it
+FORMAT, VERSION = "interp.dictionary", 1
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """What a dictionary is, apart from its numbers. An autoencoder reads and writes the same sites."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    d_in: int  # widths of the sites read, added up
+    d_out: int
+    latents: int
+    k: int  # active latents per row
+    activation: str = "topk"
+    skip: bool = False  # a transcoder's linear path from input to output
+
+    def __post_init__(self) -> None:
+        check_keys([self.activation], ACTIVATIONS, "the list of activations")
+        if not 1 <= self.k <= self.latents:
+            raise WrongUse(f"k must be between 1 and latents={self.latents}; it is {self.k}.")
+        if self.d_in < 1 or self.d_out < 1:
+            raise WrongUse(f"Widths must be positive; d_in={self.d_in}, d_out={self.d_out}.")
+        if self.autoencoder and self.d_in != self.d_out:
+            raise WrongUse(
+                f"An autoencoder reads what it writes, so d_in={self.d_in} cannot differ from d_out={self.d_out}."
+            )
+        if self.autoencoder and self.skip:
+            raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
+
+    @property
+    def autoencoder(self) -> bool:
+        """Whether the target is the input itself."""
+        return self.reads == self.writes
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> DictionaryConfig:
+        """Read what `dataclasses.asdict` wrote. Raises `WrongUse` for an unknown or missing field, naming it."""
+        known = [f.name for f in fields(cls)]
+        check_keys(given, known, "A dictionary's config")
+        missing = [name for name in ("reads", "writes", "d_in", "d_out", "latents", "k") if name not in given]
+        if missing:
+            raise WrongUse(f"A dictionary's config needs {', '.join(missing)}.")
+        return cls(**{**given, "reads": tuple(given["reads"]), "writes": tuple(given["writes"])})
+
+
+class Dictionary(nn.Module):
+    """f = activation(W_encᵀ (x − b_pre) + b_enc), ŷ = f W_dec + b_dec [+ W_skip x]: autoencoders and transcoders.
+
+    W_enc [d_in, m], b_enc [m], W_dec [m, d_out] with rows of length one, b_dec [d_out]; transcoders also b_in [d_in]
+    and, with a skip, W_skip [d_out, d_in]. Rows come and go in the units of the model (no scaling left to do).
+    `product` is the dtype of the encoder's matrix product, if not that of the weights.
+    """
+
+    def __init__(self, config: DictionaryConfig, product: torch.dtype | None = None):
+        super().__init__()
+        self.config, self.product = config, product
+        c = config
+        # kept latent by latent in memory, as W_dec is: gradients of active latents are then whole rows
+        self.W_enc = nn.Parameter(torch.zeros(c.latents, c.d_in).T)
+        self.b_enc = nn.Parameter(torch.zeros(c.latents))
+        self.W_dec = nn.Parameter(torch.zeros(c.latents, c.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(c.d_out))
+        if not c.autoencoder:
+            self.b_in = nn.Parameter(torch.zeros(c.d_in))
+        if c.skip:
+            self.W_skip = nn.Parameter(torch.zeros(c.d_out, c.d_in))
+
+    @property
+    def b_pre(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted before the encoder: b_dec in an autoencoder (Gao et al. 2024), b_in in a transcoder."""
+        return self.b_dec if self.config.autoencoder else self.b_in
+
+    def active(self, x: Float[Tensor, "*batch d_in"]) -> Code:
+        """The code of x as (values, indices), each [rows, k] with batch dimensions flattened."""
+        if x.shape[-1] != self.config.d_in:
+            raise WrongUse(
+                f"This dictionary reads {self.config.d_in} numbers a row; the rows given have {x.shape[-1]}."
+            )
+        return ACTIVATIONS[self.config.activation].encode(self, x.reshape(-1, x.shape[-1]).to(self.b_enc.dtype))
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch m"]:
+        """f(x) with its zeros written out."""
+        return self.active(x).dense(self.config.latents).reshape(*x.shape[:-1], -1)
+
+    def decode(
+        self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
+        y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        if not self.config.skip:
+            return y
+        if x is None:
+            raise WrongUse("This dictionary has a skip: decode(f, x) needs the input x too.")
+        return y + x @ self.W_skip.T
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """ŷ(x), in x's dtype."""
+        rows = x.reshape(-1, x.shape[-1]).to(self.b_enc.dtype)
+        return self.decode(self.active(rows), rows).to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def rescaled(self, s_in: float, s_out: float) -> Dictionary:
+        """The dictionary for x, given this one for s_in·x and s_out·y: ŷ'(x) = ŷ(s_in x) / s_out.
+
+        The same latents are selected, W_dec keeps its unit rows, values become f / s_out.
+        """
+        new = Dictionary(self.config, self.product).to(self.b_enc.device, self.b_enc.dtype)
+        factors = {"W_enc": s_in / s_out, "b_enc": 1 / s_out, "W_dec": 1.0, "b_dec": 1 / s_out}
+        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out}
+        for name, p in self.named_parameters():
+            new.get_parameter(name).copy_(p * factors[name])
+        return new
+
+    def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json` and `weights.safetensors` into `folder`; `made` (command, seed, …) is kept with both."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        made = dict(made or {})
+        save_tensors(folder / "weights.safetensors", dict(self.named_parameters()), made)
+        write_json(
+            folder / "config.json",
+            {"format": FORMAT, "version": VERSION, "dictionary": asdict(self.config), "made": made},
+        )
+
+
+def load_dictionary(
+    folder: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Dictionary:
+    """Read a folder that `Dictionary.save` or a training run wrote.
+
+    Raises `WrongUse` if the folder is no dictionary, `Failed` if a tensor is missing, extra or of another shape.
+    """
+    folder = Path(folder)
+    dictionary = Dictionary(_read_config(folder))
+    path = folder / "weights.safetensors"
+    tensors = _read_weights(path)
+    wanted = dict(dictionary.named_parameters())
+    _check_tensors(
+        path, {k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(p.shape) for k, p in wanted.items()}
+    )
+    dictionary = dictionary.to(dtype=next(iter(tensors.values())).dtype)
+    with torch.no_grad():
+        for name, p in dictionary.named_parameters():
+            p.copy_(tensors[name])
+    return dictionary.to(device=device, dtype=dtype)
+
+
+def _read_config(folder: Path) -> DictionaryConfig:
+    import json
+
+    wanted = "A dictionary folder holds config.json and weights.safetensors, as `interp train … -o DIR` leaves them."
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WrongUse(f"{folder} is no dictionary folder: {path} does not exist. {wanted}")
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WrongUse(f"{path} is no JSON file ({error}). {wanted}") from error
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+        raise WrongUse(f'{folder} is no dictionary folder: {path} does not say "format": "{FORMAT}". {wanted}')
+    if whole.get("version") != VERSION:
+        raise WrongUse(f"{path} is of format version {whole.get('version')}; this release reads version {VERSION}.")
+    return DictionaryConfig.from_dict(whole.get("dictionary", {}))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise Failed(f"{path} does not exist: the folder has a config but no weights.")
+    try:
+        return load_tensors(path)[0]
+    except ValueError as error:
+        raise Failed(str(error)) from error
+
+
+def _check_tensors(path: Path, given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing or extra:
+        said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(extra)}"] * bool(extra)
+        raise Failed(f"{path} {' and '.join(said)}; its config asks for {', '.join(wanted)}.")
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            raise Failed(f"{path}: {name} has shape {list(given[name])}, its config asks for {list(shape)}.")

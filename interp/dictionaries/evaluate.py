@@ -1,0 +1,204 @@
+"""How faithful a dictionary is: on rows, and inside the model it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.dictionaries.sources import RowsSource, Source
+from interp.errors import WrongUse
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    from interp.dictionaries.dictionary import Dictionary
+    from interp.model import Edit, Model, Tokens
+
+BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Rows y against ŷ. NaN where a measure does not exist (a ratio to something that is all zero)."""
+
+    rows: int
+    fvu: float  # Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the exact mean of these rows
+    l0: float  # latents that fire, a row
+    dead: int  # latents that fire on none of these rows
+    cosine: float  # mean cos(y, ŷ), over rows that are not zero; 0 where ŷ is
+    bias: float  # E‖ŷ‖² / E⟨y, ŷ⟩: 1 is unbiased, below it the reconstruction is too short
+    l2_ratio: float  # mean ‖ŷ‖ / ‖y‖, over rows that are not zero
+    density: Tensor  # share of the rows on which each latent fires [m]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the density, for JSON; None where a measure does not exist."""
+        shown = {k: v for k, v in vars(self).items() if k != "density"}
+        return {k: None if v != v else v for k, v in shown.items()}
+
+
+@torch.no_grad()
+def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstruction:
+    """Measure a dictionary on every row of `source` once; all sums in float64.
+
+    FVU is the textbook's: the numerator holds a constant error too, the denominator is about the mean, which a pass of
+    its own finds. Raises `WrongUse` if the widths differ.
+    """
+    if (source.d_in, source.d_out) != (D.config.d_in, D.config.d_out):
+        raise WrongUse(
+            f"This dictionary maps {D.config.d_in} numbers to {D.config.d_out}; "
+            f"the rows given have {source.d_in}, their targets {source.d_out}."
+        )
+    mean = torch.stack([y.double().sum(0) for _, y in source.once(batch)]).sum(0) / source.rows
+    fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_enc.device)
+    total = torch.zeros(7, dtype=torch.float64)
+    for x, y in source.once(batch):
+        x = x.to(fired.device, D.b_enc.dtype)
+        code = D.active(x)
+        fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired))
+        total += _sums(y.double(), D.decode(code, x).cpu().double(), mean)
+    error, variance, cosine, ratio, power, product, nonzero = total.tolist()
+    return Reconstruction(
+        rows=source.rows,
+        fvu=_over(error, variance),
+        l0=fired.sum().item() / source.rows,
+        dead=int((fired == 0).sum()),
+        cosine=_over(cosine, nonzero),
+        bias=_over(power, product),
+        l2_ratio=_over(ratio, nonzero),
+        density=fired.cpu() / source.rows,
+    )
+
+
+def _sums(y: Tensor, made: Tensor, mean: Tensor) -> Float[Tensor, "7"]:
+    long, short, product = y.norm(dim=1), made.norm(dim=1), (y * made).sum(1)
+    there = long > 0
+    cosine = torch.where(there & (short > 0), product / (long * short), 0)
+    ratio = torch.where(there, short / long, 0)
+    error, variance = (y - made).square().sum(), (y - mean).square().sum()
+    return torch.stack([error, variance, cosine.sum(), ratio.sum(), short.square().sum(), product.sum(), there.sum()])
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b else float("nan")
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """What a language model loses with a dictionary in it, in nats a token; keys clean, zero, mean, replaced."""
+
+    tokens: int  # predictions counted
+    cross_entropy: dict[str, float]
+    kl: dict[str, float]  # KL(clean ‖ edited)
+    loss_recovered: dict[str, float]  # (CE_ablated − CE_replaced) / (CE_ablated − CE_clean), against zero and mean
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate_model(
+    D: Dictionary, model: Model, texts: Iterable[str], tokens: int | None = None, batch: int = 4, context: int = 512
+) -> Spliced:
+    """Cross-entropy of the next token with the written site clean, zeroed, at its mean, and replaced by ŷ.
+
+    Every real token is edited except a beginning-of-sequence token, which dictionaries are not trained on; counted are
+    the predictions made at edited tokens whose next token is real. The mean is that of the edited rows themselves.
+    Stops after about `tokens` predictions. Raises `WrongUse` if there is no text, or for a dictionary of several sites.
+    """
+    if len(D.config.reads) > 1 or len(D.config.writes) > 1:
+        raise WrongUse(
+            f"This dictionary reads {D.config.reads} and writes {D.config.writes}; one site each can be replaced."
+        )
+    site, groups = D.config.writes[0], list(_groups(model, texts, tokens, batch, context))
+    if not groups:
+        raise WrongUse("There is no text to evaluate on.")
+    mean = _mean(model, site, groups)
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", "zero", "mean", "replaced")}
+    count = 0
+    for inputs, keep in groups:
+        target, counted = inputs.ids[:, 1:], keep[:, :-1] & inputs.mask[:, 1:]
+        clean = _log_probs(model, inputs, counted, [])
+        for name, edits in _edits(D, mean, keep).items():
+            edited = _log_probs(model, inputs, counted, edits) if edits else clean
+            surprise = -edited.gather(1, target[counted][:, None]).double().sum()
+            divergence = (clean.exp() * (clean - edited)).double().sum()
+            sums[name] += torch.stack([surprise, divergence]).cpu()
+        count += int(counted.sum())
+    ce, kl = ({name: (s[i] / count).item() for name, s in sums.items()} for i in (0, 1))
+    recovered = {name: _over(ce[name] - ce["replaced"], ce[name] - ce["clean"]) for name in ("zero", "mean")}
+    return Spliced(count, ce, {n: v for n, v in kl.items() if n != "clean"}, recovered)
+
+
+@torch.no_grad()
+def rows_of(
+    D: Dictionary, model: Model, texts: Iterable[str], tokens: int, batch: int = 4, context: int = 512
+) -> RowsSource:
+    """The rows that a dictionary reads and writes over `texts`, about `tokens` of them, in memory: for `evaluate`."""
+    parts: dict[str, list[Tensor]] = {site: [] for site in D.config.reads + D.config.writes}
+    for inputs, keep in _groups(model, texts, tokens, batch, context):
+        cache = model.record(inputs, list(parts))
+        for site, rows in parts.items():
+            rows.append(cache[site][keep].cpu())
+    if not any(parts.values()):
+        raise WrongUse("There is no text to evaluate on.")
+    x, y = (torch.cat([torch.cat(parts[s]) for s in sites], -1) for sites in (D.config.reads, D.config.writes))
+    return RowsSource(x, None if D.config.autoencoder else y)
+
+
+def _groups(
+    model: Model, texts: Iterable[str], tokens: int | None, batch: int, context: int
+) -> Iterator[tuple[Tokens, Bool[Tensor, "batch pos"]]]:
+    """Windows of text as a recording makes them, and which of their tokens a recording keeps."""
+    from interp.store.recording import batches, padded
+
+    seen = 0
+    for _, group in batches(model, texts, context, batch):
+        if tokens is not None and seen >= tokens:
+            return
+        inputs, keep = padded(model, group)
+        seen += int(keep.sum())
+        yield inputs, keep
+
+
+def _mean(model: Model, site: str, groups: list[tuple[Tokens, Tensor]]) -> Float[Tensor, " d"]:
+    total: Any = 0
+    for inputs, keep in groups:
+        total = total + model.record(inputs, [site])[site][keep].double().sum(0)
+    return total / sum(int(keep.sum()) for _, keep in groups)
+
+
+def _edits(D: Dictionary, mean: Tensor, keep: Tensor) -> dict[str, list[Edit]]:
+    from interp.model import Mean, Replace, Zero
+
+    reads, writes = D.config.reads[0], D.config.writes[0]
+    seen: list[Tensor] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen[:] = [x]
+        return x
+
+    def put(y: Tensor) -> Tensor:
+        made: Tensor = D((y if D.config.autoencoder else seen[0]).to(D.b_enc.device))
+        return made.to(y)
+
+    replaced: list[Edit] = [] if D.config.autoencoder else [Replace(reads, look, pos=keep)]
+    return {
+        "clean": [],
+        "zero": [Zero(writes, pos=keep)],
+        "mean": [Mean(writes, mean, pos=keep)],
+        "replaced": [*replaced, Replace(writes, put, pos=keep)],
+    }
+
+
+def _log_probs(model: Model, inputs: Tokens, counted: Tensor, edits: list[Edit]) -> Float[Tensor, "counted vocabulary"]:
+    with ExitStack() as stack:
+        if edits:
+            stack.enter_context(model.edit(*edits))
+        logits = model(inputs).logits
+    return logits[:, :-1][counted].float().log_softmax(-1)

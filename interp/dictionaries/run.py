@@ -1,0 +1,170 @@
+"""The folder of a training run: metrics as they come, checkpoints that are whole or not there, and the way back in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import Failed, WrongUse
+from interp.files import load_tensors, save_tensors, write_json
+
+if TYPE_CHECKING:
+    from interp.dictionaries.topk import Loss
+    from interp.dictionaries.trainer import Trainer
+
+METRICS = ("step", "loss", "fvu", "l0", "dead", "aux", "lr")
+
+
+class Run:
+    """What a trainer leaves on disk, all of it in one folder."""
+
+    def __init__(self, folder: Path, trainer: Trainer, command: str):
+        self.folder, self.trainer, self.command = folder, trainer, command
+        self.state, self.metrics, self.speed = (folder / n for n in ("state.safetensors", "metrics.csv", "speed.csv"))
+        self.saved: int | None = None  # the step of the last checkpoint
+        self._files: dict[Path, IO[bytes]] = {}
+
+    def begin(self, resume: bool) -> None:
+        """Start at step 0, or put the trainer where the last checkpoint was."""
+        if not resume and (self.state.exists() or self.metrics.exists()):
+            raise WrongUse(
+                f"{self.folder} already holds a training run: go on with --resume, or choose another folder."
+            )
+        with self._writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink()
+        if resume and self.state.exists():
+            self._restore()
+        else:
+            self.trainer.begin()
+            self._open(self.metrics, 0, ",".join(METRICS))
+            self._open(self.speed, 0, "step,tokens_per_second")
+        self._describe()
+
+    def log(self, loss: Loss, seconds: float) -> dict[str, Any]:
+        """Append a row to metrics.csv, which equal runs share byte for byte, and the speed to speed.csv."""
+        t = self.trainer
+        row = {
+            "step": t.step,
+            "loss": loss.total.item(),
+            "fvu": loss.fvu.item(),
+            "l0": (loss.code.values > 0).sum().item() / len(loss.code.values),
+            "dead": int(t.dead.sum()),
+            "aux": loss.aux.item(),
+            "lr": t.optimiser.param_groups[0]["lr"],
+        }
+        self._append(self.metrics, ",".join(f"{value:.7g}" for value in row.values()))
+        self._append(self.speed, f"{t.step},{t.config.log_every * t.config.batch / seconds:.0f}")
+        return row
+
+    def save(self) -> None:
+        """A checkpoint: the state first, in one file, then the dictionary as it stands for those who would use it."""
+        t = self.trainer
+        with self._writing(self.state):
+            for file in self._files.values():
+                os.fsync(file.fileno())
+            meta = self._made() | {
+                "step": t.step,
+                "scales": t.scales,
+                "dead_window": t.window,
+                "source": self._source(),
+                "metrics_bytes": self._files[self.metrics].tell(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+            save_tensors(self.state, t.state(), meta)
+        self.saved = t.step
+        with self._writing(self.folder / "weights.safetensors"):
+            t.finished().save(self.folder, self._made() | {"step": t.step})
+
+    def kept(self) -> str:
+        """One sentence on what is left when training stops."""
+        if self.saved is None:
+            return f"No checkpoint had been written to {self.folder} yet."
+        return f"The checkpoint of step {self.saved} in {self.folder} is whole."
+
+    def close(self) -> None:
+        """Close the files that rows are appended to."""
+        for file in self._files.values():
+            file.close()
+
+    def _made(self) -> dict[str, Any]:
+        return {"command": self.command, "seed": self.trainer.config.seed, "train": asdict(self.trainer.config)}
+
+    def _source(self) -> dict[str, Any]:
+        s = self.trainer.source
+        return {"reads": list(s.reads), "writes": list(s.writes), "rows": s.rows, "d_in": s.d_in, "d_out": s.d_out}
+
+    def _describe(self) -> None:
+        t = self.trainer
+        about = {
+            "command": shlex.join(sys.argv),
+            "seed": t.config.seed,
+            "train": asdict(t.config),
+            "lr": t.lr,
+            "k_aux": t.k_aux,
+            "dead_window": t.window,
+            "source": self._source(),
+            "device": str(t.device),
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+        with self._writing(self.folder / "run.json"):
+            write_json(self.folder / "run.json", about)
+
+    def _restore(self) -> None:
+        try:
+            tensors, meta = load_tensors(self.state)
+        except ValueError as error:
+            raise Failed(str(error)) from error
+        self._check_same("train", meta["train"], asdict(self.trainer.config))
+        self._check_same("source", meta["source"], self._source())
+        now = (torch.get_num_threads(), torch.__version__)
+        if now != (meta["threads"], meta["torch"]):
+            then = f"{meta['threads']} threads and torch {meta['torch']}, not {now[0]} and {now[1]}"
+            print(f"interp: the checkpoint was made with {then}: as good, but not the same bits.", file=sys.stderr)
+        self.command, self.saved = meta["command"], meta["step"]
+        self.trainer.restore(tensors, meta["step"], tuple(meta["scales"]))
+        self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
+        self._open(self.speed, None, "step,tokens_per_second")
+
+    def _check_same(self, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+        for name, value in now.items():
+            if then.get(name) != value:
+                raise WrongUse(
+                    f"{self.folder} was trained with {what} {name}={then.get(name)}, not {value}: "
+                    f"resume with the same settings, or choose another folder."
+                )
+
+    def _open(self, path: Path, keep: int | None, header: str) -> None:
+        """Open for appending after the first `keep` bytes (None: all of them); an empty file gets its header."""
+        with self._writing(path):
+            file = self._files[path] = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by `close`)
+            if keep is not None:
+                if file.tell() < keep:
+                    raise Failed(f"{path} is shorter than at the checkpoint of step {self.saved}: it was changed.")
+                file.truncate(keep)
+                file.seek(keep)
+            if not file.tell():
+                self._append(path, header)
+
+    def _append(self, path: Path, line: str) -> None:
+        with self._writing(path):
+            self._files[path].write(f"{line}\n".encode())
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Failed(f"{path} could not be written: {error.strerror or error}. {self.kept()}") from error

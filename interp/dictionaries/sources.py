@@ -1,0 +1,122 @@
+"""Where a trainer's rows come from: tensors in memory, or a store on disk. Batch number i is the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from interp.errors import WrongUse
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Source(Protocol):
+    """Rows (x, y) to train on; for an autoencoder y is x."""
+
+    rows: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    d_in: int
+    d_out: int
+
+    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
+        """Batches number `start` to `stop` − 1 of the endless shuffled stream that `seed` names, in float32."""
+
+    def once(self, size: int) -> Iterator[Pair]:
+        """Every row once, in float32."""
+
+
+class RowsSource:
+    """Rows in memory: x [rows, d_in] and, for a transcoder, y [rows, d_out] of the same rows, in any float dtype.
+
+    Row number p of the stream is row π_e(p mod rows), e = ⌊p / rows⌋, π_e an exact permutation drawn from (seed, e):
+    every pass shows every row once, and batches run on over the end of a pass.
+    """
+
+    def __init__(self, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"] | None = None):
+        for name, t in (("rows", x), ("targets", y)):
+            if t is not None and not (t.ndim == 2 and len(t) > 1 and t.is_floating_point()):
+                raise WrongUse(
+                    f"{name} must be a float tensor [rows, width] of two rows or more; got {t.dtype} {list(t.shape)}."
+                )
+        if y is not None and len(y) != len(x):
+            raise WrongUse(f"There are {len(x)} rows but {len(y)} targets: row i of one belongs to row i of the other.")
+        self.x, self.y = x, y
+        self.rows, self.d_in, self.d_out = len(x), x.shape[1], (x if y is None else y).shape[1]
+        self.reads: tuple[str, ...] = ("rows",)
+        self.writes: tuple[str, ...] = ("rows",) if y is None else ("targets",)
+
+    def _pair(self, index: Tensor | slice) -> Pair:
+        x = self.x[index].float()
+        return x, x if self.y is None else self.y[index].float()
+
+    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
+        """See `Source.batches`."""
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for number in range(start, stop):
+            parts, position = [], number * size
+            while position < (number + 1) * size:
+                if epoch != position // self.rows:
+                    epoch = position // self.rows
+                    order = permutation(self.rows, seed, epoch)
+                offset = position % self.rows
+                parts.append(order[offset : offset + (number + 1) * size - position])
+                position += len(parts[-1])
+            yield self._pair(torch.cat(parts))
+
+    def once(self, size: int) -> Iterator[Pair]:
+        """See `Source.once`; in the order given."""
+        for begin in range(0, self.rows, size):
+            yield self._pair(slice(begin, begin + size))
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of 0 … n − 1 that depends on (seed, epoch) alone [n]."""
+    import numpy as np
+
+    word = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    return torch.randperm(n, generator=torch.Generator().manual_seed(word))
+
+
+class StoreSource:
+    """Rows of an activation store: `reads` and `writes` name its sites; several are laid side by side."""
+
+    def __init__(self, store: Any, reads: str | Sequence[str], writes: str | Sequence[str] | None = None):
+        self.store, self.rows = store, store.rows
+        self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
+        self.writes = self.reads if writes is None else (writes,) if isinstance(writes, str) else tuple(writes)
+        for site in self.reads + self.writes:
+            if site not in store.widths:
+                raise WrongUse(f"The store has no {site!r}; it holds {', '.join(store.widths)}.")
+        self.d_in, self.d_out = (sum(store.widths[s] for s in sites) for sites in (self.reads, self.writes))
+
+    def _pairs(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[Pair]:
+        for batch in batches:
+            x = torch.cat([batch[s].float() for s in self.reads], dim=-1)
+            y = x if self.reads == self.writes else torch.cat([batch[s].float() for s in self.writes], dim=-1)
+            yield x, y
+
+    @property
+    def _sites(self) -> list[str]:
+        return list(dict.fromkeys(self.reads + self.writes))
+
+    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
+        """See `Source.batches`; the rows that do not fill a batch at the end of a pass wait for the next shuffle."""
+        if size > self.rows:
+            raise WrongUse(
+                f"A batch of {size} rows cannot be filled: the store holds {self.rows}. Use batch={self.rows} or less."
+            )
+        passes = -(-stop // (self.rows // size))
+        stream = self.store.batches(size, seed=seed, sites=self._sites, epochs=passes, start=start, drop_last=True)
+        for _, pair in zip(range(start, stop), self._pairs(stream), strict=False):
+            yield pair
+
+    def once(self, size: int) -> Iterator[Pair]:
+        """See `Source.once`."""
+        yield from self._pairs(self.store.batches(size, seed=0, sites=self._sites, epochs=1, start=0, drop_last=False))

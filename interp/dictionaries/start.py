@@ -1,0 +1,90 @@
+"""How a dictionary starts: the scale of its inputs, the centre of the data, random directions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.errors import Failed
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from interp.dictionaries.dictionary import Dictionary
+
+
+START = 0.1  # length of a transcoder's encoder directions at step 0
+
+
+def scale_to(size: float, x: Float[Tensor, "rows d"], site: str) -> float:
+    """s = √(size / E‖x‖²), so that E‖s x‖² = size.
+
+    Raises `Failed` naming the site if the rows are all equal, infinite or not numbers.
+    """
+    mean_square = x.double().square().sum(-1).mean().item()
+    if not 0 < mean_square < float("inf") or torch.equal(x, x[:1].expand_as(x)):
+        raise Failed(f"{site} has rows that are all equal, infinite or not numbers (mean ‖x‖² is {mean_square}).")
+    return (size / mean_square) ** 0.5
+
+
+def scales(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> tuple[float, float]:
+    """What rows are multiplied by in training: E‖s_x x‖² = d_in; a transcoder's targets get E‖s_y y‖² = 1.
+
+    In an autoencoder the weights of the encoder do not depend on the scale, and one number serves both ends. A
+    transcoder's encoder must grow until its latents have the size of the target: with targets of unit length, and
+    Adam's steps of equal size, that takes a few hundred steps instead of thousands (Gao et al. 2024 train at length 1).
+    """
+    s_x = scale_to(D.config.d_in, x, ", ".join(D.config.reads))
+    return s_x, s_x if D.config.autoencoder else scale_to(1.0, y, ", ".join(D.config.writes))
+
+
+def geometric_median(x: Float[Tensor, "rows d"], tolerance: float = 1e-6, iterations: int = 200) -> Float[Tensor, " d"]:
+    """argmin_g Σ_i ‖x_i − g‖ by Weiszfeld's steps, in float64, until one is below `tolerance` times the median distance.
+
+    A step that starts on data points would divide by zero: they are set aside, and g moves by the share of the step
+    that they do not hold back (Vardi & Zhang 2000, PNAS 97(4)), so a point of the data is left unless it is the answer.
+    """
+    x = x.double()
+    g = x.mean(0)
+    for _ in range(iterations):
+        distance = (x - g).norm(dim=1)
+        spread = distance.median()
+        away = distance > 1e-12 * spread
+        weights = torch.where(away, 1 / distance, 0)
+        pull = weights @ (x - g)
+        if not pull.any():
+            break
+        held = ((~away).sum() / pull.norm()).clamp(max=1)
+        move = (1 - held) * pull / weights.sum()
+        g = g + move
+        if move.norm() <= tolerance * spread:
+            break
+    return g
+
+
+@torch.no_grad()
+def initialise(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], seed: int) -> None:
+    """Set the weights before the first step, from a sample (x, y) of the training rows and the seed.
+
+    W_dec: random unit rows. Autoencoder: W_enc = W_decᵀ and b_dec the geometric median of x (Gao et al. 2024,
+    appendix A.1). Transcoder: b_in, b_dec are the means (Dunefsky et al. 2024), W_skip is 0; input and output are
+    different spaces even where their widths agree, so W_enc is drawn apart from W_dec, and short: a transcoder
+    starts as the mean of its targets, not as noise added to it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    D.W_dec.copy_(unit_rows(D.W_dec, generator))
+    if D.config.autoencoder:
+        D.W_enc.copy_(D.W_dec.T)
+        D.b_dec.copy_(geometric_median(x))
+    else:
+        D.W_enc.copy_(START * unit_rows(D.W_enc.T, generator).T)
+        D.b_in.copy_(x.double().mean(0))
+        D.b_dec.copy_(y.double().mean(0))
+
+
+def unit_rows(like: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Random directions, uniform on the sphere, as many as the rows of `like`."""
+    rows = torch.randn(like.shape, generator=generator)
+    return rows / rows.norm(dim=1, keepdim=True)

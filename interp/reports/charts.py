@@ -1,0 +1,146 @@
+"""Small pictures as inline SVG; colours come from the page, so they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, LABELS = 720, 210  # of a chart, and of the room for names at its right
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line through the points (x, y)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Curves over a common x, y > 0 on a logarithmic axis; `levels` are dashed lines across, by name."""
+
+    title: str
+    x_label: str
+    curves: Sequence[Curve]
+    levels: Mapping[str, float] = field(default_factory=dict)
+    height: int = 300
+
+    def svg(self) -> str:
+        """The picture."""
+        top, bottom, left, right = 14, self.height - 40, 46, WIDTH - LABELS
+        values = [*(y for c in self.curves for y in c.y), *self.levels.values()]
+        low, high = min(values) / 1.12, max(values) * 1.12
+        last = max(x for c in self.curves for x in c.x)
+
+        def at_x(x: float) -> float:
+            return left + (right - left) * x / last
+
+        def at_y(y: float) -> float:
+            return bottom - (bottom - top) * math.log(y / low) / math.log(high / low)
+
+        parts = [
+            _line(left, at_y(t), right, at_y(t), "grid") + _text(left - 8, at_y(t) + 4, f"{t:g}", "end")
+            for t in _ticks(low, high)
+        ]
+        parts += [_text(at_x(x), bottom + 18, f"{x:,.0f}", "middle") for x in _steps(last)]
+        parts.append(_text((left + right) / 2, self.height - 4, self.x_label, "middle"))
+        names = []
+        for number, (name, y) in enumerate(self.levels.items()):
+            parts.append(_line(left, at_y(y), right, at_y(y), f"level s{number + len(self.curves)}"))
+            names.append((at_y(y), f"{name} {y:.3f}", number + len(self.curves)))
+        for number, curve in enumerate(self.curves):
+            points = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in zip(curve.x, curve.y, strict=True))
+            parts.append(f'<polyline class="curve s{number}" points="{points}"/>')
+            names.append((at_y(curve.y[-1]), f"{curve.name} {curve.y[-1]:.3f}", number))
+        parts += [_text(right + 10, y + 4, name, "start", f"name s{n}") for y, name, n in _apart(names, 17)]
+        return _svg(self.height, f"{self.title}. " + "; ".join(name for _, name, _ in names), parts)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Named values on one axis, a row of them for each thing compared; labels stand above and below by turns."""
+
+    title: str
+    x_label: str
+    rows: Mapping[str, Mapping[str, float]]
+
+    def svg(self) -> str:
+        """The picture."""
+        left, right, step = 110, WIDTH - 20, 84
+        values = [v for row in self.rows.values() for v in row.values()]
+        low, span = min(values), (max(values) - min(values)) or 1.0
+        height = step * len(self.rows) + 26
+        parts = [_text((left + right) / 2, height - 4, self.x_label, "middle")]
+        for number, (name, row) in enumerate(self.rows.items()):
+            y = step * number + step / 2
+            parts += [_line(left, y, right, y, "grid"), _text(left - 22, y + 4, name, "end", "name")]
+            dots = [
+                (left + (right - left) * (v - low) / span, f"{k} {v:.3f}", n) for n, (k, v) in enumerate(row.items())
+            ]
+            parts += [f'<circle class="dot s{n}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>' for x, _, n in dots]
+            for side, drop in ((dots[::2], -14), (dots[1::2], 26)):
+                parts += [_text(x, y + drop, text, "middle", f"name s{n}") for x, text, n in _beside(side, left, right)]
+        told = "; ".join(
+            f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()) for name, row in self.rows.items()
+        )
+        return _svg(height, f"{self.title}. {told}", parts)
+
+
+def histogram(counts: Sequence[int], label: str) -> str:
+    """Bars of log(1 + count), small enough to stand in a line of text."""
+    high, width = math.log1p(max(counts, default=0)) or 1.0, 5
+    bars = [
+        f'<rect x="{width * i}" y="{30 - h:.1f}" width="{width - 1}" height="{h:.1f}"/>'
+        for i, h in enumerate(max(0.75, 30 * math.log1p(c) / high) for c in counts)
+    ]
+    return f'<svg class="histogram" role="img" aria-label="{escape(label)}" viewBox="0 0 {width * len(counts)} 30">{"".join(bars)}</svg>'
+
+
+def _svg(height: float, label: str, parts: Sequence[str]) -> str:
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {height}">{"".join(parts)}</svg>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between the ends."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [t for p in powers for m in (1, 2, 5) if low <= (t := float(f"{m}e{p}")) <= high]
+
+
+def _steps(last: float) -> list[float]:
+    """Round numbers from 0 to `last`, about five of them."""
+    power = 10.0 ** math.floor(math.log10(last / 4)) if last > 0 else 1.0
+    size = next(m * power for m in (1, 2, 5, 10) if m * power * 5 >= last)
+    return [size * i for i in range(int(last / size) + 1)]
+
+
+def _apart(names: Sequence[tuple[float, str, int]], gap: float) -> list[tuple[float, str, int]]:
+    """Labels in order of height, pushed down where they would touch."""
+    placed: list[tuple[float, str, int]] = []
+    for y, name, number in sorted(names):
+        placed.append((max(y, placed[-1][0] + gap) if placed else y, name, number))
+    return placed
+
+
+def _beside(labels: Sequence[tuple[float, str, int]], left: float, right: float) -> list[tuple[float, str, int]]:
+    """Centred labels in order, pushed to the right where they would touch, and back where they would leave the chart."""
+    placed: list[tuple[float, str, int]] = []
+    end = left - 20.0
+    for x, text, number in sorted(labels):
+        half = 3.7 * len(text)
+        x = max(x, end + half)
+        placed.append((x, text, number))
+        end = x + half + 12
+    over = max(0.0, end - 12 - right) if placed else 0.0
+    return [(x - over * (n + 1 == len(placed)), text, number) for n, (x, text, number) in enumerate(placed)]

@@ -1,0 +1,170 @@
+"""Training runs that are killed, starved and interrupted: `python killed.py FOLDER` prints JSON.
+
+One process imports torch and forks a child for every run, because starting anew would take seconds each. The parent
+computes nothing itself, so no thread of its own is lost in the fork.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.dictionaries import RowsSource, TrainConfig, train
+from interp.dictionaries.planted import superposed
+from interp.errors import Failed
+from interp.files import load_tensors
+
+FILES = ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv")
+CONFIG = TrainConfig(k=2, latents=40, steps=150, batch=64, lr=3e-3, log_every=4, save_every=7)
+ROOM = 5000  # bytes a file: enough for weights.safetensors and metrics.csv, not for state.safetensors
+
+
+def run(out: Path, before: Callable[[], None] = lambda: None) -> int:
+    """Train (or go on) in a child of its own; returns its pid. Its standard error goes into OUT.err."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    with open(f"{out}.err", "w", encoding="utf-8") as said:
+        os.dup2(said.fileno(), 2)
+    try:
+        torch.set_num_threads(1)
+        x = superposed(500, seed=1, d=8, features=12, l0=1.5).x
+        before()
+        train(CONFIG, RowsSource(x), out, resume=True, command="interp train")
+        status = 0
+    except Failed as error:
+        os.write(2, f"Failed: {error}".encode())
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        os._exit(status)
+
+
+def wait(pid: int) -> int:
+    """The child's exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def digests(out: Path) -> dict[str, str]:
+    """sha256 of the files that must agree."""
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in FILES}
+
+
+def step(out: Path) -> int:
+    """The step of the checkpoint in `out`; -1 without one."""
+    path = out / "state.safetensors"
+    return int(load_tensors(path)[1]["step"]) if path.exists() else -1
+
+
+def halfway(name: str, count: int) -> Callable[[], None]:
+    """A patch for the child: the `count`-th time that NAME is written, half of it is, and the process dies."""
+
+    def patch() -> None:
+        whole, seen = Path.write_bytes, [0]
+
+        def write(path: Path, data: bytes) -> int:
+            seen[0] += f".{name}." in path.name
+            if seen[0] < count:
+                return whole(path, data)
+            whole(path, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        Path.write_bytes = write  # type: ignore[method-assign, assignment]
+
+    return patch
+
+
+def killed(folder: Path, wanted: dict[str, str], seconds: float) -> dict[str, Any]:
+    """Ten kills by the clock and four while a checkpoint is written, spread over three runs that then end."""
+    draw = random.Random(0)
+    by_point = [
+        ("state.safetensors", 1),
+        ("state.safetensors", 4),
+        ("weights.safetensors", 2),
+        ("weights.safetensors", 6),
+    ]
+    plans: list[list[tuple[str, int] | float]] = [
+        [draw.uniform(0, 0.4 * seconds) for _ in range(5)],
+        [*by_point],
+        [by_point[1], *(draw.uniform(0, 0.3 * seconds) for _ in range(5)), by_point[2]],
+    ]
+    differing, steps, ends = [], [], []
+    for number, plan in enumerate(plans):
+        out = folder / f"killed{number}"
+        for moment in plan:
+            if isinstance(moment, tuple):
+                pid = run(out, halfway(*moment))
+            else:
+                pid = run(out)
+                time.sleep(moment)
+                os.kill(pid, signal.SIGKILL)
+            ends.append(wait(pid))
+            steps.append(step(out))
+        if wait(run(out)) or digests(out) != wanted or list(out.glob(".*")):
+            differing.append(number)
+    return {"differing": differing, "steps": steps, "ends": ends}
+
+
+def starved(folder: Path, wanted: dict[str, str]) -> dict[str, Any]:
+    """A disk that fills up while the third checkpoint is written; then there is room again."""
+    out = folder / "starved"
+    wait(run(out, halfway("state.safetensors", 3)))
+    before = hashlib.sha256((out / "state.safetensors").read_bytes()).hexdigest()
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))  # noqa: E731
+    status = wait(run(out, limit))
+    return {
+        "status": status,
+        "said": Path(f"{out}.err").read_text(encoding="utf-8"),
+        "path": str(out / "state.safetensors"),
+        "size": (out / "state.safetensors").stat().st_size,
+        "intact": before == hashlib.sha256((out / "state.safetensors").read_bytes()).hexdigest(),
+        "resumed": wait(run(out)),
+        "same": digests(out) == wanted,
+    }
+
+
+def interrupted(folder: Path, wanted: dict[str, str]) -> dict[str, Any]:
+    """Ctrl-C once a checkpoint is there."""
+    out = folder / "interrupted"
+    pid = run(out)
+    while step(out) < 0:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGINT)
+    status, at = wait(pid), step(out)
+    said = Path(f"{out}.err").read_text(encoding="utf-8")
+    return {"status": status, "said": said, "step": at, "resumed": wait(run(out)), "same": digests(out) == wanted}
+
+
+def main() -> None:
+    """Everything, into one object."""
+    folder = Path(sys.argv[1])
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)  # its imports, once for all children
+    assert wait(run(folder / "whole")) == 0, Path(f"{folder / 'whole'}.err").read_text()
+    wanted = digests(folder / "whole")
+    begin = time.perf_counter()
+    assert wait(run(folder / "again")) == 0
+    seconds = time.perf_counter() - begin
+    told = {
+        "again": digests(folder / "again") == wanted,
+        "killed": killed(folder, wanted, seconds),
+        "starved": starved(folder, wanted),
+        "interrupted": interrupted(folder, wanted),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

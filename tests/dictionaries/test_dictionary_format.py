@@ -1,0 +1,113 @@
+"""Dictionary folders: what is written is read back to the bit, and anything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interp.dictionaries import Dictionary, DictionaryConfig, load_dictionary
+from interp.errors import Failed, WrongUse
+from interp.files import load_tensors, save_tensors
+
+Make = Callable[..., Dictionary]
+
+
+@pytest.mark.parametrize("kind", [{}, {"d_out": 6}, {"d_out": 6, "skip": True}])
+def test_round_trip(make: Make, tmp_path: Path, kind: dict[str, int]) -> None:
+    D = make(**kind)
+    D.save(tmp_path, {"command": "interp train", "seed": 3})
+    again = load_dictionary(tmp_path)
+    assert again.config == D.config
+    assert again.b_enc.dtype == torch.float64
+    for name, p in D.named_parameters():
+        assert torch.equal(again.get_parameter(name), p)
+    assert load_tensors(tmp_path / "weights.safetensors")[1] == {"command": "interp train", "seed": 3}
+    assert json.loads((tmp_path / "config.json").read_text())["made"]["seed"] == 3
+    assert load_dictionary(tmp_path, dtype=torch.float32).W_dec.dtype == torch.float32
+    # latent by latent in memory, before and after
+    assert D.W_enc.T.is_contiguous()
+    assert again.W_enc.T.is_contiguous()
+
+
+def test_equal_dictionaries_give_equal_bytes(make: Make, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make().save(tmp_path / name, {"seed": 1})
+    for file in ("config.json", "weights.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lack": ["b_enc"]}, "lacks b_enc; its config asks for W_enc"),
+        ({"add": {"W_skip": (6, 9)}}, "has unknown W_skip"),
+        ({"lack": ["W_dec"], "add": {"W_deck": (1,)}}, "lacks W_dec and has unknown W_deck"),
+        ({"add": {"W_dec": (120, 7)}}, r"W_dec has shape \[120, 7\], its config asks for \[120, 6\]"),
+    ],
+)
+def test_missing_extra_and_misshapen_tensors(make: Make, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    make(d_out=6).save(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    tensors = {k: t for k, t in load_tensors(path)[0].items() if k not in change.get("lack", [])}
+    save_tensors(path, tensors | {k: torch.zeros(s) for k, s in change.get("add", {}).items()})
+    with pytest.raises(Failed, match=said) as error:
+        load_dictionary(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_cut_file_is_named(make: Make, tmp_path: Path) -> None:
+    make().save(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Failed, match=r"weights\.safetensors is not a whole safetensors file"):
+        load_dictionary(tmp_path)
+    path.unlink()
+    with pytest.raises(Failed, match="no weights"):
+        load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "is no dictionary folder: .*config.json does not exist"),
+        ("{", "is no JSON file"),
+        ('{"model_type": "llama"}', 'does not say "format": "interp.dictionary"'),
+        ("[]", "is no dictionary folder"),
+        ('{"format": "interp.dictionary", "version": 99}', "version 99; this release reads version 1"),
+        ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents, k"),
+    ],
+)
+def test_folders_that_are_no_dictionary(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WrongUse, match=said):
+        load_dictionary(tmp_path)
+
+
+def test_config_names_the_nearest_field(make: Make) -> None:
+    config = asdict(make().config)
+    assert DictionaryConfig.from_dict(config) == make().config
+    with pytest.raises(WrongUse, match=r"no 'latent'\. Did you mean 'latents'"):
+        DictionaryConfig.from_dict(config | {"latent": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"k": 0}, "k must be between 1 and latents=120"),
+        ({"k": 121}, "k must be between 1 and latents=120"),
+        ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
+        ({"d_out": 8}, "reads what it writes"),
+        ({"skip": True}, "for transcoders"),
+        ({"d_in": 0, "d_out": 0}, "must be positive"),
+    ],
+)
+def test_configs_that_make_no_sense(make: Make, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(WrongUse, match=said):
+        DictionaryConfig(**(asdict(make().config) | change))
