@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from interp.reports import LatentExamples
     from interp.store import Store
 
-MARKER = "demo.json"  # written first, removed last: by it a folder is known to be a demo's
+FORMAT, MARKER = "interp.demo", "demo.json"  # written first, removed last: by it a folder is known to be a demo's
 MADE = ("activations", "dictionaries", "metrics.csv", "report.html", "summary.json", MARKER)
 EXPANSION, SHARE = 8, 8  # latents for each dimension of the stream; dimensions for each active latent
 BATCH, CONTEXT, WINDOWS = 1024, 512, 16  # rows a training step; tokens a window; windows a forward pass
+RATE = 1e-3  # learning rate: a run of minutes wants more than the trainer's default, which is for long ones
 HELD_OUT = 0.1  # the share of the documents, the last ones, that nothing is trained on
 SHOWN = 10  # latents on the page
 TITLES = {"sae": "SAE", "transcoder": "Transcoder", "random_decoder": "Random decoder"}
@@ -58,7 +59,7 @@ class Settings:
 def demo(
     out: Annotated[Path, OUT] = Path("runs/demo"),
     model: Annotated[str, MODEL] = "zoo:books",
-    tokens: Annotated[int, TOKENS] = 400_000,
+    tokens: Annotated[int, TOKENS] = 300_000,
     seed: Annotated[int, SEED] = 0,
     dtype: Annotated[str, DTYPE] = "bfloat16",
     device: Annotated[str, DEVICE] = "cpu",
@@ -88,22 +89,31 @@ def prepare(out: Path, settings: Settings, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise WrongUse(f"{out} is a file: give a folder with -o.")
     found = {p.name for p in out.iterdir()} if out.exists() else set()
-    if found and MARKER not in found:
-        raise WrongUse(f"{out} is not empty and was not made by `interp demo`: give another folder with -o.")
-    foreign = sorted(name for name in found - {*MADE} if not name.endswith(".tmp"))
+    begun = _marker(out) if found else {}
+    foreign = sorted(name for name in found - {*MADE} if not (name.startswith(".") and name.endswith(".tmp")))
     if foreign:
         raise WrongUse(f"{out} holds {', '.join(foreign)}, not made by `interp demo`: move that, or give another -o.")
     if found and resume:
-        _check_same(out, settings)
+        _check_same(out, begun, settings)
         return
     for name in [*sorted(found - {MARKER}), *({MARKER} & found)]:
         _remove(out / name)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARKER, {"format": "interp.demo", "version": 1, "command": command_line(), **asdict(settings)})
+    write_json(out / MARKER, {"format": FORMAT, "version": 1, "command": command_line(), **asdict(settings)})
 
 
-def _check_same(out: Path, settings: Settings) -> None:
-    begun = json.loads((out / MARKER).read_text(encoding="utf-8"))
+def _marker(out: Path) -> dict[str, Any]:
+    """What an earlier demo wrote first."""
+    try:
+        begun = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        begun = None
+    if not isinstance(begun, dict) or begun.get("format") != FORMAT:
+        raise WrongUse(f"{out} is not empty and was not made by `interp demo`: give another folder with -o.")
+    return begun
+
+
+def _check_same(out: Path, begun: dict[str, Any], settings: Settings) -> None:
     for name, value in asdict(settings).items():
         if begun.get(name) != value:
             raise WrongUse(f"the demo in {out} has --{name} {begun.get(name)}, not {value}: resume it as it was begun.")
@@ -209,6 +219,7 @@ def config(name: str, width: int, settings: Settings) -> TrainConfig:
         latents=EXPANSION * width,
         steps=settings.tokens // BATCH,
         batch=BATCH,
+        lr=RATE,
         frozen_decoder=name == "random_decoder",
         seed=settings.seed,
         log_every=10,
@@ -278,7 +289,7 @@ def look(dictionary: Dictionary, model: Model, out: Path, seed: int) -> LatentEx
     from interp.store.recording import batches
 
     texts = [text for part in split() for text in part]
-    groups = (group for _, group in batches(model, texts, CONTEXT, WINDOWS))
+    groups = [group for _, group in batches(model, texts, CONTEXT, WINDOWS)]
     drawn = draw_live(living(out / "dictionaries" / "sae")[0], SHOWN, seed)
     bar = tqdm(groups, desc="looking", unit="batch", mininterval=1)
     return latent_examples(dictionary, model, bar, drawn, window=12, seed=seed)
@@ -399,7 +410,5 @@ def _show(result: dict[str, Any]) -> None:
         shown.add_row(str(first), *(c if isinstance(c, str) else number(c) for c in cells))
     console = Console()
     console.print(shown)
-    console.print(
-        "Loss recovered, zero = (CE zero − CE replaced) / (CE zero − CE clean); CE in nats a token.", style="dim"
-    )
+    console.print("Loss recovered, zero = (CE zero − CE replaced) / (CE zero − CE clean)", style="dim")
     console.print(f"{result['seconds']:.0f} s. Open {result['folder']}/report.html", highlight=False)

@@ -157,9 +157,7 @@ def load_dictionary(
     path = folder / "weights.safetensors"
     tensors = _read_weights(path)
     wanted = dict(dictionary.named_parameters())
-    _check_tensors(
-        path, {k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(p.shape) for k, p in wanted.items()}
-    )
+    check_tensors(path, tensors, wanted)
     dictionary = dictionary.to(dtype=next(iter(tensors.values())).dtype)
     with torch.no_grad():
         for name, p in dictionary.named_parameters():
@@ -194,11 +192,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise Failed(str(error)) from error
 
 
-def _check_tensors(path: Path, given: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise `Failed` if names or shapes of `given`, read from `path`, are not those of `wanted`."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(extra)}"] * bool(extra)
-        raise Failed(f"{path} {' and '.join(said)}; its config asks for {', '.join(wanted)}.")
-    for name, shape in wanted.items():
-        if given[name] != shape:
-            raise Failed(f"{path}: {name} has shape {list(given[name])}, its config asks for {list(shape)}.")
+        raise Failed(f"{path} {' and '.join(said)}; it should hold {', '.join(wanted)}.")
+    for name, tensor in wanted.items():
+        if given[name].shape != tensor.shape:
+            raise Failed(f"{path}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}.")

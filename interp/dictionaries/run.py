@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
+from interp.dictionaries.dictionary import check_tensors
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors, save_tensors, write_json
 
@@ -51,7 +52,7 @@ class Run:
             self._open(self.speed, 0, "step,tokens_per_second")
         self._describe()
 
-    def log(self, loss: Loss, seconds: float) -> dict[str, Any]:
+    def log(self, loss: Loss, rows_per_second: float) -> dict[str, Any]:
         """Append a row to metrics.csv, which equal runs share byte for byte, and the speed to speed.csv."""
         t = self.trainer
         row = {
@@ -64,11 +65,11 @@ class Run:
             "lr": t.optimiser.param_groups[0]["lr"],
         }
         self._append(self.metrics, ",".join(f"{value:.7g}" for value in row.values()))
-        self._append(self.speed, f"{t.step},{t.config.log_every * t.config.batch / seconds:.0f}")
+        self._append(self.speed, f"{t.step},{rows_per_second:.0f}")
         return row
 
     def save(self) -> None:
-        """A checkpoint: the state first, in one file, then the dictionary as it stands for those who would use it."""
+        """A checkpoint: the state first, in one file, then the dictionary as it stands."""
         t = self.trainer
         with self._writing(self.state):
             for file in self._files.values():
@@ -84,6 +85,11 @@ class Run:
             }
             save_tensors(self.state, t.state(), meta)
         self.saved = t.step
+        self.publish()
+
+    def publish(self) -> None:
+        """The dictionary of the last checkpoint, for those who would use it."""
+        t = self.trainer
         with self._writing(self.folder / "weights.safetensors"):
             t.finished().save(self.folder, self._made() | {"step": t.step})
 
@@ -127,6 +133,8 @@ class Run:
             tensors, meta = load_tensors(self.state)
         except ValueError as error:
             raise Failed(str(error)) from error
+        if "train" not in meta:
+            raise Failed(f"{self.state} is no checkpoint of a training run: its metadata says nothing of one.")
         self._check_same("train", meta["train"], asdict(self.trainer.config))
         self._check_same("source", meta["source"], self._source())
         now = (torch.get_num_threads(), torch.__version__)
@@ -134,7 +142,9 @@ class Run:
             then = f"{meta['threads']} threads and torch {meta['torch']}, not {now[0]} and {now[1]}"
             print(f"interp: the checkpoint was made with {then}: as good, but not the same bits.", file=sys.stderr)
         self.command, self.saved = meta["command"], meta["step"]
+        check_tensors(self.state, tensors, self.trainer.state())
         self.trainer.restore(tensors, meta["step"], tuple(meta["scales"]))
+        self.publish()  # a run may have been killed between the two files
         self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
         self._open(self.speed, None, "step,tokens_per_second")
 

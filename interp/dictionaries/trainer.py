@@ -53,13 +53,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_keys([self.kind], ACTIVATIONS, "the list of kinds")
         check_keys([self.dtype], DTYPES, "the list of dtypes")
-        for name in ("k", "latents", "steps", "log_every", "save_every", "dead_after"):
-            if not getattr(self, name) >= 1:
-                raise WrongUse(f"{name} must be at least 1; it is {getattr(self, name)}.")
-        if self.batch < 2:
-            raise WrongUse(
-                f"batch must be at least 2, since losses are shares of a batch's variance; it is {self.batch}."
-            )
+        least = dict.fromkeys(("k", "latents", "steps", "log_every", "save_every", "dead_after", "k_aux"), 1)
+        for name, bound in (least | {"seed": 0, "aux": 0, "batch": 2}).items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise WrongUse(f"{name} must be at least {bound}; it is {value}.")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise WrongUse(f"{name} must be positive; it is {value}.")
         if self.k > self.latents:
             raise WrongUse(f"k={self.k} of latents={self.latents} cannot be active.")
         if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:
@@ -257,7 +259,7 @@ def plan(config: TrainConfig, source: Source, device: str | torch.device = "cpu"
 def _loop(trainer: Trainer, run: Run) -> None:
     from tqdm.auto import tqdm
 
-    c, clock = trainer.config, time.perf_counter()
+    c, clock, logged = trainer.config, time.perf_counter(), trainer.step
     with tqdm(total=c.steps, initial=trainer.step, desc=run.folder.name, unit="step", mininterval=1) as bar:
         for x, y in trainer.source.batches(c.batch, c.seed, trainer.step, c.steps):
             _check_finite(x, y, trainer, run)
@@ -268,8 +270,8 @@ def _loop(trainer: Trainer, run: Run) -> None:
                 )
             bar.update()
             if trainer.step % c.log_every == 0 or trainer.step == c.steps:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                row = run.log(loss, seconds)
+                row = run.log(loss, (trainer.step - logged) * c.batch / (time.perf_counter() - clock))
+                clock, logged = time.perf_counter(), trainer.step
                 bar.set_postfix(fvu=f"{row['fvu']:.4f}", dead=row["dead"])
             if trainer.step % c.save_every == 0 or trainer.step == c.steps:
                 run.save()

@@ -7,6 +7,7 @@ computes nothing itself, so no thread of its own is lost in the fork.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from interp.errors import Failed
 from interp.files import load_tensors
 
 FILES = ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv")
-CONFIG = TrainConfig(k=2, latents=40, steps=150, batch=64, lr=3e-3, log_every=4, save_every=7)
+CONFIG = TrainConfig(k=2, latents=40, steps=100, batch=64, lr=3e-3, log_every=4, save_every=7)
 ROOM = 5000  # bytes a file: enough for weights.safetensors and metrics.csv, not for state.safetensors
 
 
@@ -40,6 +41,7 @@ def run(out: Path, before: Callable[[], None] = lambda: None) -> int:
         os.dup2(said.fileno(), 2)
     try:
         torch.set_num_threads(1)
+        os.fsync = lambda handle: None  # only a power cut tells the difference
         x = superposed(500, seed=1, d=8, features=12, l0=1.5).x
         before()
         train(CONFIG, RowsSource(x), out, resume=True, command="interp train")
@@ -88,7 +90,7 @@ def halfway(name: str, count: int) -> Callable[[], None]:
 
 
 def killed(folder: Path, wanted: dict[str, str], seconds: float) -> dict[str, Any]:
-    """Ten kills by the clock and four while a checkpoint is written, spread over three runs that then end."""
+    """Ten kills by the clock and seven while a checkpoint is written, spread over four runs that then end."""
     draw = random.Random(0)
     by_point = [
         ("state.safetensors", 1),
@@ -98,6 +100,7 @@ def killed(folder: Path, wanted: dict[str, str], seconds: float) -> dict[str, An
     ]
     plans: list[list[tuple[str, int] | float]] = [
         [draw.uniform(0, 0.4 * seconds) for _ in range(5)],
+        [("weights.safetensors", 15)],  # the last time: the state is that of the end, the dictionary is not
         [*by_point],
         [by_point[1], *(draw.uniform(0, 0.3 * seconds) for _ in range(5)), by_point[2]],
     ]
@@ -151,7 +154,10 @@ def interrupted(folder: Path, wanted: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     """Everything, into one object."""
     folder = Path(sys.argv[1])
-    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)  # its imports, once for all children
+    # what a run imports on its way, once for all children
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)
+    for name in ("safetensors.torch", "tqdm.auto"):
+        importlib.import_module(name)
     assert wait(run(folder / "whole")) == 0, Path(f"{folder / 'whole'}.err").read_text()
     wanted = digests(folder / "whole")
     begin = time.perf_counter()

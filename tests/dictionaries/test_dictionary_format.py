@@ -45,10 +45,10 @@ def test_equal_dictionaries_give_equal_bytes(make: Make, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"lack": ["b_enc"]}, "lacks b_enc; its config asks for W_enc"),
+        ({"lack": ["b_enc"]}, "lacks b_enc; it should hold W_enc"),
         ({"add": {"W_skip": (6, 9)}}, "has unknown W_skip"),
         ({"lack": ["W_dec"], "add": {"W_deck": (1,)}}, "lacks W_dec and has unknown W_deck"),
-        ({"add": {"W_dec": (120, 7)}}, r"W_dec has shape \[120, 7\], its config asks for \[120, 6\]"),
+        ({"add": {"W_dec": (120, 7)}}, r"W_dec has shape \[120, 7\], not \[120, 6\]"),
     ],
 )
 def test_missing_extra_and_misshapen_tensors(make: Make, tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -19,7 +19,7 @@ import interp
 from interp.dictionaries import RowsSource, TrainConfig, load_dictionary, plan, read_config, train
 from interp.dictionaries.trainer import Trainer
 from interp.errors import Failed, WrongUse
-from interp.files import load_tensors
+from interp.files import load_tensors, save_tensors
 
 SMALL = {"k": 3, "latents": 50, "batch": 32, "steps": 40, "lr": 1e-3, "log_every": 4, "save_every": 10}
 
@@ -133,6 +133,30 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(x: Tensor, tmp_path: Path)
         train(small(), RowsSource(x), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("lack", "add", "said"),
+    [
+        ("adam.exp_avg.b_enc", {}, r"state.safetensors lacks adam\.exp_avg\.b_enc"),
+        ("", {"weights.b_in": (9,)}, r"has unknown weights\.b_in"),
+        ("silent", {"silent": (49,)}, r"silent has shape \[49\], not \[50\]"),
+    ],
+)
+def test_checkpoints_with_other_tensors(x: Tensor, tmp_path: Path, lack: str, add: dict[str, Any], said: str) -> None:
+    train(small(), RowsSource(x), tmp_path)
+    path = tmp_path / "state.safetensors"
+    tensors, meta = load_tensors(path)
+    tensors.pop(lack, None)
+    save_tensors(path, tensors | {k: torch.zeros(s) for k, s in add.items()}, meta)
+    with pytest.raises(Failed, match=said):
+        train(small(), RowsSource(x), tmp_path, resume=True)
+    save_tensors(path, tensors)
+    with pytest.raises(Failed, match="is no checkpoint of a training run"):
+        train(small(), RowsSource(x), tmp_path, resume=True)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Failed, match="is not a whole safetensors file"):
+        train(small(), RowsSource(x), tmp_path, resume=True)
+
+
 # ------------------------------------------------------------ what a run leaves
 
 
@@ -243,6 +267,9 @@ def test_config_files(tmp_path: Path) -> None:
         ("dtype: float31", "no 'float31'. Did you mean 'float"),
         ("steps: 0", "steps must be at least 1"),
         ("batch: 1", "batch must be at least 2"),
+        ("k_aux: 0", "k_aux must be at least 1"),
+        ("seed: -1", "seed must be at least 0"),
+        ("lr: 0", "lr must be positive"),
         ("{k: 9, latents: 5}", "k=9 of latents=5"),
         ("warmup: 0.9", "warmup=0.9 and decay=0.2"),
         ("- 1", "must hold keys and values"),
