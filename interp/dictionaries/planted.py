@@ -69,11 +69,6 @@ def sparse_mlp(rows: int, seed: int, active: int = 8, d_in: int = 32, d_out: int
     return SparseMLP(x, (z + b_in).relu() @ W_out + b_out, W_in, b_in, W_out, b_out)
 
 
-def best_cosines(true: Float[Tensor, "features d"], learned: Float[Tensor, "m d"]) -> Float[Tensor, " features"]:
-    """max_j cos(true_i, learned_j) of every true direction, in float64."""
-    return _cosines(true, learned).max(1).values
-
-
 def _cosines(true: Tensor, learned: Tensor) -> Tensor:
     a, b = (torch.nn.functional.normalize(t.detach().double(), dim=1) for t in (true, learned))
     return a @ b.T
