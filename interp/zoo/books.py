@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,10 +43,14 @@ class Recipe:
     long_every: int = 32  # every 32nd step reads 4,096 tokens at once, so that positions up to there are learnt
     batch: int = 16  # windows of `context` tokens
     repeats: int = 1  # of them, windows of random tokens said again and again: they teach induction
+    late: int = 600  # from this step on other windows take more room:
+    late_long_every: int = 10
+    late_repeats: int = 2  # windows of random tokens, and as many of a passage of the text, said again and again
+    late_words: int = 2  # windows of words of the text in random order, rare or not: they teach spelling
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
     steps: int = 3000
     warmup: int = 100
-    decay: float = 0.4  # the share of the steps in which the learning rate falls linearly to zero
+    decay: int = 600  # the last steps, in which the learning rate falls linearly to zero
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
     weight_decay: float = 0.02
@@ -167,16 +172,16 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def lr_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, constant, then linear to zero over the last `decay` share of the steps."""
-    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return min(1.0, (step + 1) / recipe.warmup, left)
+    """Linear warm-up, constant, then linear to zero over the last `decay` steps."""
+    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / recipe.decay)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training stream as token ids, and how step `s` reads it."""
+    """The training stream as token ids, its distinct words as token ids each, and how step `s` reads them."""
 
     stream: np.ndarray
+    words: list[list[int]]
     recipe: Recipe
 
     def windows(self, count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -185,24 +190,45 @@ class Corpus:
         labels = torch.from_numpy(np.stack([self.stream[s : s + length] for s in starts]).astype(np.int64))
         return _shifted(labels), labels
 
-    def repeated(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Windows of 16 to 128 random tokens repeated to the end; the first copy, pure chance, carries no loss."""
-        inputs = torch.empty(count, self.recipe.context, dtype=torch.int64)
-        labels = torch.empty_like(inputs)
-        for row in range(count):
-            span = rng.integers(3, self.recipe.vocabulary, rng.integers(16, 129))
-            labels[row] = torch.from_numpy(np.resize(span, self.recipe.context))
-            inputs[row] = _shifted(labels[row : row + 1])
-            labels[row, : len(span)] = -100
+    def repeated(self, count: int, rng: np.random.Generator, text: bool = False) -> tuple[Tensor, Tensor]:
+        """Windows of 16 to 128 tokens repeated to the end: of the text, or random. Chance itself carries no loss."""
+        labels = torch.empty(count, self.recipe.context, dtype=torch.int64)
+        lengths = []
+        for row in labels:
+            length = rng.integers(16, 129)
+            start = rng.integers(0, len(self.stream) - length) if text else 0
+            span = self.stream[start : start + length] if text else rng.integers(3, self.recipe.vocabulary, length)
+            row.copy_(torch.from_numpy(np.resize(span.astype(np.int64), len(row))))
+            lengths.append(length)
+        inputs = _shifted(labels)
+        for row, length in zip(labels, lengths, strict=True):
+            row[: 0 if text else length] = -100
         return inputs, labels
+
+    def word_lists(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Windows of words drawn evenly among the distinct ones, side by side."""
+        length = self.recipe.context
+        labels = torch.empty(count, length, dtype=torch.int64)
+        for row in labels:
+            drawn = [token for i in rng.integers(0, len(self.words), length) for token in self.words[i]]
+            row.copy_(torch.tensor(drawn[:length]))
+        return _shifted(labels), labels
 
     def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """The micro-batches of a step: a function of (seed, step) alone, which is what makes resuming exact."""
         r, rng = self.recipe, np.random.default_rng([self.recipe.seed, step])
-        if step % r.long_every == r.long_every - 1:
+        late = step >= r.late
+        long_every = r.late_long_every if late else r.long_every
+        if step % long_every == long_every - 1:
             return [self.windows(1, r.long_context, rng) for _ in range(r.batch * r.context // r.long_context)]
-        texts = [self.windows(r.batch - r.repeats, r.context, rng), self.repeated(r.repeats, rng)]
-        inputs, labels = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        random, passages, words = (r.late_repeats, r.late_repeats, r.late_words) if late else (r.repeats, 0, 0)
+        parts = [
+            self.windows(r.batch - random - passages - words, r.context, rng),
+            self.repeated(random, rng),
+            self.repeated(passages, rng, text=True),
+            self.word_lists(words, rng),
+        ]
+        inputs, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return list(zip(inputs.split(4), labels.split(4), strict=True))
 
 
@@ -229,8 +255,8 @@ def validate(model: Any, ids: np.ndarray, windows: int = 32, length: int = 512) 
     return total / labels.numel()
 
 
-def prepare(folder: str | Path, out: Path, recipe: Recipe) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-    """Tokenizer (trained, or the one in `out`), training stream, held-out ids of the novels and of the help texts."""
+def prepare(folder: str | Path, out: Path, recipe: Recipe) -> tuple[Corpus, dict[str, np.ndarray]]:
+    """The training text in tokens (of the tokenizer in `out`, trained if there is none), and the held-out ids."""
     from transformers import AutoTokenizer
 
     books, help_texts = novels(folder), topics()
@@ -250,7 +276,9 @@ def prepare(folder: str | Path, out: Path, recipe: Recipe) -> tuple[Any, np.ndar
         "held_out": np.concatenate([encode(tokenizer, s.held_out) for s in books]),
         "default_text": encode(tokenizer, help_texts.held_out),
     }
-    return tokenizer, stream, held
+    distinct = sorted({word for s in documents for word in re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", s.train)})
+    spelt = tokenizer([" " + word for word in distinct], add_special_tokens=False)["input_ids"]
+    return Corpus(stream, spelt, recipe), held
 
 
 def _named_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -306,10 +334,10 @@ def train(
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    _, stream, held = prepare(folder, out, recipe)
-    about = {"train_tokens": len(stream), "command": command_line(out), "python": sys.version.split()[0]}
+    corpus, held = prepare(folder, out, recipe)
+    about = {"train_tokens": len(corpus.stream), "command": command_line(out), "python": sys.version.split()[0]}
     write_json(out / "recipe.json", asdict(recipe) | {"about": about | {"torch": torch.__version__}})
-    corpus, model = Corpus(stream, recipe), build_model(recipe).to(device).train()
+    model = build_model(recipe).to(device).train()
     both = optimisers(model, recipe)
     state = out / "state.safetensors"
     start = load_state(state, model, both) if state.exists() else 0

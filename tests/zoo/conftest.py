@@ -25,8 +25,13 @@ RECIPE = books.Recipe(
     long_context=64,
     long_every=4,
     batch=4,
+    late=4,
+    late_long_every=4,
+    late_repeats=1,
+    late_words=1,
     steps=8,
     warmup=2,
+    decay=3,
     seed=3,
 )
 

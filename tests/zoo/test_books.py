@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_tokenizer_gives_back_any_text(text: str, trained: Path) -> None:
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    recipe = Recipe(steps=200, warmup=20, decay=0.3)
+    recipe = Recipe(steps=200, warmup=20, decay=60)
     factors = [lr_factor(step, recipe) for step in range(201)]
     assert factors[0] == 1 / 20
     assert factors[19:141] == [1.0] * 122
@@ -128,35 +129,61 @@ def test_muon_takes_an_orthogonal_step_and_decays_the_weight() -> None:
 
 
 def test_repeated_windows_carry_no_loss_on_the_first_copy_and_then_repeat_it(recipe: Recipe) -> None:
-    corpus = Corpus(np.zeros(1, dtype=np.uint16), replace(recipe, context=256))
+    corpus = Corpus(np.zeros(1, dtype=np.uint16), [], replace(recipe, context=256))
     inputs, labels = corpus.repeated(8, np.random.default_rng(0))
     assert (inputs[:, 0] == books.BOS).all()
     assert inputs[:, 1:].min() >= 3  # no special token
     spans = (labels == -100).sum(1)
-    assert 16 <= spans.min() <= spans.max() <= 128
+    assert 16 <= spans.min() < spans.max() <= 128
     for x, y, span in zip(inputs, labels, spans.tolist(), strict=True):
         assert (y[:span] == -100).all()
         assert torch.equal(y[span:], x[1 : 1 + 256 - span])  # the token that followed one span earlier
         assert torch.equal(y[span:-1], x[span + 1 :])
 
 
+def test_repeated_passages_are_of_the_text_and_carry_loss_throughout(recipe: Recipe) -> None:
+    corpus = Corpus(np.arange(3, 903, dtype=np.uint16), [], replace(recipe, context=256))
+    inputs, labels = corpus.repeated(8, np.random.default_rng(0), text=True)
+    assert torch.equal(inputs[:, 1:], labels[:, :-1])
+    for row in labels:
+        span = int((row[1:] == row[0]).nonzero()[0]) + 1
+        assert 16 <= span <= 128
+        assert torch.equal(row, row[0] + torch.arange(256) % span)  # the stream counts up
+
+
+def test_word_lists_hold_every_distinct_word_as_often_and_spell_it_as_after_a_blank(
+    recipe: Recipe, trained: Path, novels_folder: Path, help_texts: books.Split
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(books, "topics", lambda: help_texts)
+        corpus, _ = books.prepare(novels_folder, trained, recipe)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    assert {"war", "Peace", "it's", "naïve", "they"} <= {tokenizer.decode(word).strip() for word in corpus.words}
+    inputs, labels = replace(corpus, recipe=replace(recipe, context=4096)).word_lists(4, np.random.default_rng(1))
+    assert torch.equal(inputs[:, 1:], labels[:, :-1])
+    counts = Counter(word for row in labels for word in tokenizer.decode(row).split()[:-1])
+    assert set(counts) == {tokenizer.decode(word).strip() for word in corpus.words}
+    mean = sum(counts.values()) / len(counts)  # 5 deviations of a multinomial draw
+    assert all(abs(count - mean) < 5 * mean**0.5 for count in counts.values())
+
+
 def test_batches_depend_on_seed_and_step_alone(recipe: Recipe) -> None:
     stream = np.arange(3, 299, dtype=np.uint16)
-    corpus = Corpus(stream, recipe)
+    corpus = Corpus(stream, [[5], [6, 7]], recipe)
     first = corpus.batch(2)
     corpus.batch(7)
-    for (a, b), (c, d) in zip(first, Corpus(stream, recipe).batch(2), strict=True):
+    for (a, b), (c, d) in zip(first, replace(corpus).batch(2), strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, d)
     assert not torch.equal(first[0][0], corpus.batch(1)[0][0])
-    assert not torch.equal(first[0][0], Corpus(stream, replace(recipe, seed=4)).batch(2)[0][0])
+    assert not torch.equal(first[0][0], replace(corpus, recipe=replace(recipe, seed=4)).batch(2)[0][0])
     inputs, labels = first[0]
     assert torch.equal(inputs[0, 1:], labels[0, :-1])
     assert torch.equal(labels[0], labels[0, 0] + torch.arange(recipe.context))  # the text itself
 
 
 def test_every_fourth_step_reads_long_windows_and_as_many_tokens(recipe: Recipe) -> None:
-    corpus = Corpus(np.arange(3, 299, dtype=np.uint16), recipe)
+    corpus = Corpus(np.arange(3, 299, dtype=np.uint16), [[5], [6, 7]], recipe)
     for step in range(8):
         shapes = {tuple(x.shape) for x, _ in corpus.batch(step)}
         assert shapes == ({(1, recipe.long_context)} if step % 4 == 3 else {(4, recipe.context)})
@@ -170,7 +197,7 @@ def test_training_continues_from_a_tokenizer_that_is_there(trained: Path, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(books, "train_tokenizer", lambda *_: pytest.fail("trained again"))
         patch.setattr(books, "topics", lambda: books.Split("topics", "the war", "peace"))
-        _, stream, held = books.prepare(novels_folder, tmp_path, Recipe(topics_weight=2))
+        corpus, held = books.prepare(novels_folder, tmp_path, Recipe(topics_weight=2))
     assert digests(tmp_path) == before
-    assert (stream == books.EOS).sum() == 4  # two novels and the help texts twice
+    assert (corpus.stream == books.EOS).sum() == 4  # two novels and the help texts twice
     assert set(held) == {"held_out", "default_text"}
