@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from interp.errors import WrongUse, nearest
 
-ATTENTION = ("in", "out", "write", "q_raw", "k_raw", "q", "k", "v", "z", "scores", "pattern", "result")
+ATTENTION = ("in", "out", "write", "q_raw", "k_raw", "q", "k", "v", "z", "scores", "pattern", "sink", "result")
 MEANING = {
     "embed": "output of the token embedding [batch, pos, d_model]",
     "pos_embed": "output of the position embedding [pos, d_model]",
@@ -30,11 +30,16 @@ MEANING = {
     "z": "pattern · v, per head [batch, pos, head, d_head]",
     "scores": "the softmax's input: scale, bias, cap and mask included [batch, head, query, key]",
     "pattern": "attention probabilities [batch, head, query, key]",
+    "sink": "the share of each query's attention that goes to no key [batch, pos, head]; read only",
     "result": "what each head adds, before the bias [batch, pos, head, d_model]",
     "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
     "up": "GLU: output of the up projection [batch, pos, d_mlp]",
     "pre": "input of the activation function [batch, pos, d_mlp]",
     "post": "input of the down projection [batch, pos, d_mlp]",
+    "router": "what each expert is scored by a mixture's router [batch, pos, expert]",
+    "experts.post": "input of the down projection of each expert a token is sent to [batch, pos, top_k, d_expert]",
+    "norm.scale": "the divisor of the norm a sublayer reads through (post-norm: of its sum): √(mean square + eps) [batch, pos, 1]",
+    "final_norm.scale": "the divisor of the norm before the head [batch, pos, 1]",
     "final_norm": "output of the norm before the head [batch, pos, d_model]",
     "logits": "output of the head",
 }
@@ -42,13 +47,11 @@ MEANING = {
 ALIASES = {
     "hook_embed": "embed",
     "hook_pos_embed": "pos_embed",
-    "ln_final.hook_normalized": "final_norm",
+    "ln_final.hook_scale": "final_norm.scale",
     "hook_resid_pre": "resid_pre",
     "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
-    "hook_attn_in": "attn.in",
     "hook_attn_out": "attn.write",
-    "hook_mlp_in": "mlp.in",
     "hook_mlp_out": "mlp.write",
     "attn.hook_q": "attn.q_raw",
     "attn.hook_k": "attn.k_raw",
@@ -59,6 +62,8 @@ ALIASES = {
     "attn.hook_attn_scores": "attn.scores",
     "attn.hook_pattern": "attn.pattern",
     "attn.hook_result": "attn.result",
+    "ln1.hook_scale": "attn.norm.scale",
+    "ln2.hook_scale": "mlp.norm.scale",
     "mlp.hook_pre": "mlp.pre",
     "mlp.hook_post": "mlp.post",
 }
@@ -81,7 +86,8 @@ def canonical(name: str, post_norm: bool = False) -> str:
 
 def meaning(site: str) -> str:
     """What a canonical site holds, with its shape, or `""` for a `module:` site."""
-    return MEANING.get(site if site in MEANING else site.rsplit(".", 1)[-1], "")
+    parts = site.split(".")
+    return next((MEANING[name] for i in range(len(parts)) if (name := ".".join(parts[i:])) in MEANING), "")
 
 
 def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) -> WrongUse:

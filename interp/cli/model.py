@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp.cli import answer, guarded
+from interp.errors import WrongUse
+
+if TYPE_CHECKING:
+    from interp.model.wiring import Wiring
 
 
 @guarded
@@ -49,21 +55,33 @@ def _show_sites(result: dict[str, Any]) -> None:
 def doctor(
     model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    export_wiring: Annotated[Path | None, typer.Option(help="write the solved wiring to this JSON file")] = None,
+    wiring: Annotated[Path | None, typer.Option(help="put the wiring in this JSON file to the proof instead")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Prove a model's wiring on this machine; exit status 1 if a proof fails."""
-    from dataclasses import asdict
-
+    from interp.files import write_json
     from interp.model import load
+    from interp.model.proof import by_letter
     from interp.model.proof import doctor as prove
 
-    proofs = prove(load(model, device=device))
-    rows = [asdict(p) | {"passed": p.passed} for p in proofs]
-    answer(
-        {"model": model, "proofs": rows, "passed": all(p.passed is not False for p in proofs)}, as_json, _show_proofs
-    )
-    if any(p.passed is False for p in proofs):
+    wrapped = load(model, device=device)
+    given = None if wiring is None else _read_wiring(wiring)
+    if export_wiring is not None:
+        write_json(export_wiring, wrapped.wiring.to_json())
+    proofs = by_letter(prove(wrapped, given))
+    answer({"model": model, "proofs": proofs}, as_json, _show_proofs)
+    if any(p["status"] == "fail" for p in proofs.values()):
         raise typer.Exit(1)
+
+
+def _read_wiring(path: Path) -> Wiring:
+    from interp.model.wiring import Wiring
+
+    try:
+        return Wiring.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise WrongUse(f"{path} is no JSON file: {error}.") from error
 
 
 def _show_proofs(result: dict[str, Any]) -> None:
@@ -71,13 +89,10 @@ def _show_proofs(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("", "claim", "error", "tolerance", "", title=result["model"])
-    for p in result["proofs"]:
-        verdict = {True: "[green]proven[/green]", False: "[red]FAILED[/red]", None: "does not apply"}[p["passed"]]
-        table.add_row(
-            p["name"],
-            p["claim"],
-            "" if p["error"] is None else f"{p['error']:.1e}",
-            f"{p['tolerance']:.0e}",
-            f"{verdict} {p['why']}",
-        )
+    verdicts = {"pass": "[green]proven[/green]", "fail": "[red]FAILED[/red]", "na": "does not apply:"}
+    for letter, proof in result["proofs"].items():
+        for p in proof["claims"]:
+            error = "" if p["error"] is None else f"{p['error']:.1e}"
+            why = "" if p["status"] == "pass" else f" {p['why']}"
+            table.add_row(letter, p["claim"], error, f"{p['tolerance']:.0e}", verdicts[p["status"]] + why)
     show(table)

@@ -24,17 +24,25 @@ def record(
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32 rows")] = "bfloat16",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+    max_memory: Annotated[str | None, typer.Option(help="refuse batches whose recording takes more, as 500MB")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted recording")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Record activations over text into a shuffled, checksummed store."""
+    import torch
+
     from interp.model import load
+    from interp.model.memory import check_plan, in_bytes
     from interp.store.recording import plan, record_text
     from interp.texts import read_texts
 
     wrapped = load(model, device=device)
     texts = read_texts(text, dataset)
+    if max_memory is not None:
+        check_plan(
+            wrapped.plan(torch.zeros(batch, context, dtype=torch.long), site).by_site, in_bytes(max_memory), share=1
+        )
     if dry_run:
         return answer(
             vars(plan(wrapped, site, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)), as_json, _show

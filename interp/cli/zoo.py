@@ -103,7 +103,7 @@ def _readable(text: Path) -> None:
 
 def _recipe(out: Path, resume: bool, asked: dict[str, int | None]) -> Recipe:
     """The recipe of the run: the one that `out` was begun with, or a new one for a folder without a run."""
-    from interp.zoo.books import Recipe
+    from interp.zoo.books import Recipe, read_recipe
 
     changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     begun = [name for name in ("state.safetensors", "recipe.json", "tokenizer.json") if (out / name).exists()]
@@ -113,7 +113,7 @@ def _recipe(out: Path, resume: bool, asked: dict[str, int | None]) -> Recipe:
         return replace(Recipe(), **changes)
     saved = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
     check_keys(saved, [*asdict(Recipe()), "about"], f"{out / 'recipe.json'}")
-    recipe = Recipe(**{key: value for key, value in saved.items() if key != "about"})
+    recipe = read_recipe({key: value for key, value in saved.items() if key != "about"})
     for key, value in changes.items():
         if value != saved[key]:
             raise WrongUse(f"the run in {out} has --{key} {saved[key]}, not {value}: resume it as it was begun.")

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from interp.model.experts import hidden
+from interp.model.solver import is_linear
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
-from interp.model.wiring import Block, Place, Wiring, is_linear
+from interp.model.wiring import Block, Place, Wiring
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 CLOSE = {
     torch.float64: 1e-10,
@@ -50,12 +56,27 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """How a norm module divides: x - mean if `centred`, by √(mean square + eps)."""
+
+    centred: bool
+    eps: float
+
+    def scale(self, x: Tensor) -> Float[Tensor, "... 1"]:
+        """s = √(mean((x - μ)²) + eps), μ the mean over the last axis if centred, else 0."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide - wide.mean(-1, keepdim=True) if self.centred else wide
+        return (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+
+@dataclass(frozen=True)
 class Site:
     """A site of a live model.
 
     kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
     at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
-    makes of each head.
+    makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
+    experts each token is sent to by the module at `place`.
     """
 
     kind: str
@@ -68,6 +89,7 @@ class Site:
     groups: int = 1  # query heads that share a key head
     read: Place | None = None
     base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +123,9 @@ def rows(t: Tensor, batch: int, at_zero: bool = False) -> Tensor:
 class _Attention:
     """Finds where the tensors of one attention come from among the calls of its block."""
 
-    def __init__(self, calls: list[Call], core: str, seen: Attention) -> None:
-        self.calls = [c for c in calls if c.path.startswith(core + ".")]
-        self.block_calls, self.seen = calls, seen
+    def __init__(self, calls: list[Call], core: Call, seen: Attention) -> None:
+        self.calls = [c for c in calls if core.start < c.start and c.end < core.end]
+        self.seen = seen
         self.batch = seen.q.shape[0]  # type: ignore[union-attr]
 
     def source(self, target: Tensor, at_zero: bool, calls: list[Call], side: str) -> tuple[Call, Heads] | None:
@@ -148,11 +170,11 @@ class _Attention:
         return t.reshape(batch, length, heads, width).transpose(1, 2)
 
 
-def _attention_sites(calls: list[Call], path: str, product: int, seen: Attention) -> Iterator[tuple[str, Site]]:
+def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attention) -> Iterator[tuple[str, Site]]:
     assert seen.q is not None and seen.k is not None and seen.v is not None and seen.z is not None
     q, k, v, z = seen.q, distinct_heads(seen.k), distinct_heads(seen.v), seen.z
     z = z if z.shape[1] == q.shape[1] else z.transpose(1, 2)
-    find, place = _Attention(calls, path, seen), Place(path, "out")
+    find, place = _Attention(calls, core, seen), Place(core.path, "out", None, core.number)
     heads, groups, width = q.shape[1], q.shape[1] // k.shape[1], q.shape[-1]
 
     def tap(name: str, shape: tuple[int | str, ...], groups: int = 1) -> Site:
@@ -162,7 +184,7 @@ def _attention_sites(calls: list[Call], path: str, product: int, seen: Attention
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         return Site(
             "module",
-            Place(call.path, side, key),
+            Place(call.path, side, key, call.number),
             ("batch", "pos", heads.count, len(heads.columns) // heads.count),
             heads,
         )
@@ -177,50 +199,86 @@ def _attention_sites(calls: list[Call], path: str, product: int, seen: Attention
     yield "v", at(*value, "out") if value else tap("v", ("pos", v.shape[1], v.shape[-1]), q.shape[1] // v.shape[1])
     yield "scores", tap("scores", (heads, "query", "key"))
     yield "pattern", tap("pattern", (heads, "query", "key"))
+    if seen.sink is not None:
+        yield "sink", tap("sink", ("pos", heads))
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
         call, columns = mixed
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
-        yield "result", Site("result", Place(call.path, "in", call.key_in()), shape, columns)
+        yield "result", Site("result", Place(call.path, "in", call.key_in(), call.number), shape, columns)
 
 
 def _module_site(place: Place, trace: Trace) -> Site | None:
     calls = trace.of(place.path)
     if len(calls) <= place.call:
         return None
-    call = calls[place.call]
-    tensor = (call.inputs if place.side == "in" else call.outputs).get(place.key)
-    if tensor is None:
-        return None
-    tail = list(tensor.shape)[1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
+    tensor = (calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key]
+    tail = [*tensor.shape][1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
     if place.half is not None:
         tail[-1] //= 2
     return Site("module", place, ("batch", "pos", *tail))
 
 
-def _block_sites(block: Block, root: str, trace: Trace) -> Iterator[tuple[str, Site]]:
-    for name, place in block.sites.items():
-        site = _module_site(place.under(root), trace)
-        if site is not None:
-            yield name, site
+def _scale_site(place: Place, trace: Trace) -> Site | None:
+    """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
+    call = trace.of(place.path)[place.call]
+    assert call.into is not None and call.out is not None
+    x, y = call.into.flatten(0, -2), call.out.flatten(0, -2).double()
+    known = [v for n, v in vars(call.module).items() if "eps" in n and isinstance(v, float)]
+    tolerance = 1e-4 if x.dtype in (torch.float32, torch.float64) else 2e-2
+    for centred in (False, True):
+        for eps in (*known, 0.0):
+            norm = Norm(centred, eps)
+            unit = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
+            unit = unit / norm.scale(x.double())
+            bias = (y - unit * _slope(unit, y)).mean(0) if centred else 0.0
+            if (unit * _slope(unit, y) + bias - y).norm() <= tolerance * y.norm():
+                return Site("scale", place, ("batch", "pos", 1), norm=norm)
+    return None
+
+
+def _slope(x: Tensor, y: Tensor) -> Tensor:
+    """Least squares slope of y over x per column, with an intercept."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (x * y).sum(0) / (x * x).sum(0).clamp(min=1e-30)
+
+
+def _experts_site(place: Place, trace: Trace) -> Site | None:
+    call = trace.of(place.path)[place.call]
+    post = hidden(call.module, call.args, call.kwargs)
+    return None if post is None else Site("experts", place, ("batch", "pos", *post.shape[1:]))
+
+
+def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
+    made = [
+        (_module_site, block.sites),
+        (_scale_site, block.scales),
+        (_experts_site, block.experts),
+    ]
+    for make, places in made:
+        for name, place in places.items():
+            site = make(place, trace)
+            if site is not None:
+                yield name, site
+    calls = trace.inside(trace.of(block.path)[block.call])
     for role, core in block.cores.items():
-        path = ".".join(p for p in (root, core.path) if p)
-        seen = next((a for p, a in trace.attentions if p == path), None)
-        if seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
-            for name, site in _attention_sites(trace.inside(root), path, core.product, seen):
+        at, seen = next(
+            ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
+        )
+        if at is not None and seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
+            for name, site in _attention_sites(calls, at, core.product, seen):
                 yield f"{role}.{name}", site
 
 
-def _with_mid(sites: dict[str, Site], block: Block, root: str) -> None:
+def _with_mid(sites: dict[str, Site], block: Block) -> None:
     """resid_mid is read where a norm reads it; an edit has to reach the stream, so it goes through the write before."""
     mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
     if mid is None or mid.side == "out" or made is None or "resid_mid" not in sites:
         return
-    terms = [(block.sites["resid_pre"].under(root), 1.0), *((block.sites[w].under(root), c) for w, c in made.writes)]
+    terms = [(block.sites["resid_pre"], 1.0), *((block.sites[w], c) for w, c in made.writes)]
     last = terms.pop()
-    shape = sites["resid_mid"].shape
-    sites["resid_mid"] = Site("sum", last[0], shape, read=mid.under(root), base=(*terms, last))
+    sites["resid_mid"] = Site("sum", last[0], sites["resid_mid"].shape, read=mid, base=(*terms, last))
 
 
 ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
@@ -230,18 +288,20 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
     """All sites of the model that `trace` ran, by canonical name, in order of depth."""
     binding = Binding()
     outside = {name: _module_site(place, trace) for name, place in wiring.sites.items()}
+    outside |= {name: _scale_site(place, trace) for name, place in wiring.scales.items()}
     for name in [n for n in outside if n.endswith("embed")]:
         if outside[name] is not None:
             binding.sites[name] = outside[name]  # type: ignore[assignment]
     for stack in wiring.stacks:
         for number, block in enumerate(stack.blocks):
-            root, prefix = f"{stack.path}.{number}", f"{stack.prefix}blocks.{number}."
-            sites = dict(_block_sites(block, root, trace))
-            _with_mid(sites, block, root)
+            prefix = f"{stack.prefix}blocks.{number}."
+            sites = dict(_block_sites(block, trace))
+            _with_mid(sites, block)
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})
-    binding.sites.update({n: s for n, s in outside.items() if s is not None and n not in binding.sites})
+    last = sorted((n for n in outside if n not in binding.sites), key=lambda n: n == "logits")
+    binding.sites.update({n: outside[n] for n in last if outside[n] is not None})  # type: ignore[misc]
     return binding
 
 

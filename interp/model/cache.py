@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Cache(Mapping[str, Tensor]):
     bos: bool | None = None
     post_norm: bool = False
     words: tuple[tuple[str, ...], ...] | None = None  # each prompt's tokens as text, for axes
+    pos: Any = "all"  # the positions that were kept
+    gradients: dict[str, Tensor] | None = None
 
     def __getitem__(self, site: str) -> Tensor:
         name = canonical(site, self.post_norm)
@@ -38,6 +40,9 @@ class Cache(Mapping[str, Tensor]):
                 f"Add it to the call: record(x, sites=[..., {site!r}])."
             )
         return self.values_by_site[name]
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, str) and canonical(site, self.post_norm) in self.values_by_site
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values_by_site)
@@ -49,6 +54,13 @@ class Cache(Mapping[str, Tensor]):
     def logits(self) -> Tensor:
         """The model's logits; record them by adding "logits" to the sites."""
         return self["logits"]
+
+    @property
+    def grad(self) -> Cache:
+        """d metric / d site by site, in the sites' shapes, after `record(..., grad=metric)`."""
+        if self.gradients is None:
+            raise WrongUse("no gradient was recorded: record(x, sites, grad=metric), metric a scalar of the logits.")
+        return replace(self, values_by_site=self.gradients, gradients=None)
 
     def rows(self, site: str) -> Float[Tensor, "token ..."]:
         """Real tokens only, prompt after prompt: x[mask]."""
@@ -113,3 +125,15 @@ class Cache(Mapping[str, Tensor]):
                 [name, tuple(x.shape), str(x.dtype).removeprefix("torch."), float(y.mean()), rms, float(y.abs().max())]
             )
         return pd.DataFrame(rows, columns=["site", "shape", "dtype", "mean", "rms", "max_abs"])
+
+    def plot_attention(self, layer: int | str, row: int = 0, view: str = "heads") -> go.Figure:
+        """All heads of a block (or of a named pattern), as maps, or `view="tokens"`: see `pictures.plot_attention`."""
+        from interp.model import pictures
+
+        return pictures.plot_attention(self, layer, row, view)
+
+    def plot_stream(self, row: int = 0, stack: str = "") -> go.Figure:
+        """Norms of the stream and cosines between neighbouring layers: see `pictures.plot_stream`."""
+        from interp.model import pictures
+
+        return pictures.plot_stream(self, row, stack)

@@ -6,9 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,23 @@ from interp.errors import WrongUse, check_keys
 from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
-from interp.model.edits import Edit, Patch
-from interp.model.positions import Pos, Positions
+from interp.model.edits import KINDS, Edit
+from interp.model.keep import Joined, Kept
+from interp.model.live import (
+    check_differentiable,
+    check_mask,
+    check_options,
+    main_inputs,
+    right_padding_error,
+    uncompiled,
+)
+from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
 from interp.model.session import Session, Stop, report_unfired
+from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import trace
 from interp.model.twin import Lifted, probe_inputs, twin_of
+from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring, solve
 from interp.sites import MODULE, expand, explain_unknown
 
@@ -57,9 +69,10 @@ class Model:
     """A wrapped model. `model(x)` returns what the wrapped model returns; see `record`, `edit` and `generate`."""
 
     def __init__(self, module: nn.Module, tokenizer: Any = None, id: str = "") -> None:
-        self.module, self.tokenizer = module, tokenizer
-        self.id = id or type(module).__name__
+        self.module, self.tokenizer = uncompiled(module), tokenizer
+        self.id = id or type(self.module).__name__
         self._active: list[Edit] = []
+        self._tally: WeakKeyDictionary[Edit, int] = WeakKeyDictionary()
         self._session: Session | None = None
         self._prompt: Tensor | None = None
 
@@ -104,6 +117,17 @@ class Model:
             for m, mode in modes.items():
                 m.training = mode
         return bind(prove_sums(self.wiring, seen, tolerance=_own_tolerance(self.dtype)), seen)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Every weight by canonical name: `model.weights["blocks.3.attn.W_Q"]` [head, d_model, d_head]; see `Weights`."""
+        return Weights(self)
+
+    def take_wiring(self, wiring: Wiring) -> None:
+        """Use another wiring than the solved one, unproven: for the doctor, who puts it to the proof."""
+        with torch.no_grad():
+            seen = trace(self.module, probe_inputs(self.module, batch=8, length=5))
+        self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
 
     def sites(self) -> dict[str, tuple[int | str, ...]]:
         """Every site and its shape, in order of depth; "batch", "pos", "query" and "key" stand for lengths of the run."""
@@ -206,7 +230,9 @@ class Model:
 
     def __call__(self, x: Any, **kwargs: Any) -> Any:
         """What the wrapped model returns, with the edits of the enclosing `with model.edit(...)`."""
-        return self.module(**self.inputs(x), **kwargs)
+        inputs = self.inputs(x)
+        self._check_mask(inputs)
+        return self.module(**inputs, **kwargs)
 
     @teaches
     def record(
@@ -215,6 +241,7 @@ class Model:
         sites: str | Sequence[str],
         *,
         edits: Sequence[Edit] = (),
+        grad: Metric | None = None,
         pos: Pos = "all",
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
@@ -225,31 +252,41 @@ class Model:
 
         The pass stops after the last site needed. `pos` keeps some positions of each prompt (int, slice, list, "last");
         `dtype` and `device` say what to keep them as; `edits` are applied first, and recorded values show them. With
-        `strict`, an edit that changes nothing is an error. Raises `WrongUse` for an unknown site or keyword, `Failed` if
-        the recording would not fit in memory.
+        `grad`, a function from the logits [batch, pos, vocab] to a scalar, the pass runs to its end and `cache.grad[site]`
+        is d grad(logits) / d site; parameters are left as they are. With `strict`, an edit that changes nothing is an
+        error. Raises `WrongUse` for an unknown site or keyword, an edit that cannot fire or does not fit, and gradients of
+        a quantised model; `Failed` if the recording would not fit in memory.
         """
-        names, table = self._sites(sites)
-        inputs = self.inputs(x, bos)
+        names = self._sites(sites)[0]
+        inputs, mine = self.inputs(x, bos), self._resolved(edits)
         tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        edits = [*self._active, *self._resolved(edits)]
-        table |= {e.site: self._sites([e.site])[1][e.site] for e in edits}
-        self._plan(names, table, inputs, pos, dtype, device)
-        real = (
-            mask.bool()
-            if mask is not None
-            else torch.ones_like(tokens, dtype=torch.bool)
-            if tokens is not None
-            else None
-        )
+        self._check_mask(inputs)
+        self._check_edits(mine, inputs)
+        if grad is not None:
+            check_differentiable(self.module)
+        self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
         for clone in (False, True):
-            kept = _Kept(pos, dtype, device, clone)
-            self._run(table, edits, names, kept, inputs, strict)
+            kept, slope = Kept(pos, dtype, device, clone), Kept(pos, dtype, device, False)
+            self._run(mine, names, kept, inputs, strict, grad, slope)
             if not kept.changed():
                 break
-        values = {n: kept.values[n] for n in names}
+        ones = None if tokens is None else torch.ones_like(tokens, dtype=torch.bool)
+        real = ones if mask is None else mask.bool()
         return Cache(
-            values, tokens, real, bos, "wiring" in self.__dict__ and self.wiring.post_norm, self._words(tokens, real)
+            {n: kept.values[n] for n in names},
+            tokens,
+            real,
+            bos,
+            self._post_norm,
+            self._words(tokens, real),
+            pos,
+            None if grad is None else {n: slope.values[n] for n in names},
         )
+
+    @property
+    def _post_norm(self) -> bool:
+        """Whether aliases mean sums before the norm; False while nothing but `module:` sites was asked for."""
+        return "wiring" in self.__dict__ and self.wiring.post_norm
 
     def _words(self, tokens: Tensor | None, mask: Tensor | None) -> tuple[tuple[str, ...], ...] | None:
         """Each prompt's real tokens as text."""
@@ -258,33 +295,45 @@ class Model:
         rows = [ids[keep].tolist() for ids, keep in zip(tokens, mask, strict=True)]
         return tuple(tuple(self.tokenizer.decode([i]) for i in row) for row in rows)
 
+    @contextmanager
+    def _watched(self, edits: Sequence[Edit], reads: Sequence[str] = (), **options: Any) -> Iterator[Session]:
+        """Hooks for these edits after those of the enclosing `edit`, whose own hooks step aside."""
+        edits = [*self._active, *edits]
+        table = self._sites([*(e.site for e in edits), *reads])[1]
+        session = Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally, **options)
+        with self._bare() as outer, session:
+            yield session
+        if outer is not None:
+            outer.fired |= session.fired
+
     def _run(
         self,
-        table: dict[str, Site],
-        edits: list[Edit],
+        edits: Sequence[Edit],
         names: list[str],
-        kept: _Kept,
+        kept: Kept,
         inputs: dict[str, Any],
         strict: bool,
+        grad: Metric | None,
+        slope: Kept,
     ) -> None:
-        """One forward pass that records; the hooks of an enclosing `edit` step aside, their edits are in `edits`."""
+        """One forward pass that records, and with `grad` a backward pass after it."""
+        probes = [Probe(n) for n in names] if grad is not None else []
+        for edit in edits:
+            self._tally[edit.origin] = 0
         with (
-            self._bare() as outer,
-            torch.no_grad(),
-            Session(self.module, table, edits, names, kept, stop=True) as session,
+            self._watched([*edits, *probes], names, keep=kept, stop=grad is None) as session,
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad is not None),
         ):
-            accepted = inspect.signature(self.module.forward).parameters
-            if "use_cache" in accepted and "use_cache" not in inputs and "past_key_values" not in inputs:
-                inputs = inputs | {"use_cache": False}
             with suppress(Stop):
-                self.module(**inputs)
-            if outer is not None:
-                outer.fired |= session.fired
+                output = self.module(**main_inputs(self.module, _usable(inputs)))
+            if grad is not None:
+                slopes(output, grad, probes, slope)
         if session.left:
             raise WrongUse(
                 f"the run never reached {', '.join(sorted(session.left))}: these modules are not called for this input."
             )
-        report_unfired([e for e in session.unfired() if e not in self._active], strict)
+        report_unfired([e for e in session.unfired() if e in edits], strict)
 
     @contextmanager
     def _bare(self) -> Iterator[Session | None]:
@@ -298,45 +347,111 @@ class Model:
             if outer is not None:
                 self._session = outer.__enter__()
 
-    def _plan(
-        self, names: list[str], table: dict[str, Site], inputs: dict[str, Any], pos: Pos, dtype: Any, device: Any
+    # ------------------------------------------------------------ checked before a run
+
+    @cached_property
+    def _padding_error(self) -> float | None:
+        with self._bare():
+            return right_padding_error(self)
+
+    def _check_mask(self, inputs: Mapping[str, Any]) -> None:
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.bool().all()):
+            check_mask(self)
+
+    def _check_edits(self, edits: Sequence[Edit], inputs: Mapping[str, Any]) -> None:
+        """Every edit can fire and fits, as far as the inputs tell."""
+        table = self._sites([e.site for e in edits])[1]
+        for edit in edits:
+            prefix = "decoder_" if edit.site.startswith("decoder.") else ""
+            where = of_call(inputs, prefix)
+            lone = where is None or inputs.get("past_key_values") is not None or "cross_attn" in edit.site
+            sizes = {} if where is None else {"batch": len(where.index)}
+            if where is not None and not lone:
+                sizes |= dict.fromkeys(("pos", "query", "key"), where.index.shape[1])
+            edit.check(table[edit.site].shape, sizes if edit.site != "pos_embed" else {}, None if lone else where)
+
+    @teaches
+    def plan(
+        self,
+        x: Any,
+        sites: str | Sequence[str],
+        *,
+        pos: Pos = "all",
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> memory.Plan:
+        """The bytes `record` would hold with the same arguments, found by recording a few tokens and scaling up.
+
+        What sites share (a stream handed on, parts of a fused projection) is counted once. `plan.bytes`,
+        `plan.by_site`, `plan.to_frame()`.
+        """
+        names, table = self._sites(sites)
+        inputs = self.inputs(x)
+        large = _lengths(inputs)
+        small = {"batch": 2, "pos": min(4, large["pos"]), "decoder": min(3, large["decoder"])}
+        kept = Kept("all", dtype, device, clone=False)
+        with self._watched([], names, keep=kept, stop=True), torch.no_grad(), suppress(Stop):
+            self.module(**main_inputs(self.module, memory.cut(inputs, small, 2)))
+        share = _share(pos, inputs)
+        costs = memory.held(kept.values) if share is None else {n: t.nbytes for n, t in kept.values.items()}
+        ratios = {n: memory.growth(n, table[n], t, small, large) for n, t in kept.values.items()}
+        return memory.Plan({n: round(costs[n] * ratios[n] * (1 if share is None else share)) for n in names})
+
+    def _afford(
+        self,
+        names: list[str],
+        inputs: dict[str, Any],
+        pos: Pos,
+        dtype: torch.dtype | None,
+        device: Any,
+        copies: int = 1,
     ) -> None:
-        tokens = inputs.get("decoder_input_ids", inputs.get("input_ids"))
-        if tokens is None:
+        """Refuse a recording that will not fit: by a quick count, and exactly (see `plan`) where that comes near."""
+        if not any(isinstance(inputs.get(k), Tensor) for k in ("input_ids", "decoder_input_ids")):
             return
-        batch, length = inputs.get("input_ids", tokens).shape
-        kept = (
-            length
-            if isinstance(pos, (str, slice)) and pos != "last"
-            else 1
-            if isinstance(pos, (int, str))
-            else len(pos)
+        table, large, share = self._sites(names)[1], _lengths(inputs), _share(pos, inputs)
+        length = max(large["pos"], large["decoder"])
+        kept = length if share is None else round(share * large["pos"])
+        rough = sum(
+            memory.site_bytes(table[n], large["batch"], length, kept, dtype or self.dtype)
+            for n in names
+            if table[n].shape
         )
-        size = dtype or self.dtype
-        costs = {n: memory.site_bytes(table[n], batch, length, kept, size) for n in names if table[n].shape}
-        memory.check_plan(costs, memory.available(torch.device(device) if device else self.device))
+        free = memory.available(torch.device(device) if device else self.device)
+        if free is not None and copies * rough > 0.2 * free:
+            costs = self.plan(inputs, names, pos=pos, dtype=dtype, device=device).by_site
+            memory.check_plan({n: copies * size for n, size in costs.items()}, free)
+
+    # ------------------------------------------------------------ edits
 
     def _resolved(self, edits: Iterable[Edit]) -> list[Edit]:
         """Edits with globs expanded and aliases replaced by canonical names."""
         found = []
         for edit in edits:
             if not isinstance(edit, Edit) or type(edit) is Edit:
-                raise WrongUse(f"{edit!r} is no edit: use Zero, Mean, Patch, Steer, Project, Scale or Replace.")
-            names = self._sites([edit.site])[0]
+                raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
+            names = self._sites(edit.site)[0]
             source = getattr(edit, "source", None)
-            if isinstance(edit, Patch) and isinstance(source, Cache):
-                missing = [n for n in names if n not in source]
-                if missing:
-                    source[missing[0]]
-            found += [replace(edit, site=name) for name in names]
+            if isinstance(source, Cache):
+                for name in names:
+                    source[name]  # raises if it was not recorded
+            found += [edit.at(name) for name in names]
         return found
 
     @contextmanager
     def edit(self, *edits: Edit, strict: bool = False) -> Iterator[Model]:
-        """Every call, recording and generation inside the `with` is edited. Contexts nest; leaving removes every hook."""
+        """Every call, recording and generation inside the `with` is edited. Contexts nest; leaving removes every hook.
+
+        `model.fired(edit)` says how often each fired. An edit that did not warns, or raises `Failed` under `strict`.
+        Raises `WrongUse` for an unknown site, a head or index out of range, and a tensor that does not fit the site.
+        """
         mine, before = self._resolved(edits), self._active
         table = self._sites([e.site for e in [*before, *mine]])[1]
-        session = Session(self.module, table, [*before, *mine], prompt=lambda: self._prompt)
+        for edit in mine:
+            edit.check(table[edit.site].shape, {})
+            self._tally[edit.origin] = 0
+        session = Session(self.module, table, [*before, *mine], prompt=lambda: self._prompt, tally=self._tally)
         with self._bare() as outer:
             self._active = [*before, *mine]
             try:
@@ -349,40 +464,159 @@ class Model:
                 outer.fired |= session.fired
         report_unfired([e for e in session.unfired() if e in mine], strict)
 
+    def fired(self, edit: Edit) -> int:
+        """How many tensors an edit has changed since it was last put in place: one a site and forward pass."""
+        if edit.origin not in self._tally:
+            raise WrongUse(f"{edit!r} was never used with this model: with model.edit(edit): ...")
+        return self._tally[edit.origin]
+
+    @teaches
+    def sweep(
+        self, edits: Sequence[Edit | Sequence[Edit]], x: Any, metric: Metric, *, batch: int | None = None
+    ) -> Sweep:
+        """The metric under each edit, one edit a row of a batch that repeats the prompt `x`.
+
+        An element of `edits` may be a list of edits made together. `metric` maps logits [batch, pos, vocab] to [batch].
+        Equal to running each alone. `batch`: rows a pass; by default as many as fit in memory, 64 at most. Raises
+        `WrongUse` if `x` is more than one prompt, or an edit cannot fire.
+        """
+        groups, inputs = grouped(edits), self.inputs(x)
+        self._check_mask(inputs)
+        large = _lengths(inputs)
+        if large["batch"] != 1:
+            raise WrongUse(f"a sweep repeats one prompt, but x has {large['batch']}: sweep each one.")
+        resolved = [self._resolved(group) for group in groups]
+        for group in resolved:
+            self._check_edits(group, inputs)
+        shared, self._active = self._active, []  # an enclosing edit applies to each row as if it were alone
+        try:
+            clean = self._measured([shared], inputs, metric)
+            size = batch or _rows_that_fit(clean[1], memory.available(self.device))
+            rows = [[*shared, *group] for group in resolved]
+            values = [self._measured(rows[i : i + size], inputs, metric)[0] for i in range(0, len(rows), size)]
+        finally:
+            self._active = shared
+        return Sweep(tuple(groups), torch.cat(values), float(clean[0][0]))
+
+    def _measured(
+        self, rows: Sequence[Sequence[Edit]], inputs: Mapping[str, Any], metric: Metric
+    ) -> tuple[Tensor, Tensor]:
+        """(Metric of each row, one row's logits) for one pass whose row r has the edits rows[r]."""
+        n, edits = len(rows), by_site(rows)
+        many = {k: v.expand(n, *v.shape[1:]) if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
+        with self._watched(edits), torch.no_grad():
+            logits = output_tensor(self.module(**main_inputs(self.module, many)))
+        fired = set().union(*(e.fired for e in edits))
+        report_unfired([e for row in rows for e in row if id(e) not in fired], strict=False)
+        return measure(metric, logits), logits[:1]
+
+    # ------------------------------------------------------------ generation
+
     @torch.no_grad()
-    def generate(self, x: Any, max_new_tokens: int = 20, *, bos: bool | None = None, **options: Any) -> Any:
+    def generate(
+        self,
+        x: Any,
+        max_new_tokens: int = 20,
+        *,
+        seed: int | None = None,
+        record: str | Sequence[str] | None = None,
+        bos: bool | None = None,
+        **options: Any,
+    ) -> Any:
         """Continue prompts; text in, text out, ids in, ids out. Prompts of unequal length are padded on the left.
 
-        `options` go to the wrapped model's own `generate` (greedy unless do_sample=True is given). Raises `WrongUse` if
-        the prompts differ in length and the architecture cannot be padded on the left.
+        Greedy, or sampled under `seed`. With `record=[sites]` it returns (what was generated, `Cache`), whose rows are
+        those of one forward pass over all tokens but the last, which the model never read. `options` go to the wrapped
+        model's own `generate`. Raises `WrongUse` if the prompts differ in length and the architecture cannot be padded
+        on the left, and for an option nobody knows.
         """
+        check_options(self.module, options)
         text = isinstance(x, str) or (isinstance(x, (list, tuple)) and x and isinstance(x[0], str))
-        tokens = self.tokens(x, bos) if text else x if isinstance(x, Tokens) else None
-        if tokens is None:
-            ids = self.inputs(x)["input_ids"]
-            tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        lengths = tokens.mask.sum(1)
-        if int(lengths.min()) < int(lengths.max()):
-            self._check_left_padding()
-            tokens = self.pad([i[m].tolist() for i, m in zip(tokens.ids, tokens.mask, strict=True)], left=True, bos=bos)
-        self._prompt = lengths
+        tokens = self._prompts(self.tokens(x, bos) if text else x, bos)
+        names = [] if record is None else self._recordable(record, tokens, max_new_tokens, options)
+        fixed = {"do_sample": seed is not None, "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0}
+        options = fixed | {"max_new_tokens": max_new_tokens, "attention_mask": tokens.mask.long()} | options
+        kept, self._prompt = Joined(), tokens.mask.sum(1)
+        if self._session is not None:
+            self._session.fresh()
         try:
-            options = {"do_sample": False, "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0} | options
-            out = self.module.generate(
-                tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=max_new_tokens, **options
-            )  # type: ignore[operator]
+            with self._seeded(seed), self._reading(names, kept):
+                out = self.module.generate(tokens.ids, **options)  # type: ignore[operator]
         finally:
             self._prompt = None
-        if not text:
-            return out
-        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-        return texts[0] if isinstance(x, str) else texts
+        told = out
+        if text:
+            texts = self.tokenizer.batch_decode(getattr(out, "sequences", out), skip_special_tokens=True)
+            told = texts[0] if isinstance(x, str) else texts
+        missed = [n for n in names if n not in kept.parts]
+        if missed:
+            raise WrongUse(f"the generation never reached {', '.join(missed)}.")
+        ends = options.get("eos_token_id", getattr(self.module.generation_config, "eos_token_id", None))
+        return told if record is None else (told, self._joined(kept, tokens, out, ends, bos))
 
-    def _check_left_padding(self) -> None:
+    def _prompts(self, x: Any, bos: bool | None) -> Tokens:
+        """Prompts as `generate` takes them: on the left where they differ in length, on the right for an encoder."""
+        if not isinstance(x, Tokens):
+            inputs = self.inputs(x)
+            ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+            x = Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+        lengths = x.mask.sum(1)
+        if int(lengths.min()) == int(lengths.max()) == x.mask.shape[1]:
+            return x
+        left = not getattr(self.config, "is_encoder_decoder", False)
+        if left and int(lengths.min()) < int(lengths.max()):
+            self._check_left_padding()
+        return self.pad([i[m].tolist() for i, m in zip(x.ids, x.mask, strict=True)], left=left, bos=bos)
+
+    @contextmanager
+    def _seeded(self, seed: int | None) -> Iterator[None]:
+        """Random numbers from a seed; the generators are afterwards as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def _reading(self, names: Sequence[str], kept: Joined) -> Iterator[None]:
+        if not names:
+            yield
+            return
+        with self._watched([], names, keep=kept):
+            yield
+
+    def _recordable(self, record: Any, tokens: Tokens, more: int, options: Mapping[str, Any]) -> list[str]:
+        """Names to record while generating, refused where they cannot be or will not fit."""
+        if options.get("num_beams", 1) != 1 or options.get("num_return_sequences", 1) != 1:
+            raise WrongUse("record= follows one sequence a prompt: leave num_beams and num_return_sequences out.")
+        names = self._sites(record)[0]
+        longest = torch.zeros(len(tokens.ids), tokens.ids.shape[1] + more, dtype=torch.long, device=self.device)
+        self._afford(names, {"input_ids": longest}, "all", None, None)
+        return names
+
+    def _joined(self, kept: Joined, tokens: Tokens, out: Any, ends: Any, bos: bool | None) -> Cache:
+        """What was recorded while generating, for the tokens that were read, padded on the right."""
+        ids = getattr(out, "sequences", out)[:, :-1]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        start = 1 if getattr(self.config, "is_encoder_decoder", False) else tokens.ids.shape[1]
+        mask[:, :start] = tokens.mask if start > 1 else True
+        if ends is not None:
+            ended = torch.isin(ids[:, start:], torch.as_tensor(ends, device=ids.device)).long().cumsum(1)
+            mask[:, start + 1 :] &= ended[:, :-1] == 0
+        values = kept.values(mask)
+        order = (~mask).long().argsort(dim=1, stable=True)
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        return Cache(values, ids, mask, bos, self._post_norm, self._words(ids, mask))
+
+    @cached_property
+    def _left_padding_error(self) -> float:
         from interp.model.proof import left_padding_error
 
         with self._bare():
-            error = left_padding_error(self)
+            return left_padding_error(self)
+
+    def _check_left_padding(self) -> None:
+        error = self._left_padding_error
         if error > 1e-8:
             raise WrongUse(
                 f"{self.id} gives other results when prompts are padded on the left (off by {error:.1e} on its float64 twin), "
@@ -399,32 +633,28 @@ def _own_tolerance(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-9, torch.float32: 1e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
 
 
-class _Kept:
-    """Receives recorded tensors; keeps the positions, dtype and device asked for, without a copy where none is needed."""
+def _lengths(inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Batch, tokens and decoder tokens of a run; 1 token where the input is no text."""
+    tensors = [v for v in inputs.values() if isinstance(v, Tensor) and v.ndim]
+    shapes = {k: v.shape for k, v in inputs.items() if isinstance(v, Tensor) and v.ndim > 1}
+    main = next((shapes[k] for k in ("input_ids", "inputs_embeds") if k in shapes), (1, 1))
+    decoder = next((shapes[k] for k in ("decoder_input_ids", "decoder_inputs_embeds") if k in shapes), main)
+    return {"batch": tensors[0].shape[0] if tensors else 1, "pos": main[1], "decoder": decoder[1]}
 
-    def __init__(self, pos: Pos, dtype: torch.dtype | None, device: Any, clone: bool) -> None:
-        self.pos, self.dtype, self.device, self.clone = pos, dtype, device, clone
-        self.values: dict[str, Tensor] = {}
-        self.versions: dict[str, tuple[Tensor, int]] = {}
 
-    def __call__(self, site: str, x: Tensor, positions: Positions) -> None:
-        if not (isinstance(self.pos, str) and self.pos == "all"):
-            axis = 2 if site.endswith((".scores", ".pattern")) else 1
-            chosen = positions.select(self.pos).to(x.device)
-            counts = chosen.sum(1)
-            if int(counts.min()) != int(counts.max()) or int(counts.max()) == 0:
-                raise WrongUse(
-                    f"pos={self.pos!r} keeps {counts.tolist()} positions of the prompts: it must keep equally many, at least one."
-                )
-            x = (
-                x.movedim(axis, 1)[chosen]
-                .reshape(x.shape[0], int(counts[0]), *x.movedim(axis, 1).shape[2:])
-                .movedim(1, axis)
-            )
-        kept = x.detach().to(device=self.device, dtype=self.dtype)
-        self.values[site] = kept.clone() if self.clone and kept.data_ptr() == x.data_ptr() else kept
-        self.versions[site] = (self.values[site], self.values[site]._version)
+def _usable(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs without tensors made in the caller's inference mode, which no gradient may be computed with."""
+    return {k: v.clone() if isinstance(v, Tensor) and v.is_inference() else v for k, v in inputs.items()}
 
-    def changed(self) -> bool:
-        """Whether the model later wrote into a recorded tensor in place; then the run is repeated with copies."""
-        return any(t._version != version for t, version in self.versions.values())
+
+def _share(pos: Pos, inputs: Mapping[str, Any]) -> float | None:
+    """The part of each prompt's positions that `pos` keeps; None: all, and nothing is copied."""
+    where = of_call(inputs)
+    if where is None or (isinstance(pos, str) and pos == "all"):
+        return None
+    return int(where.select(pos).sum(1).max()) / where.index.shape[1]
+
+
+def _rows_that_fit(logits: Tensor, free: int | None) -> int:
+    """Rows of a sweep: up to 64, while eight copies of their logits fit in half of what is free."""
+    return 64 if free is None else max(1, min(64, free // (16 * logits.nbytes)))

@@ -19,18 +19,33 @@ Pos = int | slice | list[int] | str | Tensor  # "all" | "prompt" | "generated" |
 
 @dataclass(frozen=True)
 class Positions:
-    """`index` [batch, pos]: the position of each column in its own prompt; `prompt` [batch]: prompt lengths, if generating."""
+    """`index` [batch, pos]: the position of each column in its own prompt; `prompt` [batch]: prompt lengths, if generating.
+
+    `keys` [batch, key]: the same for every column a query may look back at, where the pass says so.
+    """
 
     index: Int[Tensor, "batch pos"]
     prompt: Int[Tensor, "batch"] | None = None
+    keys: Int[Tensor, "batch key"] | None = None
+
+    def to(self, device: torch.device) -> Positions:
+        """The same on another device."""
+        moved = (None if t is None else t.to(device) for t in (self.prompt, self.keys))
+        return Positions(self.index.to(device), *moved)
+
+    def row(self, number: int) -> Positions:
+        """One prompt's positions."""
+        part = (None if t is None else t[number : number + 1] for t in (self.prompt, self.keys))
+        return Positions(self.index[number : number + 1], *part)
 
     def select(self, pos: Pos) -> Bool[Tensor, "batch pos"]:
-        """Which columns `pos` means. Negative integers count from each prompt's last real token.
+        """Which columns `pos` means. "last" and negative integers count from each prompt's last real token.
 
-        Raises `WrongUse` for a word it does not know or a mask of another shape.
+        While generating they still mean the prompt's, so that a KV cache makes no difference. Raises `WrongUse` for a
+        word it does not know, a mask of another shape, and a slice that runs backwards.
         """
         index, real = self.index, self.index >= 0
-        last = index.amax(dim=1, keepdim=True)
+        last = index.amax(1, keepdim=True) if self.prompt is None else self.prompt[:, None].to(index.device) - 1
         if isinstance(pos, Tensor) and pos.dtype == torch.bool:
             if pos.shape != index.shape:
                 raise WrongUse(
@@ -40,11 +55,21 @@ class Positions:
         if isinstance(pos, str):
             return self._word(pos, last) & real
         if isinstance(pos, slice):
-            start, stop, step = pos.indices(int(last.max()) + 1)
-            return (index >= start) & (index < stop) & ((index - start) % step == 0) & real
+            return self._slice(pos, last + 1) & real
         wanted = torch.as_tensor(pos, device=index.device).reshape(-1)
         exact = torch.where(wanted < 0, last[..., None] + 1 + wanted, wanted)
         return (index[..., None] == exact).any(-1) & real
+
+    def _slice(self, pos: slice, length: Tensor) -> Tensor:
+        if pos.step is not None and pos.step < 1:
+            raise WrongUse(f"pos={pos!r} runs backwards: give a step of 1 or more.")
+        start, stop = (
+            None if p is None else (length + p).clamp(min=0) if p < 0 else torch.full_like(length, p)
+            for p in (pos.start, pos.stop)
+        )
+        start = torch.zeros_like(length) if start is None else start
+        inside = (self.index >= start) & ((self.index - start) % (pos.step or 1) == 0)
+        return inside if stop is None else inside & (self.index < stop)
 
     def _word(self, word: str, last: Tensor) -> Tensor:
         everywhere = torch.ones_like(self.index, dtype=torch.bool)
@@ -62,8 +87,14 @@ class Positions:
         )
 
 
-def of_call(arguments: Mapping[str, Any], prefix: str = "", prompt: Tensor | None = None) -> Positions | None:
-    """Positions of a forward call from its mask, its tokens and its cache; `prefix="decoder_"` for a decoder's."""
+def of_call(
+    arguments: Mapping[str, Any], prefix: str = "", prompt: Tensor | None = None, before: Positions | None = None
+) -> Positions | None:
+    """Positions of a forward call from its mask, its tokens and its cache; `prefix="decoder_"` for a decoder's.
+
+    `prompt`: prompt lengths, while generating. `before`: the pass before, for models whose later passes get neither a
+    mask nor a cache that tells its length (recurrent states).
+    """
     tokens = next(
         (arguments[k] for k in (f"{prefix}input_ids", f"{prefix}inputs_embeds") if arguments.get(k) is not None), None
     )
@@ -71,8 +102,13 @@ def of_call(arguments: Mapping[str, Any], prefix: str = "", prompt: Tensor | Non
     if tokens is None:
         return None
     batch, length = tokens.shape[:2]
+    if prompt is not None and len(prompt) != batch:  # several samples, or beams, of each prompt
+        prompt = prompt.repeat_interleave(batch // len(prompt))
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= length:
-        index = (mask.long().cumsum(1) - 1).masked_fill(mask == 0, -1)[:, -length:]
-        return Positions(index, prompt)
-    past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-    return Positions(torch.arange(past, past + length, device=tokens.device).expand(batch, -1), prompt)
+        keys = (mask.long().cumsum(1) - 1).masked_fill(mask == 0, -1)
+        return Positions(keys[:, -length:], prompt, keys)
+    here = torch.arange(length, device=tokens.device).expand(batch, -1)
+    if cache is not None and hasattr(cache, "get_seq_length"):
+        return Positions(here + int(cache.get_seq_length()), prompt)
+    state = arguments.get("cache_params")
+    return Positions(here if state is None or before is None else here + before.index[:, -1:] + 1, prompt)

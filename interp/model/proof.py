@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Proof:
-    """One proof: its letter and claim, the largest error (None: does not apply), the tolerance, and why not if not."""
+    """One claim under a proof's letter, its largest error (None: it does not apply), the tolerance, and why if it fails."""
 
     name: str
     claim: str
@@ -28,9 +29,26 @@ class Proof:
     why: str = ""
 
     @property
-    def passed(self) -> bool | None:
-        """True, False, or None if the proof does not apply."""
-        return None if self.error is None else self.error <= self.tolerance
+    def status(self) -> str:
+        """ "pass", "fail", or "na" if the claim does not apply."""
+        return "na" if self.error is None else "pass" if self.error <= self.tolerance else "fail"
+
+
+def by_letter(proofs: Sequence[Proof]) -> dict[str, dict[str, Any]]:
+    """{letter: {status, error, tolerance, reason, claims}}: a letter passes if a claim of it applies and none fails.
+
+    error and tolerance are those of the claim that is closest to failing.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for letter in dict.fromkeys(p.name for p in proofs):
+        claims = [p for p in proofs if p.name == letter]
+        stated = [p.status for p in claims]
+        status = "fail" if "fail" in stated else "pass" if "pass" in stated else "na"
+        worst = max(claims, key=lambda p: -1.0 if p.error is None else p.error / max(p.tolerance, 1e-300))
+        reason = "; ".join(p.why for p in claims if p.why and p.status != "pass")
+        result[letter] = {"status": status, "error": worst.error, "tolerance": worst.tolerance, "reason": reason}
+        result[letter]["claims"] = [asdict(p) | {"status": p.status} for p in claims]
+    return result
 
 
 # ---------------------------------------------------------------- sums of the stream
@@ -41,25 +59,37 @@ def _value(trace: Trace, place: Place, shape: torch.Size) -> Tensor:
     return (call.inputs if place.side == "in" else call.outputs)[place.key].reshape(shape)
 
 
-def sum_error(trace: Trace, block: Block, root: str, claim: Sum) -> float:
+def sum_error(trace: Trace, block: Block, claim: Sum) -> float:
     """||site - (base + Σ c · write)|| / ||site||  in float64."""
-    shape = trace.of(root)[0].out.shape  # type: ignore[union-attr]
+    shape = trace.of(block.path)[block.call].out.shape  # type: ignore[union-attr]
     at = {
-        name: _value(trace, block.sites[name].under(root), shape).double()
-        for name in [claim.site, claim.base, *dict(claim.writes)]
+        name: _value(trace, block.sites[name], shape).double() for name in [claim.site, claim.base, *dict(claim.writes)]
     }
     made = at[claim.base] + sum(c * at[w] for w, c in claim.writes)
     return float((at[claim.site] - made).norm() / at[claim.site].norm())
 
 
-def norm_error(trace: Trace, block: Block, root: str, site: str, total: str) -> float:
+def norm_error(trace: Trace, block: Block, site: str, total: str) -> float:
     """||site - norm(sum)|| / ||site||, with the norm module called again on the sum."""
-    place = block.sites[total].under(root)
+    place = block.sites[total]
     call: Call = trace.of(place.path)[place.call]
     with torch.no_grad():
         again = call.module(call.inputs[place.key])
-    out = _value(trace, block.sites[site].under(root), again.shape)
+    out = _value(trace, block.sites[site], again.shape)
     return float((again - out).norm() / out.norm())
+
+
+def block_errors(trace: Trace, block: Block) -> list[tuple[str, float]]:
+    """The relative error of every sum and norm that a block claims; infinite for a place that the run did not reach."""
+    claims = [(s.site, lambda s=s: sum_error(trace, block, s)) for s in block.sums]
+    claims += [(n[0], lambda n=n: norm_error(trace, block, *n)) for n in block.norms]
+    errors = []
+    for site, measure in claims:
+        try:
+            errors.append((site, measure()))
+        except (LookupError, RuntimeError, AttributeError):  # no such call, no such tensor, not the stream's shape
+            errors.append((site, math.inf))
+    return errors
 
 
 def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
@@ -67,16 +97,10 @@ def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
     stacks = []
     for stack in wiring.stacks:
         blocks = []
-        for number, block in enumerate(stack.blocks):
-            root = f"{stack.path}.{number}"
-            errors = [(s.site, sum_error(trace, block, root, s)) for s in block.sums]
-            errors += [(site, norm_error(trace, block, root, site, total)) for site, total in block.norms]
-            bad = [(site, e) for site, e in errors if not e <= tolerance]
+        for block in stack.blocks:
+            bad = [(site, e) for site, e in block_errors(trace, block) if not e <= tolerance]
             if bad:
-                ends = {k: block.sites[k] for k in ("resid_pre", "resid_post")}
-                block = Block(
-                    ends, refused={"*": f"unproven: {bad[0][0]} is off by {bad[0][1]:.1e} (tolerance {tolerance:.0e})"}
-                )
+                block = block.ends(f"unproven: {bad[0][0]} is off by {bad[0][1]:.1e} (tolerance {tolerance:.0e})")
             blocks.append(block)
         stacks.append(replace(stack, blocks=tuple(blocks)))
     return replace(wiring, stacks=tuple(stacks))
@@ -85,21 +109,27 @@ def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
 # ---------------------------------------------------------------- the doctor
 
 
-def doctor(model: Model) -> list[Proof]:
-    """All proofs, on the float64 twin where the identity is exact, on the model itself where it is about its own numbers."""
-    from interp.model.model import Model
+def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
+    """All proofs, on the float64 twin where the identity is exact, on the model itself where it is about its own numbers.
+
+    `wiring` puts another wiring than the solved one to the proof, as it is.
+    """
+    from interp.model.model import Model, _own_tolerance
     from interp.model.twin import Lifted, probe_inputs, twin_of
+    from interp.model.weights import prove_weights
 
     twin = Model(twin_of(model.module), id=f"twin of {model.id}")
     inputs = probe_inputs(twin.module, batch=3, length=7, seed=2)
     own = probe_inputs(model.module, batch=3, length=7, seed=2)
-    proofs = [_same_logits(model, own)]
+    if wiring is not None:
+        for each in (twin, model):
+            each.take_wiring(wiring)
+    proofs = [_same_logits(model, own), _sums(model, own, _own_tolerance(model.dtype), "own weights")]
     with Lifted():
         proofs += [_sums(twin, inputs, 1e-8, "twin")]
-        proofs += [*_attention(twin, inputs), _own_value(twin, inputs), _zeroed(twin, inputs), _right_padding(twin)]
-    from interp.model.model import _own_tolerance
-
-    return [*proofs, _sums(model, own, _own_tolerance(model.dtype), "own weights")]
+        proofs += [*_attention(twin, inputs), _own_value(twin, inputs), _zeroed(twin, inputs), *_padding(twin)]
+        proofs += [_gradients(twin, inputs), prove_weights(twin, inputs)]
+    return proofs
 
 
 def _first(out: Any) -> Tensor:
@@ -126,43 +156,45 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
 
     seen, worst, missing = trace(model.module, inputs), 0.0, []
     for stack in model.wiring.stacks:
-        for number, block in enumerate(stack.blocks):
-            root = f"{stack.path}.{number}"
+        for block in stack.blocks:
             if not block.sums:
-                missing.append(f"{root}: {block.refused.get('*')}")
-            worst = max([worst, *(sum_error(seen, block, root, s) for s in block.sums)])
-            worst = max([worst, *(norm_error(seen, block, root, *n) for n in block.norms)])
+                missing.append(f"{block.path}: {block.refused.get('*')}")
+            for site, error in block_errors(seen, block):
+                worst = max(worst, error)
+                if error > tolerance:
+                    missing.append(f"{block.path}: {site} is off by {error:.1e}")
+    claim = f"stream sums hold ({which})"
     if not model.wiring.stacks:
-        return Proof(
-            "b", f"stream sums hold ({which})", None, tolerance, "no repeated block module that hands a stream on"
-        )
-    return Proof("b", f"stream sums hold ({which})", float("inf") if missing else worst, tolerance, "; ".join(missing))
+        return Proof("b", claim, None, tolerance, "no repeated block module that hands a stream on")
+    unsolved = any(not block.sums for stack in model.wiring.stacks for block in stack.blocks)
+    return Proof("b", claim, math.inf if unsolved else worst, tolerance, "; ".join(missing))
 
 
 def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
-    """(c) Rows of the pattern sum to one; pattern · v = z; W_O z + b = out; results + bias = out."""
+    """(c) Pattern rows and sinks sum to one; pattern · v = z; the rest of the module makes out of z; Σ result + bias = out."""
     cores = [n.removesuffix(".pattern") for n in twin.binding.sites if n.endswith(".pattern")]
     if not cores:
-        return [
-            Proof("c", "attention identities", None, 1e-8, "the traced forward saw no softmax followed by a product")
-        ]
-    names = [n for c in cores for n in twin.binding.sites if n.startswith(c + ".")]
-    cache = twin.record(inputs, names)
-    rows = mixed = results = 0.0
+        why = "the traced forward saw no softmax followed by a product"
+        return [Proof("c", "attention identities", None, 1e-8, why)]
+    cache = twin.record(inputs, [n for c in cores for n in twin.binding.sites if n.startswith(c + ".")])
+    errors: dict[str, float] = {}
+
+    def worst(claim: str, error: float) -> None:
+        errors[claim] = max(errors.get(claim, 0.0), error)
+
     for core in cores:
         pattern, v, z = (cache[f"{core}.{n}"] for n in ("pattern", "v", "z"))
-        rows = max(rows, float((pattern.sum(-1) - 1).abs().max()))
+        total = pattern.sum(-1) + (
+            cache[f"{core}.sink"].transpose(1, 2) if f"{core}.sink" in twin.binding.sites else 0.0
+        )
+        worst("rows of every pattern, with the sink's share, sum to one", float((total - 1).abs().max()))
         spread = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
-        mixed = max(mixed, _off(torch.einsum("bhqk,bkhd->bqhd", pattern, spread), z))
+        worst("pattern · v = z", _off(torch.einsum("bhqk,bkhd->bqhd", pattern, spread), z))
         site = twin.binding.sites.get(f"{core}.result")
         if site is not None:
             bias = twin.module.get_submodule(site.place.path).forward(torch.zeros_like(z.flatten(2)[:1, :1]))
-            results = max(results, _off(cache[f"{core}.result"].sum(2) + bias, cache[f"{core}.out"]))
-    return [
-        Proof("c1", "rows of every pattern sum to one", rows, 1e-8),
-        Proof("c2", "pattern · v = z", mixed, 1e-8),
-        Proof("c3", "Σ_head result + bias = attn.out", results, 1e-8),
-    ]
+            worst("Σ_head result + bias = attn.out", _off(cache[f"{core}.result"].sum(2) + bias, cache[f"{core}.out"]))
+    return [Proof("c", claim, error, 1e-8, claim) for claim, error in errors.items()]
 
 
 def _off(a: Tensor, b: Tensor) -> float:
@@ -173,7 +205,7 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
     """(d) Patching a site with its own recorded value changes nothing."""
     from interp.model.edits import Patch
 
-    names = [n for n in twin.binding.sites if n != "logits" and not n.endswith("embed")]
+    names = [n for n in twin.binding.sites if n != "logits" and editable(n)]
     cache, worst, clean = twin.record(inputs, names), 0.0, _first(twin.module(**inputs))
     for alike in dict.fromkeys(re.sub(r"\d+", "*", n) for n in names):  # one site, in all blocks at once
         with twin.edit(Patch(alike, cache), strict=True), torch.no_grad():
@@ -200,7 +232,7 @@ def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
             )
             expected = ends[prefix + "resid_pre"]
             for _, total in block.norms:
-                expected = twin.module.get_submodule(block.sites[total].under(f"{stack.path}.{number}").path)(expected)
+                expected = twin.module.get_submodule(block.sites[total].path)(expected)
             worst = max(worst, _off(ends[prefix + "resid_post"], expected))
     return Proof(
         "e",
@@ -211,33 +243,86 @@ def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
     )
 
 
-def _right_padding(twin: Model) -> Proof:
-    """(f) In a causal model, padding on the right gives each prompt what it has alone."""
-    claim = "right padding changes nothing for a causal model"
+COORDINATES = 3
+
+
+def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
+    """(g) Σ d metric / d x_j over three coordinates agrees with the central difference along them, for a site of each kind."""
+    from interp.model.edits import Replace
+
+    def metric(out: Tensor) -> Tensor:
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        return (out * weights).sum()
+
+    claim = "gradients at recorded sites match central differences"
+    names = list({re.sub(r"\d+", "*", n): n for n in twin.binding.sites if editable(n) and n != "logits"}.values())
+    if not names:
+        return Proof("g", claim, None, 1e-4, "no site to change")
+    cache, errors = twin.record(inputs, names, grad=metric), {}
+    for name in names:
+        slope, value = cache.grad[name], cache[name]
+        seen = value[value.abs() < 1e9]  # not the mask of the scores
+        step = 1e-5 * float(seen.square().mean().sqrt().clamp(min=1e-3))
+        places = slope.abs().flatten().topk(min(COORDINATES, slope.numel())).indices
+        unit = torch.zeros_like(value).flatten()
+        unit[places] = slope.flatten()[places].sign()  # so that the three cannot cancel
+        ends = []
+        for sign in (step, -step):
+            change = sign * unit.view_as(value)
+            with twin.edit(Replace(name, change.add)), torch.no_grad():
+                ends.append(metric(_first(twin.module(**inputs))))
+        wanted = float((slope.flatten() * unit).sum())
+        errors[name] = abs(float(ends[0] - ends[1]) / (2 * step) - wanted) / max(wanted, 1e-12)
+    worst = max(errors, key=lambda n: errors[n])
+    return Proof("g", claim, errors[worst], 1e-4, f"{worst} is off")
+
+
+def editable(name: str) -> bool:
+    """Whether a site's value can be replaced: all but what is only ever read."""
+    return not name.endswith((".sink", "embed"))
+
+
+def _padding(twin: Model) -> list[Proof]:
+    """(f) In a causal model a padded batch gives each prompt what it has alone."""
+    right, left = (
+        "a causal model gives a prompt the same when it is padded on the " + side for side in ("right", "left")
+    )
     if not _is_causal(twin):
-        return Proof("f", claim, None, 1e-8, "an early output moves when a later token does, or the input is no text")
-    return Proof("f", claim, padding_error(twin, left=False), 1e-8)
+        return [Proof("f", right, None, 1e-8, "an early output moves when a later token does, or the input is no text")]
+    proofs = [Proof("f", right, padding_error(twin, left=False), 1e-8)]
+    error = padding_error(twin, left=True)
+    if error <= 1e-8:
+        return [*proofs, Proof("f", left, error, 1e-8)]
+    why = f"left padding moves the output by {error:.1e}: batches of unequal prompts are refused in generation"
+    return [*proofs, Proof("f", left, None, 1e-8, why)]
+
+
+def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor:
+    """Random token ids, without the places of pictures that some models want before them."""
+    from interp.model.twin import probe_inputs
+
+    return probe_inputs(twin.module, batch, length, seed)["input_ids"][:, -length:]
 
 
 def _is_causal(twin: Model) -> bool:
-    from interp.model.twin import probe_inputs
-
     if getattr(twin.module, "main_input_name", "") != "input_ids" or getattr(twin.config, "is_encoder_decoder", False):
         return False
-    inputs = probe_inputs(twin.module, batch=1, length=6)
-    moved = copy.copy(inputs) | {"input_ids": inputs["input_ids"].clone()}
-    moved["input_ids"][0, -1] = (moved["input_ids"][0, -1] + 1) % 3 + 3
-    with torch.no_grad():
-        a, b = (_first(twin.module(**i)) for i in (inputs, moved))
-    return bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
+    ids = _ids(twin, batch=1, length=6, seed=0)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % 3 + 3
+    try:
+        with torch.no_grad():
+            a, b = (_first(twin.module(**twin.inputs(i))) for i in (ids, other))
+    except (TypeError, ValueError, AttributeError):  # it wants more than text
+        return False
+    return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
 
 
 def padding_error(twin: Model, left: bool) -> float:
     """Largest difference between a prompt's outputs alone and in a padded batch, on a float64 twin."""
     from interp.model.model import Tokens
-    from interp.model.twin import probe_inputs
 
-    ids = probe_inputs(twin.module, batch=2, length=8, seed=3)["input_ids"]
+    ids = _ids(twin, batch=2, length=8, seed=3)
     short = ids[1, :5]
     mask = torch.ones_like(ids, dtype=torch.bool)
     side = slice(0, 3) if left else slice(5, None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from interp.errors import Failed, WrongUse
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
+from interp.model.experts import effect, hidden, routing
 from interp.model.positions import Positions, of_call
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in
@@ -29,7 +32,8 @@ class Session:
     """Hooks that apply `edits` and hand what `reads` name to `keep(site, tensor, positions)`.
 
     Reads see edited values. Without edits, nothing the model computes changes. With `stop`, the pass ends after the
-    last read. Leaving the context removes every hook, also after an exception.
+    last read. `tally` counts how often each edit changed a tensor. Leaving the context removes every hook, also after an
+    exception.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class Session:
         keep: Callable[[str, Tensor, Positions], None] | None = None,
         stop: bool = False,
         prompt: Callable[[], Tensor | None] = lambda: None,
+        tally: MutableMapping[Edit, int] | None = None,
     ) -> None:
         self.module, self.sites, self.keep, self.stop, self.prompt = module, sites, keep, stop, prompt
+        self.tally = {} if tally is None else tally
         self.edits: dict[str, list[Edit]] = {}
         for edit in edits:
             self.edits.setdefault(edit.site, []).append(edit)
@@ -50,8 +56,9 @@ class Session:
         self.fired: set[int] = set()
         self.undo: list[Callable[[], None]] = []
         self.counts: dict[int, int] = {}
-        self.left: set[str] = set()
+        self.left: set[str] = set(self.reads)
         self.main: Positions | None = None
+        self.generating: Tensor | None = None
         self.decoder: Positions | None = None
 
     # ------------------------------------------------------------ in and out
@@ -59,11 +66,11 @@ class Session:
     def __enter__(self) -> Session:
         try:
             self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
-            taps: dict[str, dict[str, str]] = {}
+            taps: dict[str, dict[tuple[int, str], str]] = {}
             for name in [*self.edits, *(n for n in self.reads if n not in self.edits)]:
                 site = self.sites[name]
                 if site.kind == "tap":
-                    taps.setdefault(site.place.path, {})[site.inner] = name
+                    taps.setdefault(site.place.path, {})[site.place.call, site.inner] = name
                 elif name in self.edits:
                     self._install_edit(name, site)
             for name in self.reads:
@@ -91,11 +98,20 @@ class Session:
         self.undo.append(handle.remove)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before every forward pass: where its columns stand, and all counters back to zero."""
-        arguments = inspect.signature(type(module).forward).bind_partial(module, *args, **kwargs).arguments
-        arguments |= arguments.pop("kwargs", {})
-        self.main = of_call(arguments, prompt=self.prompt())
-        self.decoder = of_call(arguments, "decoder_", prompt=self.prompt())
+        """Before every forward pass: where its columns stand."""
+        signature = inspect.signature(type(module).forward)
+        arguments = signature.bind_partial(module, *args, **kwargs).arguments
+        rest = next((n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+        arguments |= arguments.pop(rest, {})
+        prompt = self.prompt()
+        again = prompt is not None and prompt is self.generating  # a later pass of one generation
+        self.main, self.generating = of_call(arguments, prompt=prompt, before=self.main if again else None), prompt
+        started = None if prompt is None else torch.ones_like(prompt)  # a decoder is given its start token alone
+        self.decoder = of_call(arguments, "decoder_", prompt=started)
+        self.fresh()
+
+    def fresh(self) -> None:
+        """All counters back to zero: a pass begins, or a generation, whose encoder runs before the model's own call."""
         self.counts.clear()
         self.left = set(self.reads)
 
@@ -106,19 +122,22 @@ class Session:
         )
         if source is not None and source.index.shape == (batch, length):
             return source
-        return Positions(torch.arange(length).expand(batch, -1))
+        index, prompt = torch.arange(length).expand(batch, -1), self.prompt()
+        if prompt is not None and name.startswith("encoder.") and len(prompt) == batch:  # before the model's own call
+            index = index.masked_fill(index >= prompt[:, None].cpu(), -1)
+        return Positions(index)
 
     # ------------------------------------------------------------ what happens at a site
 
     def change(self, name: str, x: Tensor) -> Tensor:
         """All edits of a site applied to x, in its canonical shape."""
         axis = 2 if name.endswith((".scores", ".pattern")) else 1
-        positions = self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1)
-        positions = Positions(positions.index.to(x.device), positions.prompt)
+        positions = self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1).to(x.device)
         for edit in self.edits.get(name, ()):
             x, fired = edit.apply(x, positions)
             if fired:
                 self.fired.add(id(edit))
+                self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
         return x
 
     def take(self, name: str, x: Tensor) -> None:
@@ -138,7 +157,7 @@ class Session:
 
         def turn() -> bool:
             self.counts[number] = self.counts.get(number, -1) + 1
-            return self.counts[number] == place.call or (not self.main and place.call == 0)
+            return self.counts[number] == place.call
 
         def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             key = place.key if place.key is not None else _first_key(args, kwargs)
@@ -177,22 +196,24 @@ class Session:
 
     def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
         """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
+        if site.heads is None and site.place.half is None:
+            return new.reshape(t.shape) if new.numel() == t.numel() else new  # a sweep turns one row for all into many
         shape, t = t.shape, t.reshape(*new.shape[:2], -1)
         if site.heads is not None:
-            t = site.heads.join(t, new)
-        elif site.place.half is not None:
-            parts = list(t.chunk(2, dim=-1))
-            parts[site.place.half] = new
-            t = torch.cat(parts, dim=-1)
-        else:
-            t = new
-        return t.reshape(shape)
+            return site.heads.join(t, new).reshape(shape)
+        parts = list(t.chunk(2, dim=-1))
+        parts[site.place.half] = new  # type: ignore[index]
+        return torch.cat(parts, dim=-1).reshape(shape)
 
     def _install_edit(self, name: str, site: Site) -> None:
         if site.kind == "sum":
             return self._edit_sum(name, site)
         if site.kind == "result":
             return self._edit_result(name, site)
+        if site.kind == "scale":
+            return self._edit_scale(name, site)
+        if site.kind == "experts":
+            return self._edit_experts(name, site)
 
         def visit(t: Tensor) -> Tensor | None:
             old = self._canonical(site, t)
@@ -231,7 +252,61 @@ class Session:
             change[:] = [] if new is old else [(new - old).sum(dim=2)]
 
         self.at(site.place, start)
-        self.at(Place(site.place.path, "out"), lambda t: t + change[0].reshape(t.shape) if change else None)
+        out = replace(site.place, side="out", key=None)
+        self.at(out, lambda t: t + change[0].reshape(t.shape) if change else None)
+
+    def _edit_scale(self, name: str, site: Site) -> None:
+        """out' = b + (out - b) · s / s', b the norm's answer to zeros."""
+        found: list[tuple[Tensor, Tensor]] = []
+        module = self._module(site.place)
+
+        def start(t: Tensor) -> None:
+            old = self._scale(site, t)
+            found[:] = [(old, self.change(name, old))]
+
+        def finish(t: Tensor) -> Tensor | None:
+            old, new = found[0]
+            if new is old:
+                return None
+            bias = module.forward(torch.zeros_like(t.flatten(0, -2)[:1]))[0]
+            return bias + (t - bias) * (old / new).to(t).reshape(*t.shape[:-1], 1)
+
+        self.at(replace(site.place, side="in", key=None), start)
+        self.at(site.place, finish)
+
+    def _edit_experts(self, name: str, site: Site) -> None:
+        """out' = out + Σ_k weight_k · (post' - post)_k W_down[expert_k]."""
+        found: list[Tensor] = []
+        module = self._module(site.place)
+
+        def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            old = self._experts(site, args, kwargs)
+            new = self.change(name, old)
+            _, index, weights = routing(args, kwargs)
+            found[:] = [] if new is old else [effect(module, index, weights, (new - old).flatten(0, 1))]
+
+        self._arguments(site.place, start)
+        self.at(site.place, lambda t: t + found[0].to(t).reshape(t.shape) if found else None)
+
+    def _arguments(self, place: Place, visit: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+        """Call `visit(args, kwargs)` before a module's call."""
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            visit(args, kwargs)
+
+        self._hook(self._module(place).register_forward_pre_hook(before, with_kwargs=True))
+
+    def _scale(self, site: Site, t: Tensor) -> Tensor:
+        assert site.norm is not None
+        if self.main is not None and t.ndim == 2 and t.shape[0] == self.main.index.numel():
+            t = t.reshape(*self.main.index.shape, -1)
+        return site.norm.scale(t)
+
+    def _experts(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        post = hidden(self._module(site.place), args, kwargs)
+        assert post is not None
+        shape = self.main.index.shape if self.main is not None else (1, -1)
+        return post.reshape(*shape, *post.shape[1:])
 
     def _result(self, site: Site, t: Tensor) -> Tensor:
         """result[head] = z[head] W_O[head]  [batch, pos, head, d_model]."""
@@ -243,26 +318,24 @@ class Session:
     def _install_read(self, name: str, site: Site) -> None:
         if site.kind == "tap":
             return None
+        if site.kind == "experts":
+            return self._arguments(site.place, lambda a, k: self.take(name, self._experts(site, a, k)))
+        if site.kind == "scale":
+            return self.at(replace(site.place, side="in", key=None), lambda t: self.take(name, self._scale(site, t)))
         place = site.read or site.place
         convert = self._result if site.kind == "result" else self._canonical
         return self.at(place, lambda t: self.take(name, convert(site, t)))
 
-    def _install_tap(self, path: str, names: dict[str, str]) -> None:
-        """Run one module under a `Tap` that shows it the sites in `names` (inner name -> site)."""
-        module, site = self.module.get_submodule(path), self.sites[next(iter(names.values()))]
-        edited = frozenset(inner for inner, name in names.items() if name in self.edits)
+    def _install_tap(self, path: str, names: dict[tuple[int, str], str]) -> None:
+        """Run one module under a `Tap` that shows it the sites in `names` ((number of the call, inner name) -> site)."""
+        module, number = self.module.get_submodule(path), len(self.undo)
         original, own = module.forward, module.__dict__.get("forward")
 
-        def visit(inner: str, t: Tensor) -> Tensor:
-            name = names[inner]
-            x = _from_heads(t, self.sites[name])
-            new = self.change(name, x)
-            self.take(name, new)
-            return t if new is x else _to_heads(new, t, self.sites[name])
-
         def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self.counts[number] = self.counts.get(number, -1) + 1
+            here = {inner: name for (at, inner), name in names.items() if at == call}
             batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
-            with Tap(visit, None, frozenset(names), edited, site.product, site.count, batch):
+            with self._tap(here, batch) if here else nullcontext():
                 return original(*args, **kwargs)
 
         def restore() -> None:
@@ -273,6 +346,20 @@ class Session:
 
         module.forward = forward
         self.undo.append(restore)
+
+    def _tap(self, names: dict[str, str], batch: int) -> Tap:
+        """A tap for the sites in `names` (inner name -> site)."""
+        site = self.sites[next(iter(names.values()))]
+        edited = frozenset(inner for inner, name in names.items() if name in self.edits)
+
+        def visit(inner: str, t: Tensor) -> Tensor:
+            name = names[inner]
+            x = _from_heads(t, self.sites[name])
+            new = self.change(name, x)
+            self.take(name, new)
+            return t if new is x else _to_heads(new, t, self.sites[name])
+
+        return Tap(visit, None, frozenset(names), edited, site.product, site.count, batch)
 
 
 _SOURCE_SIDE = (["cross_attn", "k"], ["cross_attn", "v"], ["cross_attn", "k_raw"])
@@ -291,6 +378,8 @@ def _from_heads(t: Tensor, site: Site) -> Tensor:
     """[batch, head, pos, d] to [batch, pos, head, d], one of every group of equal heads; patterns as they are."""
     if site.inner in ("scores", "pattern"):
         return t
+    if site.inner == "sink":
+        return t.squeeze(-1).transpose(1, 2)
     heads = site.shape[2]
     return (t if t.shape[1] == heads else t[:, :: t.shape[1] // int(heads)]).transpose(1, 2)
 

@@ -18,14 +18,18 @@ from torch.overrides import TorchFunctionMode
 SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
-INNER = ("q", "k", "v", "scores", "pattern", "z")
+OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
+INNER = ("q", "k", "v", "scores", "pattern", "sink", "z")
 
 Visit = Callable[[str, Tensor], Tensor]
 
 
 @dataclass
 class Attention:
-    """One attention computation. q, k, v, z: [batch, head, pos, d_head]; scores, pattern: [batch, head, query, key]."""
+    """One attention computation. q, k, v, z: [batch, head, pos, d_head]; scores, pattern: [batch, head, query, key].
+
+    `whole` is what the softmax returned; where it has more columns than there are keys, these are the sink.
+    """
 
     product: int  # the number of the query-key product among the products its module ran; -1 for a fused call
     q: Tensor | None = None
@@ -34,6 +38,14 @@ class Attention:
     scores: Tensor | None = None
     pattern: Tensor | None = None
     z: Tensor | None = None
+    whole: Tensor | None = None
+
+    @property
+    def sink(self) -> Tensor | None:
+        """The share of each query's attention that goes to no key [batch, head, query], if the softmax has such columns."""
+        assert self.whole is not None and self.pattern is not None
+        rest = self.whole.shape[-1] - self.pattern.shape[-1]
+        return self.whole[..., -rest:].sum(-1) if rest else None
 
 
 def visible(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
@@ -51,6 +63,13 @@ def reference_scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | N
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return scores if mask is None else scores + mask.to(wide)
+
+
+def _positional(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The operands of a product that were given by name, put in their places."""
+    places = OPERANDS[func in ADDED_PRODUCT]
+    named = sorted((places[name], value) for name, value in kwargs.items() if name in places)
+    return (*args, *(value for _, value in named)), {k: v for k, v in kwargs.items() if k not in places}
 
 
 def reference_pattern(scores: Tensor) -> Tensor:
@@ -118,6 +137,7 @@ class Tap(TorchFunctionMode):
 
     def _product(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         first = 1 if func in ADDED_PRODUCT or func is torch.einsum else 0
+        args, kwargs = _positional(func, args, kwargs)
         operands = list(args[first]) if isinstance(args[first], (tuple, list)) else list(args[first : first + 2])
         if len(operands) != 2:
             return func(*args, **kwargs)
@@ -140,12 +160,25 @@ class Tap(TorchFunctionMode):
         """z = pattern · v, the end of an attention."""
         operands = list(args[first]) if isinstance(args[first], (tuple, list)) else list(args[first : first + 2])
         at = 1 if id(operands[0]) in self.patterns else 0
+        attention.pattern = operands[1 - at]
+        if attention.sink is not None:
+            self._see("sink", attention.sink.unsqueeze(-1))
+        attention.pattern = operands[1 - at] = self._see("pattern", operands[1 - at])
         attention.v = operands[at] = self._see("v", operands[at])
-        args = (*args[:first], *operands, *args[first + 2 :])
-        attention.z = self._see("z", func(*args, **kwargs))
-        if self.done:
-            self.done(attention)
-        return attention.z
+        spread = [operands] if isinstance(args[first], (tuple, list)) else operands
+        z = attention.z = self._see("z", func(*args[:first], *spread, *args[first + len(spread) :], **kwargs))
+        self._finish(attention)
+        return z
+
+    def _finish(self, attention: Attention) -> None:
+        """Hand an attention over, heads apart from the batch."""
+        if self.done is None:
+            return
+        for name in ("q", "k", "v", "z", "pattern", "scores", "whole"):
+            t = getattr(attention, name)
+            if t is not None and t.ndim == 3 and self.batch:
+                setattr(attention, name, t.unflatten(0, (self.batch, -1)))
+        self.done(attention)
 
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         scores = args[0] if args else kwargs["input"]
@@ -157,12 +190,14 @@ class Tap(TorchFunctionMode):
             self._see("q", q)
             self._see("k", k)
         rest = {name: value for name, value in kwargs.items() if name != "input"}
-        seen = self._see("scores", scores)
-        pattern = func(seen, *args[1:], **rest)
-        seen_pattern = self._see("pattern", pattern)
-        self.patterns[id(seen_pattern)] = Attention(number, q, k, None, seen, seen_pattern)
-        self.alive.append(seen_pattern)
-        return seen_pattern
+        keys = k.shape[-2]  # further columns are sinks
+        seen = self._see("scores", scores[..., :keys])
+        if scores.shape[-1] > keys and "scores" in self.edits:
+            seen = torch.cat([seen, scores[..., keys:]], dim=-1)
+        whole = func(seen if "scores" in self.edits else scores, *args[1:], **rest)
+        self.patterns[id(whole)] = Attention(number, q, k, None, seen[..., :keys], whole=whole)
+        self.alive.append(whole)
+        return whole
 
     def _fused(
         self,
@@ -188,6 +223,7 @@ class Tap(TorchFunctionMode):
         if inside or self.edits:
             attention.scores = self._see("scores", reference_scores(q, k, visible(q, k, mask, is_causal), scale))
             attention.pattern = self._see("pattern", reference_pattern(attention.scores))
+            attention.whole = attention.pattern
         if self.edits - {"z"}:
             assert attention.pattern is not None
             z = attention.pattern.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
@@ -196,6 +232,5 @@ class Tap(TorchFunctionMode):
             out = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         seen = self._see("z", out.reshape(*q.shape[:-1], out.shape[-1]))
         attention.z = seen
-        if self.done:
-            self.done(attention)
+        self._finish(attention)
         return seen.reshape(out.shape) if "z" in self.edits else out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ class Call:
 
     path: str
     module: nn.Module
+    number: int  # among the calls of this module
     start: int
     end: int = -1
     inputs: dict[Key, Tensor] = field(default_factory=dict)
@@ -69,16 +72,28 @@ class Trace:
     """Calls in order of entry, and the attention computations with the module that made each."""
 
     calls: list[Call]
-    attentions: list[tuple[str, Attention]]
+    attentions: list[tuple[Call, Attention]]
     output: Any
+
+    @cached_property
+    def by_path(self) -> dict[str, list[Call]]:
+        """Every module's calls."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.path, []).append(call)
+        return found
 
     def of(self, path: str) -> list[Call]:
         """All calls of the module at `path`."""
-        return [c for c in self.calls if c.path == path]
+        return self.by_path.get(path, [])
 
-    def inside(self, path: str) -> list[Call]:
-        """All calls below the module at `path`."""
-        return [c for c in self.calls if c.path.startswith(path + ".")]
+    def inside(self, call: Call) -> list[Call]:
+        """All calls made during another."""
+        return [c for c in self.calls if call.start < c.start and c.end < call.end]
+
+    def cores(self, call: Call) -> list[tuple[Call, Attention]]:
+        """The attentions computed during a call, each with the call that computed it."""
+        return [(c, a) for c, a in self.attentions if call.start <= c.start and c.end <= call.end]
 
 
 @torch.no_grad()
@@ -87,11 +102,14 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     calls: list[Call] = []
     stack: list[Call] = []
     clock = iter(range(10**9))
-    attentions: list[tuple[str, Attention]] = []
+    attentions: list[tuple[Call, Attention]] = []
+    numbers: Counter[str] = Counter()
+    batch = next((t.shape[0] for t in inputs.values() if isinstance(t, Tensor)), 1)
 
     def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(path, module, next(clock), args=args, kwargs=kwargs, products=tap.products)
+        call = Call(path, module, numbers[path], next(clock), args=args, kwargs=kwargs, products=tap.products)
         call.inputs = {k: t.clone() for k, t in [*tensors_in(args), *tensors_in(kwargs)]}
+        numbers[path] += 1
         calls.append(call)
         stack.append(call)
 
@@ -103,9 +121,9 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     def done(attention: Attention) -> None:
         if attention.product >= 0:
             attention.product -= stack[-1].products
-        attentions.append((stack[-1].path, attention))
+        attentions.append((stack[-1], attention))
 
-    tap, handles = Tap(done=done), []
+    tap, handles = Tap(done=done, batch=batch), []
     for path, module in model.named_modules():
         pre = lambda m, a, k, path=path: enter(path, m, a, k)  # noqa: E731
         handles.append(module.register_forward_pre_hook(pre, with_kwargs=True))

@@ -45,19 +45,17 @@ def text_config(config: Any) -> Any:
 
 
 def shrunk(config: Any) -> Any:
-    """A copy of the config with few layers, heads and channels; ratios of heads to kv heads are kept in kind."""
+    """A copy of the config with few heads and channels and all layers; ratios of heads to kv heads are kept in kind."""
     config = copy.deepcopy(config)
     parts = [config, *(v for v in vars(config).values() if hasattr(v, "model_type"))]
     for part in parts:
         heads, kv = getattr(part, "num_attention_heads", None), getattr(part, "num_key_value_heads", None)
         for field, size in names()["sizes"].items():
-            if isinstance(getattr(part, field, None), int) and not isinstance(getattr(part, field), bool):
+            fixed = isinstance(getattr(type(part), field, None), property)  # made of other fields
+            if isinstance(getattr(part, field, None), int) and not isinstance(getattr(part, field), bool) and not fixed:
                 setattr(part, field, min(size, getattr(part, field)))
         if isinstance(kv, int) and isinstance(heads, int):
             part.num_key_value_heads = 4 if kv == heads else 1 if kv == 1 else 2
-        for field, value in list(vars(part).items()):
-            if isinstance(value, list) and field in names()["per_layer"]:
-                setattr(part, field, value[: names()["sizes"]["num_hidden_layers"]])
     return config
 
 
@@ -100,33 +98,65 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
         except Exception as error:
             raise Failed(f"no small copy of {type(model).__name__} could be built from its config: {error}") from error
     twin.eval().requires_grad_(False)
+    configs: dict[int, Any] = {id(m.config): m.config for m in twin.modules() if hasattr(m, "config")}
+    for config in configs.values():
+        config._experts_implementation = "eager"  # grouped products of experts know no float64
     randomise(twin, seed)
     return twin
 
 
-def probe_inputs(model: nn.Module, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, Tensor]:
+def probe_inputs(model: nn.Module, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, Any]:
     """Random inputs of the kinds the model's forward takes; the decoder's are two tokens shorter than the encoder's."""
     config, accepted = getattr(model, "config", None), inspect.signature(model.forward).parameters
     if config is None:
         raise Failed(f"{type(model).__name__} has no config, so no inputs can be made up for it: name `module:` sites")
     generator = torch.Generator().manual_seed(seed)
     p = next(model.parameters())
-    inputs: dict[str, Tensor] = {}
-
-    def tokens(length: int) -> Tensor:
-        size = getattr(text_config(config), "vocab_size", None) or config.vocab_size
-        return torch.randint(min(3, size - 1), size, (batch, length), generator=generator).to(p.device)
-
     main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
-        vision = getattr(config, "vision_config", config)
-        size = vision.image_size if isinstance(vision.image_size, (tuple, list)) else [vision.image_size] * 2
-        shape = (batch, vision.num_channels, *size)
-        inputs["pixel_values"] = torch.randn(shape, generator=generator).to(p)
-    else:
-        inputs[main] = tokens(length)
+    kinds = [main] + [
+        k for k, part in names()["beside"].items() if k != main and k in accepted and hasattr(config, part)
+    ]
+    inputs: dict[str, Any] = {}
+    for kind in kinds:
+        if kind in names()["inputs"]:
+            shape = [batch, *(_size(config, fields) for fields in names()["inputs"][kind])]
+            inputs[kind] = torch.randn(shape, generator=generator).to(p)
+        else:
+            inputs[kind] = _tokens(config, (batch, length), generator).to(p.device)
     if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens(length - 2)
+        inputs["decoder_input_ids"] = _tokens(config, (batch, length - 2), generator).to(p.device)
     if "use_cache" in accepted or (any(a.kind is a.VAR_KEYWORD for a in accepted.values()) and main == "input_ids"):
-        inputs["use_cache"] = False  # type: ignore[assignment]
-    return inputs
+        inputs["use_cache"] = False
+    return _with_places(model, inputs)
+
+
+def _tokens(config: Any, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Token ids that are no special token of the text, nor one that stands for a picture."""
+    size = getattr(text_config(config), "vocab_size", None) or config.vocab_size
+    ids = torch.randint(min(3, size - 1), size, shape, generator=generator)
+    place = getattr(config, "image_token_id", None)
+    return ids if place is None else torch.where(ids == place, min(3, size - 1), ids)
+
+
+def _size(config: Any, fields: str) -> int:
+    """A size by the first of the fields that the config, or the part of it for pictures or sound, has; `2*` doubles it."""
+    factor, _, given = fields.rpartition("*")
+    parts = [config, *(v for k, v in vars(config).items() if k in ("vision_config", "audio_config"))]
+    for name in given.split("|"):
+        value = int(name) if name.isdigit() else next((getattr(c, name) for c in parts if hasattr(c, name)), None)
+        value = value[0] if isinstance(value, (tuple, list)) else value
+        if value is not None:
+            return int(factor or 1) * int(value)
+    raise Failed(f"the config says none of {given.replace('|', ', ')}, so no input of that size can be made up")
+
+
+def _with_places(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """In front of the text, as many image tokens as the model makes of the pictures, where it wants them there."""
+    config: Any = model.config
+    place = getattr(config, "image_token_id", None)
+    if place is None or "input_ids" not in inputs or "pixel_values" not in inputs:
+        return inputs
+    vision = config.vision_config
+    count = (_size(vision, "image_size") // _size(vision, "patch_size")) ** 2
+    ids = inputs["input_ids"]
+    return inputs | {"input_ids": torch.cat([torch.full_like(ids[:, :1], place).repeat(1, count), ids], dim=1)}

@@ -29,6 +29,20 @@ PAD, BOS, EOS = 0, 1, 2
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What the steps from `start` on read: text, and among each batch's windows some that teach what text teaches slowly."""
+
+    start: int
+    long_every: int  # every so many steps read 4,096 tokens at once, so that positions up to there are learnt
+    random: int  # windows of random tokens said again and again: they teach induction
+    passages: int = 0  # windows of a passage of the text said again and again
+    words: int = 0  # windows of words of the text in random order, rare or not: they teach spelling
+    shortest: int = 16  # tokens that are said again
+    longest: int = 128
+    pieces: int = 1  # parts of a window, each of which says other tokens again and again
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every number of the training run; `steps` only decides when the learning rate starts to fall."""
 
@@ -40,21 +54,29 @@ class Recipe:
     d_mlp: int = 640
     context: int = 512
     long_context: int = 4096
-    long_every: int = 32  # every 32nd step reads 4,096 tokens at once, so that positions up to there are learnt
     batch: int = 16  # windows of `context` tokens
-    repeats: int = 1  # of them, windows of random tokens said again and again: they teach induction
-    late: int = 600  # from this step on other windows take more room:
-    late_long_every: int = 10
-    late_repeats: int = 2  # windows of random tokens, and as many of a passage of the text, said again and again
-    late_words: int = 2  # windows of words of the text in random order, rare or not: they teach spelling
+    phases: tuple[Phase, ...] = (
+        Phase(0, long_every=32, random=1),
+        Phase(600, long_every=10, random=2, passages=2, words=2),
+        Phase(900, long_every=10, random=3, passages=1, words=2, shortest=2, longest=48, pieces=4),
+    )
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
-    steps: int = 3000
+    steps: int = 1600
     warmup: int = 100
-    decay: int = 600  # the last steps, in which the learning rate falls linearly to zero
+    decay: int = 700  # the last steps, in which the learning rate falls linearly to zero
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
     weight_decay: float = 0.02
     seed: int = 0
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to."""
+        return [phase for phase in self.phases if phase.start <= step][-1]
+
+
+def read_recipe(saved: dict[str, Any]) -> Recipe:
+    """The recipe whose `asdict` was saved."""
+    return Recipe(**saved | {"phases": tuple(Phase(**phase) for phase in saved["phases"])})
 
 
 def train_tokenizer(texts: list[str], size: int) -> Any:
@@ -190,20 +212,21 @@ class Corpus:
         labels = torch.from_numpy(np.stack([self.stream[s : s + length] for s in starts]).astype(np.int64))
         return _shifted(labels), labels
 
-    def repeated(self, count: int, rng: np.random.Generator, text: bool = False) -> tuple[Tensor, Tensor]:
-        """Windows of 16 to 128 tokens repeated to the end: of the text, or random. Chance itself carries no loss."""
-        labels = torch.empty(count, self.recipe.context, dtype=torch.int64)
+    def repeated(self, count: int, rng: np.random.Generator, phase: Phase, text: bool = False) -> tuple[Tensor, Tensor]:
+        """Windows of a few tokens repeated to the end, taken from the text, or random: then the first copy has no loss."""
+        context = self.recipe.context
+        labels = torch.empty(count * phase.pieces, context // phase.pieces, dtype=torch.int64)
         lengths = []
         for row in labels:
-            length = rng.integers(16, 129)
+            length = rng.integers(phase.shortest, phase.longest + 1)
             start = rng.integers(0, len(self.stream) - length) if text else 0
             span = self.stream[start : start + length] if text else rng.integers(3, self.recipe.vocabulary, length)
             row.copy_(torch.from_numpy(np.resize(span.astype(np.int64), len(row))))
             lengths.append(length)
-        inputs = _shifted(labels)
+        inputs = _shifted(labels.view(count, context))
         for row, length in zip(labels, lengths, strict=True):
             row[: 0 if text else length] = -100
-        return inputs, labels
+        return inputs, labels.view(count, context)
 
     def word_lists(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Windows of words drawn evenly among the distinct ones, side by side."""
@@ -216,17 +239,14 @@ class Corpus:
 
     def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """The micro-batches of a step: a function of (seed, step) alone, which is what makes resuming exact."""
-        r, rng = self.recipe, np.random.default_rng([self.recipe.seed, step])
-        late = step >= r.late
-        long_every = r.late_long_every if late else r.long_every
-        if step % long_every == long_every - 1:
+        r, rng, phase = self.recipe, np.random.default_rng([self.recipe.seed, step]), self.recipe.phase(step)
+        if step % phase.long_every == phase.long_every - 1:
             return [self.windows(1, r.long_context, rng) for _ in range(r.batch * r.context // r.long_context)]
-        random, passages, words = (r.late_repeats, r.late_repeats, r.late_words) if late else (r.repeats, 0, 0)
         parts = [
-            self.windows(r.batch - random - passages - words, r.context, rng),
-            self.repeated(random, rng),
-            self.repeated(passages, rng, text=True),
-            self.word_lists(words, rng),
+            self.windows(r.batch - phase.random - phase.passages - phase.words, r.context, rng),
+            self.repeated(phase.random, rng, phase),
+            self.repeated(phase.passages, rng, phase, text=True),
+            self.word_lists(phase.words, rng),
         ]
         inputs, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return list(zip(inputs.split(4), labels.split(4), strict=True))

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
 import torch
 
-from interp import Failed, Mean, Patch, Project, Replace, Scale, Steer, WrongUse, Zero
-from interp.model import load
+from interp import (
+    Cache,
+    Failed,
+    Freeze,
+    Mean,
+    Noise,
+    Patch,
+    Project,
+    Replace,
+    Resample,
+    Scale,
+    Steer,
+    WrongUse,
+    Zero,
+    edits_from_json,
+)
+from interp.model import Model, load
+from interp.model.edits import normal
 from interp.model.model import Tokens
 from tests.model.shapes import CAUSAL, module
+from tests.model.wrapped import wrapped
 
 IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [7, 7, 12, 40, 6, 13]])
 OTHER = torch.tensor([[5, 9, 33, 3, 8, 20], [7, 7, 12, 41, 6, 13]])
@@ -22,7 +40,7 @@ def logits(model, x=IDS):
 
 
 def test_an_edited_value_is_what_is_recorded_and_what_goes_on():
-    model = load(module("llama"))
+    model = wrapped("llama")
     clean = model.record(IDS, "*")
     after = model.record(IDS, "*", edits=[Zero("blocks.1.mlp.write", pos=2)])
     assert after["blocks.1.mlp.write"][:, 2].abs().max() == 0
@@ -35,7 +53,7 @@ def test_an_edited_value_is_what_is_recorded_and_what_goes_on():
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "bert", "t5", "vit", "opt"])
 def test_resid_mid_is_edited_for_everyone_who_reads_the_stream(name):
     """resid_post - mlp.write must be the value put at resid_mid, not just what the norm reads."""
-    model = load(module(name))
+    model = wrapped(name)
     x = model.inputs(
         torch.randn(2, 3, 16, 16)
         if name == "vit"
@@ -58,7 +76,7 @@ def test_resid_mid_is_edited_for_everyone_who_reads_the_stream(name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "pythia", "t5"])
 def test_editing_a_pattern_gives_the_weighted_values(name):
-    model = load(module(name))
+    model = wrapped(name)
     prefix = "encoder." if name == "t5" else ""
     x = {"input_ids": IDS, "decoder_input_ids": IDS} if name == "t5" else IDS
     site = f"{prefix}blocks.1.attn."
@@ -76,7 +94,7 @@ def test_editing_a_pattern_gives_the_weighted_values(name):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "pythia"])
 @pytest.mark.parametrize("inner", ["q", "k", "v", "scores", "q_raw", "k_raw", "z", "result"])
 def test_every_inner_site_can_be_edited_and_reaches_the_output(name, inner):
-    model = load(module(name))
+    model = wrapped(name)
     clean = logits(model)
     head = 0 if inner in ("k", "v", "k_raw") else 1  # two kv heads, four query heads
     with model.edit(
@@ -88,7 +106,7 @@ def test_every_inner_site_can_be_edited_and_reaches_the_output(name, inner):
 
 
 def test_head_of_v_reaches_only_its_group():
-    model = load(module("llama"))
+    model = wrapped("llama")
     clean = model.record(IDS, "blocks.0.attn.z")["blocks.0.attn.z"]
     z = model.record(IDS, "blocks.0.attn.z", edits=[Zero("blocks.0.attn.v", head=1)])["blocks.0.attn.z"]
     assert torch.equal(z[:, :, :2], clean[:, :, :2])
@@ -97,24 +115,24 @@ def test_head_of_v_reaches_only_its_group():
 
 @pytest.mark.parametrize("name", ["llama", "pythia", "mamba", "opt"])
 def test_patching_everything_from_another_run_gives_that_run(name):
-    model = load(module(name))
+    model = wrapped(name)
     other = model.record(OTHER, "blocks.*.resid_post")
     with model.edit(Patch("blocks.2.resid_post", other)):
-        assert (logits(model) - logits(load(module(name)), OTHER)).abs().max() < 1e-5
+        assert (logits(model) - logits(wrapped(name), OTHER)).abs().max() < 1e-5
     with model.edit(Patch("blocks.0.resid_pre", model.record(OTHER, "blocks.0.resid_pre"), pos=slice(0, 3))):
         one = logits(model)
     assert torch.equal(one[1, :3], logits(model)[1, :3])  # rows differ from position 3 on
 
 
 def test_patch_moves_a_position():
-    model = load(module("gpt2"))
+    model = wrapped("gpt2")
     source = model.record(OTHER, "blocks.1.resid_post")
     cache = model.record(IDS, "blocks.1.resid_post", edits=[Patch("blocks.1.resid_post", source, pos=4, from_pos=2)])
     assert torch.equal(cache["blocks.1.resid_post"][:, 4], source["blocks.1.resid_post"][:, 2])
 
 
 def test_patch_aligns_prompts_of_other_lengths_by_real_position():
-    model = load(module("llama"))
+    model = wrapped("llama")
     short = Tokens(IDS, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool())
     source = model.record(short, "blocks.0.resid_post")
     left = {"input_ids": IDS.flip(1), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])}
@@ -123,7 +141,7 @@ def test_patch_aligns_prompts_of_other_lengths_by_real_position():
 
 
 def test_steer_project_mean_rows_and_index():
-    model, site = load(module("llama")), "blocks.1.resid_post"
+    model, site = wrapped("llama"), "blocks.1.resid_post"
     clean = model.record(IDS, site)[site]
     d = torch.randn(32)
     assert torch.equal(model.record(IDS, site, edits=[Steer(site, d, 2.0)])[site], clean + 2.0 * d)
@@ -137,7 +155,7 @@ def test_steer_project_mean_rows_and_index():
 
 
 def test_contexts_nest_and_leave_nothing_behind():
-    model, site = load(module("gpt2")), "blocks.1.resid_post"
+    model, site = wrapped("gpt2"), "blocks.1.resid_post"
     clean = logits(model)
     with model.edit(Scale(site, 2.0)):
         with model.edit(Scale(site, 3.0)):
@@ -155,7 +173,7 @@ def test_contexts_nest_and_leave_nothing_behind():
 
 
 def test_an_edit_that_does_not_fire_warns_or_raises():
-    model = load(module("llama"))
+    model = wrapped("llama")
     with pytest.warns(UserWarning, match="changed nothing"), model.edit(Zero("embed", pos=50)):
         logits(model)
     with pytest.raises(Failed, match="changed nothing"), model.edit(Zero("embed", pos=50), strict=True):
@@ -166,21 +184,334 @@ def test_an_edit_that_does_not_fire_warns_or_raises():
             logits(model)
 
 
+def test_values_move_between_prompts_of_different_length_by_a_map():
+    model, site = wrapped("llama"), "blocks.1.resid_post"
+    short = Tokens(IDS[:, :4], torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool())
+    source = model.record(short, site)
+    edit = Patch(site, source, from_pos=[0, -1], to_pos=[4, 1])
+    clean, after = model.record(IDS, site)[site], model.record(IDS, site, edits=[edit])[site]
+    assert torch.equal(after[:, 4], source[site][:, 0])
+    assert torch.equal(after[0, 1], source[site][0, 2])  # the last real token of the shorter prompt
+    assert torch.equal(after[1, 1], source[site][1, 3])
+    assert torch.equal(after[:, [0, 2, 3, 5]], clean[:, [0, 2, 3, 5]])
+    last = model.record(IDS, site, edits=[Patch(site, source, from_pos=1, to_pos=-1)])[site]
+    assert torch.equal(last[:, -1], source[site][:, 1])
+
+
+def test_beyond_the_end_of_a_shorter_source_nothing_changes():
+    model, site = wrapped("llama"), "blocks.1.resid_post"
+    source = model.record(Tokens(OTHER, torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6]).bool()), site)
+    clean, after = model.record(IDS, site)[site], model.record(IDS, site, edits=[Patch(site, source)])[site]
+    assert torch.equal(after[0, :3], source[site][0, :3])
+    assert torch.equal(after[0, 3:], clean[0, 3:])
+    assert torch.equal(after[1], source[site][1])
+
+
+@pytest.mark.parametrize("inner", ["pattern", "scores"])
+def test_patterns_are_patched_key_by_key_whatever_the_padding(inner):
+    """A left-padded batch held at the patterns of a right-padded one: each row's keys are its own tokens."""
+    model, site = wrapped("llama"), f"blocks.1.attn.{inner}"
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6]).bool()
+    source = model.record(Tokens(OTHER, mask), site)
+    ids = torch.stack([IDS[0].roll(2), IDS[1]])
+    left = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])}
+    after = model.record(left, site, edits=[Patch(site, source)])[site]
+    assert torch.equal(after[0, :, 2:, 2:], source[site][0, :, :4, :4])
+    assert torch.equal(after[1], source[site][1])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_frozen_patterns_and_streams_are_those_of_the_other_run(name):
+    model = wrapped(name)
+    sites = ["blocks.*.attn.pattern", "blocks.0.mlp.write"]
+    other = model.record(OTHER, sites)
+    freeze = Freeze(sites, other)
+    with model.edit(freeze, strict=True):
+        held = model.record(IDS, sites)
+    for site in other:
+        assert torch.equal(held[site], other[site])
+    assert model.fired(freeze) == 4  # three patterns and a write
+    with pytest.raises(WrongUse, match="was not recorded"), model.edit(Freeze("blocks.*.attn.z", other)):
+        pass
+
+
+def test_resample_takes_another_row_or_a_row_of_another_run():
+    model, site = wrapped("llama"), "blocks.1.resid_post"
+    four = torch.cat([IDS, OTHER.flip(1)])
+    clean = model.record(four, [site, "blocks.1.mlp.write"])
+    after = model.record(four, [site, "blocks.1.mlp.write"], edits=[Resample(site, seed=3)])
+    rows = [next(s for s in range(4) if torch.equal(after[site][r], clean[site][s])) for r in range(4)]
+    assert sorted(rows) == [0, 1, 2, 3] and all(r != s for r, s in enumerate(rows))
+    assert torch.equal(after["blocks.1.mlp.write"], clean["blocks.1.mlp.write"])  # it comes before
+    drawn = [model.record(IDS[:1], site, edits=[Resample(site, clean, seed=s)])[site][0] for s in range(12)]
+    found = {next(r for r in range(4) if torch.equal(d, clean[site][r])) for d in drawn}
+    assert found == {0, 1, 2, 3}
+    with pytest.raises(WrongUse, match="another row"):
+        model.record(IDS[:1], site, edits=[Resample(site)])
+    short = Tokens(IDS, torch.tensor([[1, 1, 0, 0, 0, 0], [1] * 6]).bool())
+    plain = model.record(short, site)[site]
+    mixed = model.record(short, site, edits=[Resample(site)])[site]
+    assert torch.equal(mixed[1, :2], plain[0, :2]) and torch.equal(mixed[1, 2:], plain[1, 2:])
+
+
+def test_noise_is_normal_and_depends_on_seed_site_row_and_position_alone():
+    model, site = wrapped("llama"), "blocks.1.resid_post"
+    clean, noisy = (model.record(IDS, site, edits=e)[site] for e in ([], [Noise(site, 0.5, seed=1)]))
+    part = model.record(IDS[:, :3], site, edits=[Noise(site, 0.5, seed=1)])[site]
+    assert torch.allclose(part - clean[:, :3], (noisy - clean)[:, :3], atol=1e-5)
+    other = model.record(IDS, site, edits=[Noise(site, 0.5, seed=2)])[site]
+    assert not torch.allclose(other, noisy)
+    z = normal("1 a", torch.arange(2000).reshape(4, 500), (50,)).flatten()
+    # 100 000 draws: the standard errors of the four moments are .003, .004, .008, .015.
+    moments = [float(z.pow(k).mean()) for k in (1, 2, 3, 4)]
+    assert all(abs(m - e) < b for m, e, b in zip(moments, (0, 1, 0, 3), (0.014, 0.02, 0.04, 0.08), strict=True))
+    rows = normal("1 a", torch.arange(9).expand(2, 9), (64,))
+    assert abs(float(torch.corrcoef(rows.flatten(1))[0, 1])) < 0.15
+    assert torch.equal(
+        normal("1 a", torch.arange(9).expand(2, 9), (64, 5))[..., :3],
+        normal("1 a", torch.arange(9).expand(2, 9), (64, 3)),
+    )
+
+
+def test_an_edit_says_how_often_it_fired():
+    model = wrapped("llama")
+    two, none, glob = Zero("embed", pos=2), Zero("embed", pos=50), Scale("blocks.*.mlp.write", 1.1)
+
+    def use():
+        with model.edit(two, none, glob) as edited:
+            assert edited is model and edited.fired(two) == 0
+            logits(model)
+            logits(model)
+            model.record(IDS, "blocks.1.resid_post")
+            assert (model.fired(two), model.fired(none), model.fired(glob)) == (3, 0, 8)
+
+    with pytest.warns(UserWarning, match="changed nothing"):
+        use()
+    assert model.fired(glob) == 8
+    with pytest.raises(WrongUse, match="never used"):
+        model.fired(Zero("embed"))
+
+
+# ---------------------------------------------------------------- written down
+
+
+def all_kinds(dtype):
+    torch.manual_seed(0)
+    value = torch.randn(3, 32).to(dtype)
+    site = "blocks.1.resid_post"
+    run = {site: torch.randn(2, 5, 32).to(dtype), "blocks.1.attn.scores": torch.full((2, 4, 5, 5), float("-inf"))}
+    cache = Cache(run, mask=torch.tensor([[1, 1, 1, 0, 0], [1] * 5]).bool())
+    return [
+        Zero(site, pos=slice(1, None, 2), rows=[0]),
+        Mean(site, value[0], pos=[1, 4], index=3),
+        Scale("blocks.*.attn.z", 0.1 + 0.2, head=2, pos="generated"),
+        Steer(site, value[1], 4.0, pos=-1),
+        Project(site, value, pos=torch.tensor([[True, False, True, True, False, True]] * 2)),
+        Patch(site, cache, from_pos=[0, 1], to_pos=[2, -1]),
+        Patch("blocks.1.attn.scores", cache),
+        Freeze([site, "blocks.*.attn.scores"], cache),
+        Resample(site, seed=4),
+        Resample(site, run[site], seed=4),
+        Noise(site, 0.25, seed=7, index=[1, 2]),
+        Replace(site, value[2].double()),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edits_survive_json_exactly(dtype):
+    edits = all_kinds(dtype)
+    text = json.dumps([e.to_json() for e in edits], allow_nan=False)
+    again = edits_from_json(json.loads(text))
+    assert [type(e) for e in again] == [type(e) for e in edits]
+    for old, new in zip(edits, again, strict=True):
+        for name, value in vars(old).items():
+            got = getattr(new, name)
+            if isinstance(value, Cache):
+                assert got.keys() == {k for k in value if k in (old.site if isinstance(old.site, str) else value)} or (
+                    isinstance(old.site, list) and got.keys() == value.keys()
+                )
+                assert all(torch.equal(got[k], value[k]) and got[k].dtype == value[k].dtype for k in got)
+                assert torch.equal(got.mask, value.mask)
+            elif isinstance(value, torch.Tensor):
+                assert torch.equal(got, value) and got.dtype == value.dtype
+            else:
+                assert got == value
+    assert edits_from_json(Zero("embed").to_json())[0].to_json() == {"edit": "Zero", "site": "embed"}
+
+
+def test_an_edit_read_back_does_the_same():
+    model, sites = wrapped("llama"), ["blocks.1.resid_post", "blocks.1.attn.pattern"]
+    other = model.record(OTHER, sites)
+    edits = [Freeze(sites[1:], other), Patch(sites[0], other, pos=2), Noise(sites[0], 0.1)]
+    before = model.record(IDS, "logits", edits=edits).logits
+    after = model.record(IDS, "logits", edits=edits_from_json([e.to_json() for e in edits])).logits
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"edit": "Stear", "site": "embed"}, "'Steer'"),
+        ({"edit": "Zero", "site": "embed", "haed": 1}, "'head'"),
+        ({"edit": "Steer", "site": "embed"}, "lacks 'direction'"),
+        ({"site": "embed"}, '"edit": "Zero"'),
+        ([3], "an edit is an object"),
+        ({"edit": "Mean", "site": "embed", "value": {"dtype": "float33", "values": [1]}}, "bfloat16"),
+        ({"edit": "Mean", "site": "embed", "value": {"dtyp": "float32", "values": [1]}}, "'dtype'"),
+        ({"edit": "Mean", "site": "embed", "value": [[1, 2], [3]]}, "list of numbers"),
+    ],
+)
+def test_bad_json_teaches(given, words):
+    with pytest.raises(WrongUse, match=words):
+        edits_from_json(given)
+
+
+def test_a_function_cannot_be_written_down():
+    with pytest.raises(WrongUse, match="Python function"):
+        Replace("embed", torch.tanh).to_json()
+
+
+# ---------------------------------------------------------------- errors that teach
+
+
+WIDE = torch.ones(33)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Steer("embed", torch.ones(32), alhpa=2.0), "alpha"),
-        (lambda: Zero("blocks.0.resid_post", head=1), "no heads"),
-        (lambda: Zero("blocks.0.attn.z", head=7), "outside 0 to 3"),
-        (lambda: Zero("blocks.0.resid_pots"), "resid_post"),
-        (lambda: Zero("embed", pos="frist"), "'last'"),
-        (lambda: Replace("embed", lambda x: x[:, :1]), "returned"),
+        (lambda m: Steer("embed", torch.ones(32), alhpa=2.0), "alpha"),
+        (lambda m: Zero("blocks.0.resid_post", head=1), "no heads"),
+        (lambda m: Zero("blocks.0.attn.z", head=7), r"head 7 is outside 0 to 3"),
+        (lambda m: Zero("blocks.0.attn.v", head=2), r"head 2 is outside 0 to 1"),
+        (lambda m: Zero("blocks.0.attn.pattern", head=-5), r"head -5 is outside 0 to 3"),
+        (lambda m: Zero("embed", index=32), r"index 32 is outside 0 to 31"),
+        (lambda m: Zero("blocks.0.resid_pots"), "resid_post"),
+        (lambda m: Mean("embed", WIDE), r"Mean at 'embed' was given .*\(33,\).*\(batch, pos, 32\)"),
+        (lambda m: Replace("embed", WIDE), r"\(33,\)"),
+        (lambda m: Steer("blocks.0.attn.z", torch.ones(32)), r"\(32,\).*\(batch, pos, 4, 8\)"),
+        (lambda m: Project("embed", WIDE), r"Project at 'embed'"),
+        (lambda m: Patch("embed", torch.ones(2, 6, 33)), r"Patch at 'embed'"),
+        (lambda m: Patch("embed", torch.ones(6, 32)), r"\(6, 32\)"),
+        (lambda m: Patch("blocks.0.attn.z", m.record(IDS, "embed")), "was not recorded"),
+        (lambda m: Patch("embed", m.record(IDS, "embed", pos="last")), "every position"),
+        (lambda m: Patch("embed", torch.ones(1, 6, 32), from_pos=[1, 2], to_pos=[1]), "equal length"),
+        (lambda m: Patch("embed", torch.ones(1, 6, 32), from_pos=[1, 2]), "equal length"),
+        (lambda m: "embed", "is no edit"),
     ],
 )
-def test_bad_edits_teach(make, words):
+def test_bad_edits_are_refused_before_anything_runs(make, words):
+    model = wrapped("llama")
+    with pytest.raises(WrongUse, match=words), model.edit(make(model)):
+        pytest.fail("the context was entered")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Zero("embed", pos=6), r"pos=6\) cannot fire: the prompts have \[6, 6\] tokens"),
+        (lambda: Zero("embed", pos=[-7, 9]), "cannot fire"),
+        (lambda: Zero("embed", pos=slice(6, None)), "cannot fire"),
+        (lambda: Zero("embed", pos="generated"), "nothing is generated here"),
+        (lambda: Zero("embed", pos="frist"), "'last'"),
+        (lambda: Zero("embed", pos=torch.ones(2, 5, dtype=torch.bool)), r"mask of shape \(2, 5\)"),
+        (lambda: Zero("embed", rows=[2]), r"row 2 is outside 0 to 1"),
+        (lambda: Zero("blocks.0.attn.pattern", index=6), r"index 6 is outside 0 to 5"),
+        (lambda: Mean("embed", torch.ones(5, 32)), r"\(5, 32\)"),
+        (lambda: Patch("embed", torch.ones(3, 6, 32)), "3 rows for a batch of 2"),
+        (lambda: Patch("embed", torch.ones(1, 2, 32), pos=4), "no such position"),
+        (lambda: Patch("embed", torch.ones(1, 2, 32), from_pos=2, to_pos=4), "no such position"),
+    ],
+)
+def test_an_edit_that_cannot_fire_is_refused_before_the_run(make, words):
+    model = wrapped("llama")
+    model.binding  # noqa: B018  (solve first)
+    ran = []
+    handle = model.module.register_forward_pre_hook(lambda m, a: ran.append(1))
+    try:
+        with pytest.raises(WrongUse, match=words):
+            model.record(IDS, "blocks.0.resid_post", edits=[make()])
+    finally:
+        handle.remove()
+    assert not ran
+
+
+def test_what_is_known_only_in_the_run_is_refused_there():
+    model = wrapped("llama")
+    for edit, words in [
+        (Zero("embed", rows=[2]), "row 2 is outside 0 to 1"),
+        (Replace("embed", lambda x: x[:, :1]), "returned"),
+        (Mean("embed", torch.ones(5, 32)), r"\(5, 32\)"),
+        (Zero("embed", pos="frist"), "'last'"),
+    ]:
+        with pytest.raises(WrongUse, match=words), model.edit(edit):
+            logits(model)
+
+
+def test_parallel_and_unproven_sites_refuse_edits_with_the_reason():
+    with pytest.raises(WrongUse, match="parallel"), wrapped("pythia").edit(Zero("blocks.0.resid_mid")):
+        pass
     model = load(module("llama"))
-    with pytest.raises(WrongUse, match=words), model.edit(make()):
-        logits(model)
+    refused = model.binding.refused
+    refused["blocks.1.*"] = "unproven: resid_mid is off by 3.0e-01 (tolerance 1e-05)"
+    model.binding.sites.pop("blocks.1.attn.write")
+    with pytest.raises(WrongUse, match=r"off by 3\.0e-01"), model.edit(Zero("blocks.1.attn.write")):
+        pass
+
+
+class Deaf(torch.nn.Module):
+    """Takes no mask: every token sees every other."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(61, 8)
+
+    def forward(self, input_ids):
+        return {"out": self.table(input_ids).mean(1, keepdim=True) + self.table(input_ids)}
+
+
+def test_a_mask_that_would_be_ignored_is_refused():
+    from transformers import BertForMaskedLM
+
+    class DeafBert(BertForMaskedLM):
+        def forward(self, input_ids=None, attention_mask=None, **rest):
+            return super().forward(input_ids=input_ids, **rest)
+
+    padded = Tokens(IDS, torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6]).bool())
+    heard = module("bert")
+    deaf = DeafBert(heard.config).eval()
+    deaf.load_state_dict(heard.state_dict())
+    load(heard).record(padded, "blocks.1.resid_post")
+    model = load(deaf)
+    for call in (lambda: model.record(padded, "blocks.1.resid_post"), lambda: model(padded)):
+        with pytest.raises(WrongUse, match=r"would ignore the attention mask .* off by"):
+            call()
+    model.record(IDS, "blocks.1.resid_post")
+    with pytest.raises(WrongUse, match="takes no attention_mask"):
+        load(Deaf()).record(padded, "module:table")
+
+
+@pytest.mark.slow("torch.compile imports its compiler")
+def test_a_compiled_model_is_unwrapped_with_a_notice():
+    import copy
+
+    net = copy.deepcopy(module("llama"))
+    clean, attention = load(net).record(IDS, ["blocks.1.attn.z", "logits"]), net.model.layers[1].self_attn
+    net.model.layers[1].self_attn = torch.compile(attention)
+    with pytest.warns(UserWarning, match=r"uncompiled here.*model\.layers\.1\.self_attn"):
+        model = load(net)
+    inside = model.record(IDS, ["blocks.1.attn.z", "logits"])
+    assert torch.equal(inside["blocks.1.attn.z"], clean["blocks.1.attn.z"])
+    assert torch.equal(inside.logits, clean.logits)
+    assert hasattr(net.model.layers[1].self_attn, "_orig_mod")  # the model given stays as it was
+    assert model.module.lm_head is net.lm_head
+    net.model.layers[1].self_attn = attention
+    with pytest.warns(UserWarning, match="the model"):
+        whole = Model(torch.compile(net))
+    assert whole.module is net
+    net.model.layers[0].compile()
+    with pytest.warns(UserWarning, match=r"model\.layers\.0"):
+        assert torch.equal(load(net).record(IDS, "logits").logits, clean.logits)
 
 
 # ---------------------------------------------------------------- generation
@@ -191,7 +522,7 @@ DIRECTION = torch.linspace(-2, 2, 32)
 @pytest.mark.parametrize("pos", ["all", "prompt", "generated", [2, 3, 8]])
 @pytest.mark.parametrize("name", [n for n in CAUSAL if n != "mamba"])
 def test_steered_generation_is_the_same_with_cache_and_without(name, pos):
-    model = load(module(name))
+    model = wrapped(name)
     with model.edit(Steer("blocks.1.resid_post", DIRECTION, 1.5, pos=pos)):
         cached = model.generate(IDS, max_new_tokens=6, use_cache=True)
         bare = model.generate(IDS, max_new_tokens=6, use_cache=False)
@@ -200,7 +531,7 @@ def test_steered_generation_is_the_same_with_cache_and_without(name, pos):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "opt", "mamba"])
 def test_left_padding_changes_no_token(name):
-    model = load(module(name))
+    model = wrapped(name)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
     inner = "blocks.0.mixer.write" if name == "mamba" else "blocks.0.attn.pattern"
     with model.edit(Steer("blocks.1.resid_post", DIRECTION, pos=[1, 5]), Scale(inner, 0.5, pos="generated")):

@@ -130,7 +130,7 @@ def test_muon_takes_an_orthogonal_step_and_decays_the_weight() -> None:
 
 def test_repeated_windows_carry_no_loss_on_the_first_copy_and_then_repeat_it(recipe: Recipe) -> None:
     corpus = Corpus(np.zeros(1, dtype=np.uint16), [], replace(recipe, context=256))
-    inputs, labels = corpus.repeated(8, np.random.default_rng(0))
+    inputs, labels = corpus.repeated(8, np.random.default_rng(0), recipe.phases[0])
     assert (inputs[:, 0] == books.BOS).all()
     assert inputs[:, 1:].min() >= 3  # no special token
     spans = (labels == -100).sum(1)
@@ -143,12 +143,24 @@ def test_repeated_windows_carry_no_loss_on_the_first_copy_and_then_repeat_it(rec
 
 def test_repeated_passages_are_of_the_text_and_carry_loss_throughout(recipe: Recipe) -> None:
     corpus = Corpus(np.arange(3, 903, dtype=np.uint16), [], replace(recipe, context=256))
-    inputs, labels = corpus.repeated(8, np.random.default_rng(0), text=True)
+    inputs, labels = corpus.repeated(8, np.random.default_rng(0), recipe.phases[0], text=True)
     assert torch.equal(inputs[:, 1:], labels[:, :-1])
     for row in labels:
         span = int((row[1:] == row[0]).nonzero()[0]) + 1
         assert 16 <= span <= 128
         assert torch.equal(row, row[0] + torch.arange(256) % span)  # the stream counts up
+
+
+def test_pieces_of_a_window_repeat_tokens_of_their_own(recipe: Recipe) -> None:
+    corpus = Corpus(np.zeros(1, dtype=np.uint16), [], replace(recipe, context=256))
+    inputs, labels = corpus.repeated(4, np.random.default_rng(0), replace(recipe.phases[1], pieces=4))
+    tokens = torch.cat([inputs[:, 1:], labels[:, -1:]], dim=1)
+    assert (inputs[:, 0] == books.BOS).all()
+    for piece, loss in zip(tokens.view(-1, 64), labels.view(-1, 64) >= 0, strict=True):
+        span = int((~loss).sum())
+        assert 2 <= span <= 9
+        assert loss[span:].all() and torch.equal(piece[span:], piece[:-span])
+    assert len({tuple(piece[:9].tolist()) for piece in tokens.view(-1, 64)}) == 16
 
 
 def test_word_lists_hold_every_distinct_word_as_often_and_spell_it_as_after_a_blank(
