@@ -30,7 +30,7 @@ MEANING = {
     "z": "pattern · v, per head [batch, pos, head, d_head]",
     "scores": "the softmax's input: scale, bias, cap and mask included [batch, head, query, key]",
     "pattern": "attention probabilities [batch, head, query, key]",
-    "sink": "the share of each query's attention that goes to no key [batch, pos, head]; read only",
+    "sink": "the share of each query's attention that goes to no key; read only [batch, pos, head]",
     "result": "what each head adds, before the bias [batch, pos, head, d_model]",
     "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
     "up": "GLU: output of the up projection [batch, pos, d_mlp]",

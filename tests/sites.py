@@ -9,9 +9,9 @@ from pathlib import Path
 from interp.sites import ALIASES, ATTENTION, MEANING, canonical
 
 PAGE = Path(__file__).parent.parent / "docs" / "sites.md"
-OUTSIDE = ("embed", "pos_embed", "final_norm", "logits")
+OUTSIDE = ("embed", "pos_embed", "final_norm", "final_norm.scale", "logits")
 STREAM = ("resid_pre", "resid_mid", "resid_post")
-MLP = ("in", "out", "write", "sum", "gate", "up", "pre", "post")
+MLP = ("in", "out", "write", "sum", "norm.scale", "gate", "up", "pre", "post", "router", "experts.post")
 START = """# Sites
 
 Written by `python -m tests.sites` from `interp/sites.py`. `{i}` is a block's number, counted from 0; globs work everywhere
@@ -31,20 +31,17 @@ REST = """
 
 
 def page() -> str:
-    """The whole page; a site this module does not place stands in a table of its own."""
-    attention = [*ATTENTION, "sum"]
-    placed = {*OUTSIDE, *STREAM, *attention, *MLP}
+    """The whole page. Raises `AssertionError` for a site that stands in no table."""
+    attention = [*ATTENTION, "sum", "norm.scale"]
     sections: dict[str, Sequence[str]] = {
         "Outside the blocks": OUTSIDE,
         "The stream": [f"blocks.{{i}}.{name}" for name in STREAM],
         "Attention": [f"blocks.{{i}}.attn.{name}" for name in attention],
         "MLP": [f"blocks.{{i}}.mlp.{name}" for name in MLP],
-        "In some blocks": [f"blocks.{{i}}.*.{name}" for name in MEANING if name not in placed],
     }
+    assert {*OUTSIDE, *STREAM, *attention, *MLP} == set(MEANING)
     parts = [START]
     for title, sites in sections.items():
-        if not sites:
-            continue
         parts.append(f"\n## {title}\n\n| site | what it holds | shape | TransformerLens |\n| --- | --- | --- | --- |\n")
         parts += [row(site) for site in sites]
     return "".join([*parts, REST])
