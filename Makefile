@@ -19,7 +19,7 @@ demo: $(VENV)/.ready
 	$(BIN)/interp demo -o runs/demo
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest -m "not proof"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m "not proof"
 	$(MAKE) --no-print-directory notebooks
 
 notebooks: $(VENV)/.ready

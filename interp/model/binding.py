@@ -134,7 +134,7 @@ class _Attention:
         wanted = rows(flat, self.batch, at_zero)
         for call in calls:
             t = call.out if side == "out" else call.into
-            if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 3:
+            if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 4:
                 continue
             have = rows(t, self.batch, at_zero)
             columns = match(wanted, have) if have.shape[0] == wanted.shape[0] else None
@@ -143,12 +143,19 @@ class _Attention:
         return None
 
     def raw(self, target: Tensor) -> tuple[Call, Heads] | None:
-        """The projection a query or key comes from: before rotary, and before a norm of queries and keys."""
+        """The projection a query or key comes from: before rotary, and before a norm of queries and keys.
+
+        Else the first module of any kind that returns it.
+        """
         linear = [c for c in self.calls if is_linear(c)]
-        for at_zero in (False, True):
-            found = self.source(target, at_zero, linear, "out")
-            if found:
-                return found
+        return self.either(target, linear) or self.behind_norm(target, linear) or self.either(target, self.calls)
+
+    def either(self, target: Tensor, calls: list[Call]) -> tuple[Call, Heads] | None:
+        """The source everywhere, or only at position 0."""
+        return self.source(target, False, calls, "out") or self.source(target, True, calls, "out")
+
+    def behind_norm(self, target: Tensor, linear: list[Call]) -> tuple[Call, Heads] | None:
+        """The projection whose output a norm of queries or keys receives."""
         for call in (c for c in self.calls if c not in linear and c.into is not None and c.out is not None):
             for heads_first in (True, False):
                 out, into = (self.as_heads(t, target, heads_first) for t in (call.out, call.into))
@@ -224,18 +231,17 @@ def _scale_site(place: Place, trace: Trace) -> Site | None:
     """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
     call = trace.of(place.path)[place.call]
     assert call.into is not None and call.out is not None
-    x, y = call.into.flatten(0, -2), call.out.flatten(0, -2).double()
-    known = [v for n, v in vars(call.module).items() if "eps" in n and isinstance(v, float)]
-    tolerance = 1e-4 if x.dtype in (torch.float32, torch.float64) else 2e-2
-    for centred in (False, True):
-        for eps in (*known, 0.0):
-            norm = Norm(centred, eps)
-            unit = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
-            unit = unit / norm.scale(x.double())
-            bias = (y - unit * _slope(unit, y)).mean(0) if centred else 0.0
-            if (unit * _slope(unit, y) + bias - y).norm() <= tolerance * y.norm():
-                return Site("scale", place, ("batch", "pos", 1), norm=norm)
-    return None
+    x, y = call.into.flatten(0, -2).double(), call.out.flatten(0, -2).double()
+    known = {v for m in call.module.modules() for n, v in vars(m).items() if "eps" in n and isinstance(v, float)}
+    errors: dict[Norm, float] = {}
+    for norm in (Norm(centred, eps) for centred in (False, True) for eps in sorted({*known, 0.0})):
+        unit = (x - x.mean(-1, keepdim=True) if norm.centred else x) / norm.scale(x)
+        slope = _slope(unit, y)
+        bias = (y - unit * slope).mean(0) if norm.centred else 0.0
+        errors[norm] = float((unit * slope + bias - y).norm() / y.norm())
+    best = min(errors, key=lambda norm: errors[norm])
+    tolerance = 1e-5 if call.into.dtype in (torch.float32, torch.float64) else 2e-2
+    return Site("scale", place, ("batch", "pos", 1), norm=best) if errors[best] <= tolerance else None
 
 
 def _slope(x: Tensor, y: Tensor) -> Tensor:

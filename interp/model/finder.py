@@ -84,6 +84,8 @@ class Finder:
 
     def _matrix(self, call: Call) -> Layout | str:
         assert call.into is not None and call.out is not None
+        if next(call.module.parameters(), None) is None:
+            return f"{call.path} only hands on what a bare parameter of another module made"
         x, y = rows(call.into), rows(call.out)
         own = call.module._parameters
         weight, bias = own.get("weight"), own.get("bias")
@@ -184,7 +186,9 @@ class Finder:
     def raw(self, name: str) -> Tensor | None:
         """The columns of a raw query or key, heads joined."""
         value, site = self.value(name), self.sites.get(name)
-        return None if value is None or site is None or site.heads is None else value[..., site.heads.columns]
+        if value is None or site is None or site.heads is None:
+            return None
+        return (value.flatten(2) if value.ndim == 4 else value)[..., site.heads.columns]
 
     def add_norm(self, name: str, call: Call) -> None:
         """Which of the module's own vectors is w, which is b, and what is added to w: whatever reproduces its output."""

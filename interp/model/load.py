@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse, nearest
 from interp.model.model import Model, teaches
+from interp.model.twin import EXAMPLES, first_name
 
 
 @teaches
@@ -20,11 +21,14 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
+    example: Any = None,
 ) -> Model:
     """Wrap a model: `"zoo:books"`, a local folder, a hub id (`"owner/name"`), or any live `nn.Module`.
 
     `dtype` defaults to the checkpoint's; on a CPU, 16-bit weights are widened to float32, which is exact. A live model
-    keeps its mode, dtype, config and requires_grad; `device` and `dtype` must be left out for it. Raises `WrongUse` for
+    keeps its mode, dtype, config and requires_grad; `device` and `dtype` must be left out for it. `example` is an input
+    of a live model (a tensor, or a dict of its arguments) whose kind cannot be told from it: its sites are solved and
+    proven on random inputs like it. Raises `WrongUse` for
     a name that is none of these, `Failed` for a folder whose checkpoint is missing, cut, or does not fit its config (the
     tensors are named).
     """
@@ -35,8 +39,11 @@ def load(
             raise WrongUse(
                 "a live model is taken as it is: move or cast it yourself, then load it without device and dtype."
             )
-        module = getattr(source, "_orig_mod", source)  # hooks added after compilation never fire
-        return Model(module, tokenizer)
+        model = Model(source, tokenizer)
+        if example is not None:
+            name = first_name(model.module)
+            EXAMPLES[model.module] = {name: example} if isinstance(example, Tensor) else dict(example)
+        return model
     name = str(source)
     folder = _folder(name)
     module = _pretrained(str(folder or name), name, _dtype(dtype))

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp.errors import WrongUse, check_keys
+from interp.errors import Failed, WrongUse, check_keys
 from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
@@ -32,8 +32,8 @@ from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
 from interp.model.session import Session, Stop, report_unfired
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
-from interp.model.trace import trace
-from interp.model.twin import Lifted, probe_inputs, twin_of
+from interp.model.trace import Trace, trace
+from interp.model.twin import Lifted, first_name, home, probe_inputs, twin_of
 from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring, solve
 from interp.sites import MODULE, expand, explain_unknown
@@ -85,8 +85,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lives."""
-        return next(self.module.parameters()).device
+        """Where the model takes its inputs: its first parameter's device."""
+        return home(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,20 +99,18 @@ class Model:
         with self._bare():
             twin = twin_of(self.module)
         with Lifted(), torch.no_grad():
-            wiring = solve(twin, trace(twin, probe_inputs(twin)))
-            unseen = trace(twin, probe_inputs(twin, batch=3, length=9, seed=1))
+            wiring = solve(twin, _probed(twin))
+            unseen = _probed(twin, batch=3, length=9, seed=1)
         return prove_sums(wiring, unseen, tolerance=1e-8)
 
     @cached_property
     def binding(self) -> Binding:
         """Every site of this model, with the real weights checked in their own dtype."""
-        if self.config is None:
-            return Binding(refused={"*": f"{type(self.module).__name__} has no config; `module:` sites are available"})
         modes = {m: m.training for m in self.module.modules()}
         self.module.eval()
         try:
             with self._bare():
-                seen = trace(self.module, probe_inputs(self.module, batch=8, length=5))
+                seen = _probed(self.module, batch=8, length=5)
         finally:
             for m, mode in modes.items():
                 m.training = mode
@@ -126,7 +124,7 @@ class Model:
     def take_wiring(self, wiring: Wiring) -> None:
         """Use another wiring than the solved one, unproven: for the doctor, who puts it to the proof."""
         with torch.no_grad():
-            seen = trace(self.module, probe_inputs(self.module, batch=8, length=5))
+            seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
 
     def sites(self) -> dict[str, tuple[int | str, ...]]:
@@ -218,7 +216,7 @@ class Model:
             )
         if x.ids.numel() == 0:
             raise WrongUse(f"the input has no tokens: its shape is {tuple(x.ids.shape)}.")
-        inputs: dict[str, Any] = {"input_ids": x.ids}
+        inputs: dict[str, Any] = {first_name(self.module): x.ids}
         if not bool(x.mask.all()):
             inputs["attention_mask"] = x.mask.long()
         if getattr(self.config, "is_encoder_decoder", False):
@@ -259,7 +257,8 @@ class Model:
         """
         names = self._sites(sites)[0]
         inputs, mine = self.inputs(x, bos), self._resolved(edits)
-        tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        tokens, mask = inputs.get(first_name(self.module)), inputs.get("attention_mask")
+        tokens = None if tokens is None or tokens.is_floating_point() else tokens
         self._check_mask(inputs)
         self._check_edits(mine, inputs)
         if grad is not None:
@@ -626,6 +625,17 @@ class Model:
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.module.parameters())
         return f"Model({self.id!r}, {type(self.module).__name__}, {count / 1e6:.1f} M parameters, {self.dtype}, {self.device})"
+
+
+def _probed(module: nn.Module, **how: int) -> Trace:
+    """One traced run on made-up inputs."""
+    try:
+        return trace(module, probe_inputs(module, **how))
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise Failed(
+            f"{type(module).__name__} did not run on inputs made up for it ({type(error).__name__}: {error}). Give "
+            "load(model, example=...) one that it takes: a tensor, or a dict of arguments. `module:` sites need none."
+        ) from error
 
 
 def _own_tolerance(dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.trace import Call, Trace
+from interp.model.twin import first_name, names
 from interp.model.wiring import Block, Place, Sum, Wiring
 
 if TYPE_CHECKING:
@@ -133,6 +135,8 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
 
 
 def _first(out: Any) -> Tensor:
+    if isinstance(out, Tensor):
+        return out
     return next(
         t for t in (out.values() if isinstance(out, dict) else out) if isinstance(t, Tensor) and t.is_floating_point()
     )
@@ -301,15 +305,18 @@ def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor:
     """Random token ids, without the places of pictures that some models want before them."""
     from interp.model.twin import probe_inputs
 
-    return probe_inputs(twin.module, batch, length, seed)["input_ids"][:, -length:]
+    return probe_inputs(twin.module, batch, length, seed)[first_name(twin.module)][:, -length:]
 
 
 def _is_causal(twin: Model) -> bool:
-    if getattr(twin.module, "main_input_name", "") != "input_ids" or getattr(twin.config, "is_encoder_decoder", False):
+    name = getattr(twin.module, "main_input_name", first_name(twin.module))
+    if name in names()["inputs"] or getattr(twin.config, "is_encoder_decoder", False):
         return False
     ids = _ids(twin, batch=1, length=6, seed=0)
+    if ids.is_floating_point() or ids.ndim != 2:
+        return False
     other = ids.clone()
-    other[0, -1] = (other[0, -1] + 1) % 3 + 3
+    other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
             a, b = (_first(twin.module(**twin.inputs(i))) for i in (ids, other))
@@ -335,14 +342,15 @@ def padding_error(twin: Model, left: bool) -> float:
         inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         accepted = _accepts(twin.module, "position_ids")
         inputs = inputs if accepted else {k: v for k, v in inputs.items() if k != "position_ids"}
+    named = inspect.signature(twin.module.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
         together, alone = _first(twin.module(**inputs)), _first(twin.module(**twin.inputs(short)))
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 
 def _accepts(module: nn.Module, name: str) -> bool:
-    import inspect
-
     return name in inspect.signature(module.forward).parameters
 
 

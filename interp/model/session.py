@@ -192,7 +192,9 @@ class Session:
             t = t.reshape(*self.main.index.shape, -1)
         if site.place.half is not None:
             t = t.chunk(2, dim=-1)[site.place.half]
-        return site.heads.split(t) if site.heads is not None else t
+        if site.heads is None:
+            return t
+        return site.heads.split(t.flatten(2) if t.ndim == 4 else t)
 
     def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
         """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
@@ -340,11 +342,11 @@ class Session:
 
         def restore() -> None:
             if own is None:
-                del module.forward
+                del module.__dict__["forward"]
             else:
-                module.forward = own
+                module.__dict__["forward"] = own
 
-        module.forward = forward
+        module.__dict__["forward"] = forward  # some wrappers hand attributes on to what they wrap
         self.undo.append(restore)
 
     def _tap(self, names: dict[str, str], batch: int) -> Tap:

@@ -19,6 +19,10 @@ class Unsolved(Exception):
     """The stream could not be explained; the text is the report."""
 
 
+class Undecided(Unsolved):
+    """Several explanations are as good."""
+
+
 # ---------------------------------------------------------------- questions asked of a call
 
 
@@ -150,7 +154,7 @@ class _Solver:
         if (a / lengths @ share - b).norm() > EXACT * b.norm():
             return None
         if int(solution.rank) < a.shape[1]:
-            raise Unsolved("two submodules return linearly dependent tensors, so who writes is undecided")
+            raise Undecided("two submodules return linearly dependent tensors, so who writes is undecided")
         kept = share.abs() > EXACT * b.norm()
         return [round(c, 9) for c in torch.where(kept, share / lengths, 0.0).tolist()]
 
@@ -159,7 +163,11 @@ class _Solver:
         nodes = self.children(self.call)
         while nodes:
             terms = self.columns(nodes)
-            found = self.fit(self.y - self.x, [t.out for t in terms])  # type: ignore[misc]
+            try:
+                found = self.fit(self.y - self.x, [t.out for t in terms])  # type: ignore[misc]
+            except Undecided:
+                terms = [t for t in terms if not self.only_names(t)]
+                found = self.fit(self.y - self.x, [t.out for t in terms])  # type: ignore[misc]
             if found is not None:
                 return [(t, c) for t, c in zip(terms, found, strict=True) if c]
             deeper = [d for n in nodes for d in (self.children(n) or [n])]
@@ -167,6 +175,10 @@ class _Solver:
                 return None
             nodes = deeper
         return None
+
+    def only_names(self, call: Call) -> bool:
+        """It returns what it receives, and no module made that: a mark in the stream, not a write."""
+        return same(call.into, call.out) and self.producer(call.into, call.start) is None
 
     def post_norm(self) -> list[tuple[Call, list[tuple[Call, float]]]]:
         """The chain y = norm(base + Σ writes), base = norm(...), ..., base = x, last link first: (norm, writes)."""
@@ -213,6 +225,31 @@ class _Solver:
             return None
         return min(returned, key=lambda c: c.start, default=None)
 
+    def widened(self, matrix: Call) -> Call:
+        """Where no module returned what a matrix receives: the first matrix of the block that it depends on, or itself."""
+        if self.core_before(matrix) or any(same(c.out, matrix.into) for c in self.calls):
+            return matrix
+        earlier = [c for c in self.calls if c.end < matrix.start and is_linear(c)]
+        written = max(
+            (p for p in (self.ended(s) for s in self.sites if s.endswith(".write")) if p < matrix.start), default=-1
+        )
+        return next((c for c in earlier if c.start > written and self.reaches(c, matrix)), matrix)
+
+    def ended(self, site: str) -> int:
+        """When the call at a site ended."""
+        place = self.sites[site]
+        return next(c.end for c in self.calls if (c.path, c.number) == (place.path, place.call))
+
+    def reaches(self, source: Call, target: Call) -> bool:
+        """Doubling what `source` returns changes what `target` receives."""
+        seen: list[Tensor] = []
+        change = source.module.register_forward_hook(lambda m, a, o: 2 * o)
+        look = target.module.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
+        self.call.module(*self.call.args, **self.call.kwargs)
+        change.remove()
+        look.remove()
+        return not same(seen[0], target.into)
+
     def core_in(self, call: Call) -> tuple[Call, Any] | None:
         return next(((c, a) for c, a in self.cores if call.start <= c.start and c.end <= call.end), None)
 
@@ -231,6 +268,7 @@ class _Solver:
             while before is not None and passes_through(before):
                 before = self.feeds(before)
             if before is None:
+                entry = self.widened(entry)
                 break
             entry = before
         core = self.core_in(entry) or self.core_before(entry)
@@ -284,10 +322,13 @@ class _Solver:
 
     def add_mlp(self, role: str, out: Call, entry: Call) -> None:
         """post: what the last matrix reads; pre, or gate and up: what the first matrices return."""
-        inside = [c for c in self.calls if entry.start <= c.start and c.end <= out.end and is_linear(c)]
+        inside: list[Call] = []
+        for call in self.calls:  # a wrapper around a matrix stands for it
+            if entry.start <= call.start and call.end <= out.end and is_linear(call):
+                inside += [] if any(same(call.out, c.out) for c in inside) else [call]
         down = next((c for c in inside if same(c.out, out.out)), None)
         if down is None or down.into is None:
-            self.refused[f"{role}.post"] = "no matrix inside returns what the sublayer returns"
+            self.add_marked_mlp(role, out, entry)
             return
         self.sites[f"{role}.post"] = self.place(down, "in")
         width = down.into.shape[-1]
@@ -298,7 +339,7 @@ class _Solver:
         if len(parts) == 1:
             self.sites[f"{role}.pre"] = places[0]
             return
-        linear = [self.doubles(c, half, down, entry) for c, half in parts]
+        linear = [self.doubles(c, half, down) for c, half in parts]
         if len(parts) != 2 or sum(linear) != 1:
             self.refused[f"{role}.pre"] = (
                 f"{len(parts)} first projections, {sum(linear)} of which enter linearly: no GLU"
@@ -307,7 +348,36 @@ class _Solver:
         up, gate = places[linear.index(True)], places[linear.index(False)]
         self.sites |= {f"{role}.up": up, f"{role}.gate": gate, f"{role}.pre": gate}
 
-    def doubles(self, matrix: Call, half: int | None, down: Call, entry: Call) -> bool:
+    def add_marked_mlp(self, role: str, out: Call, entry: Call) -> None:
+        """The same where bare matrices work, from modules that hand on what they receive and so mark it.
+
+        post is the last mark that the result is affine in, pre the first that it is not, up an affine one before that.
+        """
+        inside = [c for c in self.calls if entry.start < c.start and c.end < entry.end]
+        marks = [c for c in inside if same(c.into, c.out) and not same(c.out, out.out) and not same(c.out, entry.into)]
+        affine = [self.is_affine(mark, out, entry) for mark in marks]
+        if True not in affine or False not in affine:
+            self.refused[f"{role}.post"] = "no matrix inside returns what the sublayer returns"
+            return
+        last, first = len(affine) - 1 - affine[::-1].index(True), affine.index(False)
+        self.sites |= {f"{role}.post": self.place(marks[last], "out"), f"{role}.pre": self.place(marks[first], "out")}
+        if affine.count(True) == 2:
+            self.sites |= {f"{role}.gate": self.sites[f"{role}.pre"]}
+            self.sites |= {f"{role}.up": self.place(marks[affine.index(True)], "out")}
+
+    def is_affine(self, mark: Call, out: Call, entry: Call) -> bool:
+        """f(2 x) - f(x) = f(x) - f(0) ≠ 0, where f makes the sublayer's result of what `mark` hands on."""
+        made: list[Tensor] = []
+        look = out.module.register_forward_hook(lambda m, a, o: made.append(o if isinstance(o, Tensor) else o[0]))
+        for factor in (0.0, 1.0, 2.0):
+            change = mark.module.register_forward_hook(lambda m, a, o, factor=factor: o * factor)
+            entry.module(*entry.args, **entry.kwargs)
+            change.remove()
+        look.remove()
+        low, high = made[1] - made[0], made[2] - made[1]
+        return bool(low.norm() > 0) and bool((high - low).norm() < 1e-9 * low.norm())
+
+    def doubles(self, matrix: Call, half: int | None, down: Call) -> bool:
         """Doubling what `matrix` returns (or a half of it) doubles what `down` receives: it enters linearly, as `up`.
 
         Where a norm stands before `down`, it is the norm's input that doubles.
@@ -326,7 +396,7 @@ class _Solver:
             reader.module.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone())),
         ]
         try:
-            entry.module(*entry.args, **entry.kwargs)
+            self.call.module(*self.call.args, **self.call.kwargs)
         finally:
             for handle in handles:
                 handle.remove()

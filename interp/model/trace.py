@@ -37,7 +37,7 @@ def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
     return value
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module. Values are copies: later in-place changes do not reach them."""
 

@@ -12,6 +12,7 @@ import warnings
 from functools import cache
 from importlib.resources import files
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises `Failed` if the model is large and has no config a small one can be built from.
     """
     if sum(p.numel() for p in model.parameters()) <= SMALL and not any(p.is_meta for p in model.parameters()):
-        twin = copy.deepcopy(model).to("cpu", torch.float64)
+        twin = nn.Module.to(copy.deepcopy(model), "cpu", torch.float64)  # some models have a `to` of their own
     else:
         try:
             with warnings.catch_warnings():
@@ -98,9 +99,13 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
         except Exception as error:
             raise Failed(f"no small copy of {type(model).__name__} could be built from its config: {error}") from error
     twin.eval().requires_grad_(False)
-    configs: dict[int, Any] = {id(m.config): m.config for m in twin.modules() if hasattr(m, "config")}
-    for config in configs.values():
+    if model in EXAMPLES:
+        EXAMPLES[twin] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in EXAMPLES[model].items()}
+    given = [c for m in twin.modules() for c in (getattr(m, "config", None), getattr(m, "cfg", None)) if c is not None]
+    for config in {id(c): c for c in given}.values():
         config._experts_implementation = "eager"  # grouped products of experts know no float64
+        if isinstance(getattr(config, "dtype", None), torch.dtype):
+            config.dtype = torch.float64
     randomise(twin, seed)
     return twin
 
@@ -108,11 +113,11 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
 def probe_inputs(model: nn.Module, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, Any]:
     """Random inputs of the kinds the model's forward takes; the decoder's are two tokens shorter than the encoder's."""
     config, accepted = getattr(model, "config", None), inspect.signature(model.forward).parameters
-    if config is None:
-        raise Failed(f"{type(model).__name__} has no config, so no inputs can be made up for it: name `module:` sites")
     generator = torch.Generator().manual_seed(seed)
-    p = next(model.parameters())
-    main = getattr(model, "main_input_name", "input_ids")
+    where, dtype = home(model), next(model.parameters()).dtype
+    if model in EXAMPLES or not hasattr(config, "model_type"):
+        return _like(model, batch, length, generator)
+    main = first_name(model)
     kinds = [main] + [
         k for k, part in names()["beside"].items() if k != main and k in accepted and hasattr(config, part)
     ]
@@ -120,14 +125,48 @@ def probe_inputs(model: nn.Module, batch: int = 2, length: int = 7, seed: int = 
     for kind in kinds:
         if kind in names()["inputs"]:
             shape = [batch, *(_size(config, fields) for fields in names()["inputs"][kind])]
-            inputs[kind] = torch.randn(shape, generator=generator).to(p)
+            inputs[kind] = torch.randn(shape, generator=generator).to(where, dtype)
         else:
-            inputs[kind] = _tokens(config, (batch, length), generator).to(p.device)
+            inputs[kind] = _tokens(config, (batch, length), generator).to(where)
     if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = _tokens(config, (batch, length - 2), generator).to(p.device)
+        inputs["decoder_input_ids"] = _tokens(config, (batch, length - 2), generator).to(where)
     if "use_cache" in accepted or (any(a.kind is a.VAR_KEYWORD for a in accepted.values()) and main == "input_ids"):
         inputs["use_cache"] = False
     return _with_places(model, inputs)
+
+
+EXAMPLES: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # what `load(model, example=)` was given
+
+
+def first_name(model: nn.Module) -> str:
+    """What the model calls its main input: what it says, if its forward takes that or names nothing, else its first argument."""
+    said = getattr(model, "main_input_name", "input_ids")
+    named = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return said if said in named or not named else named[0]
+
+
+def home(model: nn.Module) -> torch.device:
+    """Where the model takes its inputs: its first parameter's device, or where its offloaded weights are brought to run."""
+    device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    hook = getattr(model, "_hf_hook", None)
+    return device or torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
+def _like(model: nn.Module, batch: int, length: int, generator: torch.Generator) -> dict[str, Any]:
+    """Random inputs of the example's kinds and value ranges; without one, token ids that every table of the model has."""
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    ids = torch.tensor([[min([*sizes, getattr(getattr(model, "cfg", None), "d_vocab", 3)]) - 1]])
+    inputs: dict[str, Any] = {}
+    for name, value in EXAMPLES.get(model, {first_name(model): ids}).items():
+        if not isinstance(value, Tensor) or value.dtype == torch.bool:
+            inputs[name] = value
+        elif value.is_floating_point():
+            dtype = next(model.parameters()).dtype
+            inputs[name] = torch.randn(batch, *value.shape[1:], generator=generator).to(value.device, dtype)
+        else:
+            shape = (batch, length) if value.ndim == 2 else (batch, *value.shape[1:])
+            inputs[name] = torch.randint(int(value.max()) + 1, shape, generator=generator).to(value.device)
+    return inputs
 
 
 def _tokens(config: Any, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

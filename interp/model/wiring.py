@@ -140,12 +140,12 @@ def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
     for call in trace.calls:
         parent, _, last = call.path.rpartition(".")
         listed = last.isdigit() and isinstance(model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
-        groups.setdefault(parent if listed else call.path, []).append(call)
+        groups.setdefault(f"{parent}.*" if listed else call.path, []).append(call)
     found: list[list[Call]] = []
-    for path, calls in groups.items():
-        many = len(calls) > 1 or path != calls[0].path
+    for name, calls in groups.items():
+        many = len(calls) > 1 or name.endswith("*")
         inside = any(c.start < calls[0].start < c.end for chain in found for c in chain)
-        if many and path and not inside and _chained(calls):
+        if many and name and not inside and _chained(calls):
             found.append(calls)
     return found
 
@@ -204,8 +204,11 @@ def _outside(
         norm = next(reads, None)
         if norm is not None:
             sites[f"{prefix}final_norm"] = scales[f"{prefix}final_norm.scale"] = _returned(norm)
-    if "logits" in trace.of("")[0].outputs:
+    returned = trace.of("")[0].outputs
+    if "logits" in returned:
         sites["logits"] = Place("", "out", "logits")
+    elif None in returned and stacks and returned[None].shape[:-1] == stacks[-1][1][-1].out.shape[:-1]:  # type: ignore[union-attr]
+        sites["logits"] = Place("", "out")  # the model returns one tensor, a row for every position
     return sites, scales
 
 
