@@ -127,6 +127,12 @@ class Model:
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
 
+    def to_transformer_lens(self) -> Any:
+        """A TransformerLens bridge around a copy of this model; see `interp.interop.lens.to_transformer_lens`."""
+        from interp.interop.lens import to_transformer_lens  # on the way out: nothing in this room rests on it
+
+        return to_transformer_lens(self)
+
     def sites(self) -> dict[str, tuple[int | str, ...]]:
         """Every site and its shape, in order of depth; "batch", "pos", "query" and "key" stand for lengths of the run."""
         return as_mapping(self.binding.sites)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from interp.errors import Failed
+from interp.errors import Failed, WrongUse
 from interp.model import load
 from interp.model.proof import by_letter, doctor
 from interp.model.twin import randomise
@@ -70,15 +70,10 @@ def test_hooked_transformer_proves_and_agrees_with_the_model_it_came_from():
 
 @pytest.mark.slow("TransformerLens wraps every module of the bundled model")
 def test_a_bridge_proves_and_agrees_with_the_model_inside():
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from interp.zoo import path
-
     mine = load("zoo:books")
-    bridge = TransformerBridge.boot_transformers(
-        str(path("books")), hf_model=copy.deepcopy(mine.module), tokenizer=mine.tokenizer, device="cpu"
-    )
-    theirs = load(bridge)
+    setting = mine.config._attn_implementation
+    theirs = load(mine.to_transformer_lens())
+    assert mine.config._attn_implementation == setting
     wanted = [n for n in theirs.sites() if n in mine.sites()]
     assert {"blocks.1.attn.pattern", "blocks.1.attn.z", "blocks.1.mlp.post", "blocks.1.resid_mid", "logits"} <= {
         *wanted
@@ -90,6 +85,13 @@ def test_a_bridge_proves_and_agrees_with_the_model_inside():
         assert (a - b).abs().max() <= 1e-4 * a.square().mean().sqrt(), (
             name
         )  # its attention is eager, ours fused: float32
+
+
+def test_what_no_bridge_can_be_built_for_says_why():
+    with pytest.raises(WrongUse, match="tokenizer"):
+        load(module("llama")).to_transformer_lens()
+    with pytest.raises(Failed, match="TransformerLens cannot wrap RobertaForMaskedLM"):
+        load(module("roberta"), tokenizer=load("zoo:books").tokenizer).to_transformer_lens()
 
 
 def test_adapters_are_part_of_the_model():
