@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from interp.model.trace import Call, Trace
+from interp.model.trace import Call, Trace, trace
 from interp.model.twin import first_name, names
 from interp.model.wiring import Block, Place, Sum, Wiring
 
@@ -126,12 +126,27 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
     if wiring is not None:
         for each in (twin, model):
             each.take_wiring(wiring)
-    proofs = [_same_logits(model, own), _sums(model, own, _own_tolerance(model.dtype), "own weights")]
+    proofs = _tried("a", lambda: [_same_logits(model, own)])
+    proofs += _tried("b", lambda: [_sums(model, own, _own_tolerance(model.dtype), "own weights")])
+    on_twin: dict[str, Callable[[], list[Proof]]] = {
+        "b": lambda: [_sums(twin, inputs, 1e-8, "twin")],
+        "c": lambda: _attention(twin, inputs),
+        "d": lambda: [_own_value(twin, inputs)],
+        "e": lambda: [_zeroed(twin, inputs)],
+        "f": lambda: _padding(twin),
+        "g": lambda: [_gradients(twin, inputs)],
+        "h": lambda: [prove_weights(twin, inputs)],
+    }
     with Lifted():
-        proofs += [_sums(twin, inputs, 1e-8, "twin")]
-        proofs += [*_attention(twin, inputs), _own_value(twin, inputs), _zeroed(twin, inputs), *_padding(twin)]
-        proofs += [_gradients(twin, inputs), prove_weights(twin, inputs)]
-    return proofs
+        return proofs + [proof for letter, prove in on_twin.items() for proof in _tried(letter, prove)]
+
+
+def _tried(letter: str, prove: Callable[[], list[Proof]]) -> list[Proof]:
+    """A proof that cannot be carried out has failed: the wiring names what is not there, or has not its shape."""
+    try:
+        return prove()
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        return [Proof(letter, "can be carried out", math.inf, 0.0, f"{type(error).__name__}: {error}")]
 
 
 def _first(out: Any) -> Tensor:
@@ -156,8 +171,6 @@ def _same_logits(model: Model, inputs: dict[str, Any]) -> Proof:
 
 def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) -> Proof:
     """(b) Every stream tensor is its proven sum, or the norm of it."""
-    from interp.model.trace import trace
-
     seen, worst, missing = trace(model.module, inputs), 0.0, []
     for stack in model.wiring.stacks:
         for block in stack.blocks:
@@ -177,8 +190,16 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
 def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
     """(c) Pattern rows and sinks sum to one; pattern · v = z; the rest of the module makes out of z; Σ result + bias = out."""
     cores = [n.removesuffix(".pattern") for n in twin.binding.sites if n.endswith(".pattern")]
+    seen, run = [], trace(twin.module, inputs)
+    for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
+        claimed = {(c.path, c.call) for c in block.cores.values()}
+        found = [c for c, _ in run.cores(run.of(block.path)[block.call])]
+        seen += [c.path for c in found if (c.path, c.number) not in claimed]
+    if seen:
+        why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"
+        return [Proof("c", "every attention is named", math.inf, 0.0, why)]
     if not cores:
-        why = "the traced forward saw no softmax followed by a product"
+        why = "the traced forward saw no softmax followed by a product in any block"
         return [Proof("c", "attention identities", None, 1e-8, why)]
     cache = twin.record(inputs, [n for c in cores for n in twin.binding.sites if n.startswith(c + ".")])
     errors: dict[str, float] = {}

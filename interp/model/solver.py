@@ -430,6 +430,7 @@ class _Solver:
         ]
 
     def solve(self) -> Block:
+        """The block's wiring, as a block that adds to the stream or as one that normalises after adding."""
         writes = self.pre_norm()
         if writes is not None:
             writes = sorted(writes, key=lambda w: w[0].end)
@@ -442,6 +443,7 @@ class _Solver:
         return Block(self.call.path, self.call.number, self.sites, tuple(self.sums), tuple(self.norms), *found)
 
     def solve_post_norm(self) -> None:
+        """Sums at the inputs of the norms, each link's sublayers named in order."""
         links = self.post_norm()[::-1]
         base = "resid_pre"
         for number, (norm, writes) in enumerate(links):

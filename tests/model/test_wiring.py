@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import interp.model
+from interp.errors import WrongUse
 from interp.model import load
 from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
 from interp.model.trace import trace
@@ -114,6 +115,47 @@ def test_a_broken_wiring_is_rejected(how):
     assert "unproven" in kept.stacks[0].blocks[0].refused["*"]
     assert set(kept.stacks[0].blocks[0].sites) == {"resid_pre", "resid_post"}
     assert kept.stacks[0].blocks[1] == stack.blocks[1]
+
+
+def damaged_wirings(wiring: Wiring) -> dict[str, tuple[str, Wiring]]:
+    """A wiring of a pre-norm model damaged in one block, and the proof that must see it."""
+    stack = wiring.stacks[0]
+    block = stack.blocks[1]
+    sites, core = block.sites, block.cores["attn"]
+    up = sites["mlp.up"]
+    ways = {
+        "swapped writes": ("b", broken(block)["swapped writes"]),
+        "a missing write": ("b", broken(block)["a missing write"]),
+        "a norm that is not there": ("b", broken(block)["a norm that is not there"]),
+        "a module that is not there": ("b", replace(block, sites=sites | {"mlp.write": Place("nowhere", "out")})),
+        "no attention": ("c", replace(block, cores={})),
+        "another module's softmax": ("c", replace(block, cores={"attn": replace(core, path=up.path)})),
+        "the attention's output before its last matrix": (
+            "c",
+            replace(block, sites=sites | {"attn.out": replace(sites["attn.in"])}),
+        ),
+        "the gate for the down projection's input": ("h", replace(block, sites=sites | {"mlp.post": up})),
+    }
+    return {
+        how: (letter, replace(wiring, stacks=(replace(stack, blocks=(stack.blocks[0], bad, *stack.blocks[2:])),)))
+        for how, (letter, bad) in ways.items()
+    }
+
+
+def test_a_wiring_comes_back_from_json_as_it_was():
+    for name in ("llama", "bert", "t5", "mixtral"):
+        wiring = load(module(name)).wiring
+        assert Wiring.from_json(json.loads(json.dumps(wiring.to_json()))) == wiring
+    with pytest.raises(WrongUse, match="prefix"):
+        Wiring.from_json(load(module("bert")).wiring.to_json() | {"prefixes": []})
+    with pytest.raises(WrongUse, match="no wiring"):
+        Wiring.from_json({"stacks": 3})
+
+
+@pytest.mark.parametrize("how", list(damaged_wirings(load(module("llama")).wiring)))
+def test_the_doctor_names_the_proof_that_a_damaged_wiring_fails(how):
+    letter, bad = damaged_wirings(load(module("llama")).wiring)[how]
+    assert by_letter(doctor(load(module("llama")), bad))[letter]["status"] == "fail"
 
 
 def test_a_doubled_norm_is_rejected_in_a_post_norm_block():
