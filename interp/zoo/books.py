@@ -44,7 +44,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training run; `steps` only decides when the learning rate starts to fall."""
+    """Every number of the training run; `steps` only decides when the learning rate starts its last fall."""
 
     vocabulary: int = 4096
     d_model: int = 256
@@ -59,11 +59,13 @@ class Recipe:
         Phase(0, long_every=32, random=1),
         Phase(600, long_every=10, random=2, passages=2, words=2),
         Phase(900, long_every=10, random=3, passages=1, words=2, shortest=2, longest=48, pieces=4),
+        Phase(1600, long_every=8, random=1, passages=1, words=2, shortest=2, longest=64, pieces=4),
     )
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
-    steps: int = 1600
-    warmup: int = 100
-    decay: int = 700  # the last steps, in which the learning rate falls linearly to zero
+    steps: int = 3000
+    # (step, share of the learning rate), joined by straight lines: up, level, down, and up half way again.
+    rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (99, 1.0), (900, 1.0), (1600, 0.0), (1640, 0.5))
+    decay: int = 1400  # the share never exceeds steps left / decay, so that it ends at zero
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
     weight_decay: float = 0.02
@@ -76,7 +78,8 @@ class Recipe:
 
 def read_recipe(saved: dict[str, Any]) -> Recipe:
     """The recipe whose `asdict` was saved."""
-    return Recipe(**saved | {"phases": tuple(Phase(**phase) for phase in saved["phases"])})
+    tuples = {"phases": tuple(Phase(**phase) for phase in saved["phases"]), "rates": tuple(map(tuple, saved["rates"]))}
+    return Recipe(**saved | tuples)
 
 
 def train_tokenizer(texts: list[str], size: int) -> Any:
@@ -194,8 +197,8 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def lr_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, constant, then linear to zero over the last `decay` steps."""
-    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / recipe.decay)
+    """The share of the learning rate at a step: on the straight lines of `rates`, at most steps left / `decay`."""
+    return min(float(np.interp(step, *zip(*recipe.rates, strict=True))), (recipe.steps - step) / recipe.decay)
 
 
 @dataclass(frozen=True)

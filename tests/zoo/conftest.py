@@ -29,7 +29,7 @@ RECIPE = books.Recipe(
         books.Phase(4, long_every=4, random=1, passages=1, words=1, shortest=2, longest=9, pieces=2),
     ),
     steps=8,
-    warmup=2,
+    rates=((-1, 0.0), (1, 1.0)),
     decay=3,
     seed=3,
 )

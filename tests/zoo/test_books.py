@@ -96,7 +96,7 @@ def test_tokenizer_gives_back_any_text(text: str, trained: Path) -> None:
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    recipe = Recipe(steps=200, warmup=20, decay=60)
+    recipe = Recipe(steps=200, rates=((-1, 0.0), (19, 1.0)), decay=60)
     factors = [lr_factor(step, recipe) for step in range(201)]
     assert factors[0] == 1 / 20
     assert factors[19:141] == [1.0] * 122
@@ -104,6 +104,12 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert factors[170] == pytest.approx(0.5, rel=1e-12)
     assert factors[199] == pytest.approx(1 / 60, rel=1e-12)
     assert factors[200] == 0
+
+
+def test_learning_rate_follows_the_lines_below_the_last_fall() -> None:
+    recipe = Recipe(steps=400, rates=((-1, 0.0), (9, 1.0), (100, 1.0), (200, 0.0), (220, 0.5)), decay=100)
+    assert [lr_factor(step, recipe) for step in (50, 150, 200, 210, 300)] == pytest.approx([1.0, 0.5, 0.0, 0.25, 0.5])
+    assert [lr_factor(step, recipe) for step in (375, 400)] == pytest.approx([0.25, 0.0])
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48), (40, 40)])
