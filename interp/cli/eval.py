@@ -24,9 +24,14 @@ def evaluate(
     context: Annotated[int, typer.Option(help="tokens a window of text")] = 512,
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = "float32",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure a dictionary on rows; with a MODEL, also what the model loses when it is put in place of the site."""
+    """Measure a dictionary on rows; with a MODEL, also what the model loses when it is put in place of the site.
+
+    Nothing is written, so there is nothing to resume.
+    """
     from interp.dictionaries import evaluate as on_rows
     from interp.dictionaries import evaluate_model, load_dictionary, rows_of
 
@@ -36,11 +41,19 @@ def evaluate(
     if rows is not None:
         if not dictionary.config.autoencoder and targets is None:
             raise WrongUse(f"{folder} holds a transcoder: it needs --targets beside --rows.")
-        return answer(on_rows(dictionary, rows_source(rows, targets)).to_dict(), as_json, _show)
+        source = rows_source(rows, targets)
+        if dry_run:
+            return answer({"rows": source.rows, "bytes": 0, "minutes": 0.0}, as_json, _show)
+        return answer(on_rows(dictionary, source).to_dict(), as_json, _show)
     from interp.model import load
+    from interp.store.recording import plan
     from interp.texts import read_texts
 
-    wrapped, texts = load(str(model), device=device), list(read_texts(text, dataset))
+    wrapped, texts = load(str(model), device=device, dtype=dtype), list(read_texts(text, dataset))
+    if dry_run:
+        once = plan(wrapped, dictionary.config.reads, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)
+        # rows, mean, and the loss clean, zeroed, at the mean and replaced: six passes over the text
+        return answer({"rows": once.rows, "bytes": 0, "minutes": round(6 * once.minutes, 2)}, as_json, _show)
     result = on_rows(dictionary, rows_of(dictionary, wrapped, texts, tokens, batch, context)).to_dict()
     return answer(result | evaluate_model(dictionary, wrapped, texts, tokens, batch, context).to_dict(), as_json, _show)
 

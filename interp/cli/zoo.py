@@ -45,6 +45,7 @@ def train(
     steps: int | None = typer.Option(None, "--steps", min=1, help="optimiser steps (default: the recipe's)"),
     seed: int | None = typer.Option(None, "--seed", min=0, help="of weights and batches (default: the recipe's)"),
     device: str = DEVICE,
+    dtype: str | None = typer.Option(None, "--dtype", help="of the products: float32 or bfloat16 (default: float32)"),
     resume: bool = typer.Option(False, "--resume", help="go on with the run in the folder"),
     dry_run: bool = typer.Option(False, "--dry-run", help="only say how much will be read and written, and how long"),
     as_json: bool = JSON,
@@ -55,7 +56,8 @@ def train(
     _known(name)
     _readable(text)
     out = Path(name) if out is None else out
-    recipe = _recipe(out, resume, {"steps": steps, "seed": seed})
+    check_keys([dtype or "float32"], ("float32", "bfloat16"), "the list of dtypes")
+    recipe = _recipe(out, resume, {"steps": steps, "seed": seed, "dtype": dtype})
     if dry_run:
         return answer(_plan(recipe, device), as_json, _show)
     books.train(text, out, recipe, device=device)
@@ -72,14 +74,21 @@ def check(
     model: Path | None = typer.Option(None, "--model", help="measure the model in this folder, not the bundled one"),
     seed: int = typer.Option(0, "--seed", min=0, help="of the samples and the random tokens"),
     device: str = DEVICE,
+    dtype: str = typer.Option("float32", "--dtype", help="the model runs in: float32, bfloat16 or float16"),
+    dry_run: bool = typer.Option(False, "--dry-run", help="only say how much will be read, and how long it takes"),
     as_json: bool = JSON,
 ) -> None:
-    """Measure what the recipe promises: bits per byte beside n-gram models, induction, known words. Takes minutes."""
+    """Measure what the recipe promises: bits per byte beside n-gram models, induction, known words. Takes minutes.
+
+    Nothing is written, so there is nothing to resume.
+    """
     from interp.zoo.check import check as measure
+    from interp.zoo.check import plan
 
     _known(name)
     _readable(text)
-    answer(measure(zoo.path(name) if model is None else model, text, seed, device), as_json, _show)
+    folder = zoo.path(name) if model is None else model
+    answer((plan if dry_run else measure)(folder, text, seed, device, dtype), as_json, _show)
 
 
 def _known(name: str) -> None:
@@ -101,7 +110,7 @@ def _readable(text: Path) -> None:
         raise WrongUse(f"{text}/{empty[0]}.txt is too short to hold out a part of it: remove it or give more text.")
 
 
-def _recipe(out: Path, resume: bool, asked: dict[str, int | None]) -> Recipe:
+def _recipe(out: Path, resume: bool, asked: dict[str, int | str | None]) -> Recipe:
     """The recipe of the run: the one that `out` was begun with, or a new one for a folder without a run."""
     from interp.zoo.books import Recipe, read_recipe
 

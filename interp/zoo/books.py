@@ -69,6 +69,7 @@ class Recipe:
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
     weight_decay: float = 0.02
+    dtype: str = "float32"  # of the products; weights and sums are float32
     seed: int = 0
 
     def phase(self, step: int) -> Phase:
@@ -198,7 +199,8 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 def lr_factor(step: int, recipe: Recipe) -> float:
     """The share of the learning rate at a step: on the straight lines of `rates`, at most steps left / `decay`."""
-    return min(float(np.interp(step, *zip(*recipe.rates, strict=True))), (recipe.steps - step) / recipe.decay)
+    steps, shares = zip(*recipe.rates, strict=True)
+    return min(float(np.interp(step, steps, shares)), (recipe.steps - step) / recipe.decay)
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,8 @@ def train(
         count = sum(int((y >= 0).sum()) for _, y in parts)
         loss = 0.0
         for inputs, labels in parts:
-            part = summed_loss(model, inputs, labels) / count
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+                part = summed_loss(model, inputs, labels) / count
             part.backward()
             loss += part.item()
         for optimiser, base in zip(both, (recipe.lr_matrix, recipe.lr_other), strict=True):

@@ -7,6 +7,7 @@ looks back to what followed the same token earlier (induction); and how much of 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp.errors import Failed, WrongUse
+from interp.errors import Failed, WrongUse, check_keys
 from interp.zoo import kneser_ney
 from interp.zoo.books import encode
 from interp.zoo.corpus import Split, novels, topics
@@ -31,9 +32,12 @@ WINDOW, LONG_WINDOW = 512, 4096
 POSITIONS = (0, 256, 512, 1024, 2048, 4096)
 ORDERS = (3, 4, 5)
 TOKENS_AT_ONCE = 4096
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check(folder: str | Path, text: str | Path, seed: int = 0, device: str | None = None) -> dict[str, Any]:
+def check(
+    folder: str | Path, text: str | Path, seed: int = 0, device: str | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
     """All measures of the checkpoint in `folder` against the novels in the folder `text` and the help texts.
 
     Returns `{bits_per_byte: {held_out, default_text, by_position}, kn: {"3", "4", "5"}, kn_default_text: {…},
@@ -44,7 +48,7 @@ def check(folder: str | Path, text: str | Path, seed: int = 0, device: str | Non
     Raises `FileNotFoundError` if `text` has no novel in it, and what `load` raises.
     """
     books, help_texts = novels(text), topics()
-    model, tokenizer = load(folder, device)
+    model, tokenizer = load(folder, device, dtype)
     sizes = token_bytes(tokenizer)
     held = [encode(tokenizer, split.held_out) for split in books]
     default = [encode(tokenizer, help_texts.held_out)]
@@ -56,25 +60,47 @@ def check(folder: str | Path, text: str | Path, seed: int = 0, device: str | Non
             "by_position": by_position(token_bits(model, held, LONG_WINDOW, tokenizer.bos_token_id), held, sizes),
         },
         **_kneser_ney(tokenizer, [*books, help_texts], {"kn": held, "kn_default_text": default}, sizes),
-        "induction": induction(load(folder, device, attention="eager")[0], tokenizer, seed=seed),
+        "induction": induction(load(folder, device, dtype, "eager")[0], tokenizer, seed=seed),
         "words_known": words_known(texts, {w for split in [*books, help_texts] for w in words(split.train)}),
         "distinct_4grams": distinct_ngrams(texts, 4),
     }
 
 
-def load(folder: str | Path, device: str | None = None, attention: str = "sdpa") -> tuple[Any, Any]:
-    """The checkpoint in `folder` in float32 for evaluation, and its tokenizer.
+def plan(
+    folder: str | Path, text: str | Path, seed: int = 0, device: str | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """What `check` will read (`rows`: windows of text) and write (nothing), and its minutes: one window timed, times their number.
+
+    The n-gram models come on top: about a minute for twenty megabytes of text.
+    """
+    model, tokenizer = load(folder, device, dtype)
+    held = [encode(tokenizer, split.held_out) for split in [*novels(text), topics()]]
+    rows = sum(len(ids) for ids in held) // WINDOW
+    window = [np.random.default_rng(seed).integers(3, len(tokenizer), WINDOW)]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        token_bits(model, window, WINDOW, tokenizer.bos_token_id)
+        seconds.append(time.perf_counter() - start)
+    return {"rows": rows, "bytes": 0, "minutes": round(2.5 * rows * min(seconds) / 60, 2)}  # long windows cost more
+
+
+def load(
+    folder: str | Path, device: str | None = None, dtype: str = "float32", attention: str = "sdpa"
+) -> tuple[Any, Any]:
+    """The checkpoint in `folder` for evaluation, and its tokenizer.
 
     Raises `WrongUse` if the folder is no checkpoint, `Failed` if tensors are missing or left over.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(folder)
+    check_keys([dtype], DTYPES, "the list of dtypes")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise WrongUse(f"{folder} is no model folder: it has no {name}. Give one that `interp zoo train` wrote.")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        folder, dtype=DTYPES[dtype], attn_implementation=attention, output_loading_info=True
     )
     model, report = loaded
     wrong = {kind: sorted(names) for kind, names in report.items() if kind.endswith("_keys") and names}

@@ -66,6 +66,7 @@ def test_transcoder_of_rows_from_a_config_file(files: dict[str, str], tmp_path: 
     config = load_dictionary(files["out"]).config
     assert (config.d_in, config.d_out, config.k, config.skip) == (9, 6, 2, True)
     assert evaluate(files["out"], "--rows", files["X"], "--targets", files["Y"])["l0"] <= 2
+    assert evaluate(files["out"], "--rows", files["X"], "--targets", files["Y"], "--dry-run")["bytes"] == 0
     assert "needs --targets" in evaluate(files["out"], "--rows", files["X"], status=2)["error"]
     assert (
         "maps 9 numbers to 6"
@@ -141,7 +142,12 @@ def test_from_a_model(tiny_folder: Path, tmp_path: Path) -> None:
     assert told["dead_window"] == 600
     assert load_dictionary(out).config.reads == ("blocks.1.resid_post",)
     assert run(app, "sae", *given, "--site", "blocks.1.resid_post", "-o", str(out), "--resume") == told
-    measured = evaluate(str(out), str(tiny_folder), "--text", str(text), "--tokens", "300", "--context", "32")
+    command = (str(out), str(tiny_folder), "--text", str(text), "--tokens", "300", "--context", "32")
+    planned = evaluate(*command, "--dry-run")
+    assert planned["rows"] >= 300 and planned["bytes"] == 0 < planned["minutes"] + 1
+    measured = evaluate(*command)
+    half = evaluate(*command, "--dtype", "bfloat16")
+    assert 0 < abs(half["cross_entropy"]["clean"] - measured["cross_entropy"]["clean"]) < 0.1
     assert {"fvu", "l0", "dead", "cosine", "cross_entropy", "kl", "loss_recovered"} <= set(measured)
     assert set(measured["cross_entropy"]) == {"clean", "zero", "mean", "replaced"}
 

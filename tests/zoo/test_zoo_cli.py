@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from interp import zoo
 from interp.cli.zoo import app
+from interp.files import load_tensors
 from interp.zoo import books
 
 pytestmark = pytest.mark.usefixtures("short_topics")
@@ -89,7 +91,7 @@ def test_check_prints_one_object(novels_folder: Path, trained: Path, monkeypatch
     monkeypatch.setattr("interp.zoo.check.check", lambda *a: asked.append(a) or {"kn": {"3": 1.5}, "words_known": 0.25})
     status, result, _ = run("check", "books", "--text", novels_folder, "--model", trained, "--seed", 2, "--json")
     assert (status, result) == (0, {"kn": {"3": 1.5}, "words_known": 0.25})
-    assert asked == [(trained, novels_folder, 2, "cpu")]
+    assert asked == [(trained, novels_folder, 2, "cpu", "float32")]
     status, text, _ = run("check", "books", "--text", novels_folder, "--model", trained)
     assert [line.split() for line in text.splitlines()] == [["kn"], ["3", "1.5000"], ["words_known", "0.2500"]]
 
@@ -129,3 +131,21 @@ def test_check_of_what_is_no_model_exits_with_two(novels_folder: Path, tmp_path:
 
 def test_unknown_option_exits_with_two(novels_folder: Path) -> None:
     assert run("train", "books", "--text", novels_folder, "--stepps", 3)[0] == 2
+
+
+def test_check_says_what_it_would_read(novels_folder: Path, trained: Path) -> None:
+    status, result, _ = run("check", "books", "--text", novels_folder, "--model", trained, "--dry-run", "--json")
+    assert status == 0
+    assert set(result) == {"rows", "bytes", "minutes"}
+    assert result["rows"] > 0 == result["bytes"]
+
+
+def test_products_in_bfloat16_are_part_of_the_recipe(novels_folder: Path, tmp_path: Path, trained: Path) -> None:
+    command = ("train", "books", "--text", novels_folder, "-o", tmp_path / "half", "--json")
+    assert run(*command, "--dtype", "bfloat16")[0] == 0
+    assert json.loads((tmp_path / "half" / "recipe.json").read_text())["dtype"] == "bfloat16"
+    whole, half = (load_tensors(folder / "state.safetensors")[0] for folder in (trained, tmp_path / "half"))
+    assert all(t.dtype == torch.float32 for t in half.values())
+    assert any(not torch.equal(half[name], t) for name, t in whole.items())
+    status, result, _ = run(*command, "--resume", "--dtype", "float32")
+    assert status == 2 and "bfloat16" in result["error"]
