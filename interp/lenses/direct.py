@@ -105,7 +105,7 @@ def direct_logit_attribution(
     terms = [(part, (v * pull).sum(-1)) for part, v in run.embeddings()]
     for layer, block in enumerate(run.stack.blocks):
         for write, coefficient in _writes(block):
-            terms += _write_terms(run, layer, write, coefficient * pull)
+            terms += _write_terms(run, layer, write, coefficient, pull)
     terms += [(Part("norm bias"), shift), (Part("unembed bias"), constant)]
     terms = [(part, v) for part, v in terms if not part.component.endswith("bias") or bool(v.any())]
     return DirectLogits(tuple(part for part, _ in terms), torch.stack([v for _, v in terms], dim=1), total, of)
@@ -284,7 +284,9 @@ def _freeze(module: nn.Module, x: Float[Tensor, "prompt d"], y: Float[Tensor, "p
     return _Frozen(wide, zero, scale, bias)
 
 
-def _write_terms(run: _Run, layer: int, write: str, pull: Float[Tensor, "prompt d"]) -> list[tuple[Part, Tensor]]:
+def _write_terms(
+    run: _Run, layer: int, write: str, coefficient: float, pull: Float[Tensor, "prompt d"]
+) -> list[tuple[Part, Tensor]]:
     """A sublayer's terms: its heads and its bias where what follows them is linear in this run, else all of it."""
     role = write.rsplit(".", 1)[0]
     names = run.around(layer, write)
@@ -297,9 +299,9 @@ def _write_terms(run: _Run, layer: int, write: str, pull: Float[Tensor, "prompt 
     bias = torch.zeros_like(out[0]) if bias is None else bias.to(out)
     if not _same(results.sum(1) + bias, out, _tolerance(matrix)):
         return whole
-    shift = torch.zeros(len(out), dtype=torch.float64)
-    if not torch.equal(written, out):
-        frozen = _freeze(run.module(names[0]), out, written)
+    shift, pull = torch.zeros(len(out), dtype=torch.float64), coefficient * pull
+    if not _same(written, coefficient * out, 0.0 if coefficient == 1.0 else _tolerance(matrix)):
+        frozen = _freeze(run.module(names[0]), out, written / coefficient)
         if frozen is None:
             return whole
         pull, shift = frozen.back(pull)

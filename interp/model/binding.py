@@ -7,7 +7,7 @@ numbers. Queries and keys are matched at position 0, where rotary embeddings rot
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,6 +90,7 @@ class Site:
     read: Place | None = None
     base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
     norm: Norm | None = None
+    factor: float = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,9 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
         for number, block in enumerate(stack.blocks):
             prefix = f"{stack.prefix}blocks.{number}."
             sites = dict(_block_sites(block, trace))
+            for write, coefficient in (w for total in block.sums for w in total.writes):
+                if write in sites and coefficient != 1.0:
+                    sites[write] = replace(sites[write], factor=coefficient)
             _with_mid(sites, block)
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})

@@ -192,12 +192,15 @@ class Session:
             t = t.reshape(*self.main.index.shape, -1)
         if site.place.half is not None:
             t = t.chunk(2, dim=-1)[site.place.half]
+        if site.factor != 1.0:
+            t = site.factor * t
         if site.heads is None:
             return t
         return site.heads.split(t.flatten(2) if t.ndim == 4 else t)
 
     def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
         """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
+        new = new if site.factor == 1.0 else new / site.factor
         if site.heads is None and site.place.half is None:
             return new.reshape(t.shape) if new.numel() == t.numel() else new  # a sweep turns one row for all into many
         shape, t = t.shape, t.reshape(*new.shape[:2], -1)
