@@ -94,11 +94,13 @@ class Cache(Mapping[str, Tensor]):
         """A heat map of one prompt: [query, key] of a head's pattern or scores, else [pos, d] of its values."""
         import plotly.graph_objects as go
 
+        from interp.model.pictures import shown
+
         x = self[site][row].float().cpu()
         pattern = site.endswith((".scores", ".pattern"))
         x = x[head] if pattern else x[:, head] if x.ndim == 3 else x.reshape(x.shape[0], -1)
         names = list(self.words[row]) if self.words is not None and len(self.words[row]) <= len(x) else None
-        labels = [f"{i} {w}" for i, w in enumerate(names)] if names else [str(i) for i in range(len(x))]
+        labels = [f"{i} {shown(w)}" for i, w in enumerate(names)] if names else [str(i) for i in range(len(x))]
         x = x[: len(labels), : len(labels) if pattern and names else None]
         span = {} if pattern else {"zmid": 0.0}
         heat = go.Heatmap(

@@ -215,10 +215,12 @@ class Attribution:
 
     def plot(self, row: int = 0) -> go.Figure:
         """Effects of one prompt, sites by positions; heads are summed."""
+        from interp.model.pictures import shown
+
         frame = self.to_frame().query("row == @row")
         table = frame.pivot_table("effect", "site", "pos", aggfunc="sum", sort=False).sort_index(axis=1)
         words = self.words[row] if self.words is not None and len(self.words[row]) >= table.shape[1] else None
-        names = [f"{c} {words[int(c)]}" if words else str(c) for c in table.columns]
+        names = [f"{c} {shown(words[int(c)])}" if words else str(c) for c in table.columns]
         return _heat(table.to_numpy(), names, list(table.index), "pos", "effect")
 
 

@@ -13,6 +13,7 @@ from interp import WrongUse
 from interp.model import Cache, load
 from interp.model.model import Tokens
 from interp.model.pictures import shown
+from interp.model.sweep import Attribution
 from tests.model.shapes import module
 
 IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [7, 7, 12, 40, 6, 13]])
@@ -178,3 +179,13 @@ def test_what_is_not_there_is_named(ask, words):
     cache = load(module("llama")).record(IDS, ["blocks.1.attn.pattern", "blocks.1.attn.z"])
     with pytest.raises(WrongUse, match=words):
         ask(cache)
+
+
+def test_plain_plots_take_no_token_for_markup():
+    words = (("<b>x</b>", "$y$", "\u202e"),)
+    cache = Cache({"blocks.0.attn.pattern": torch.rand(1, 2, 3, 3)}, words=words)
+    labels = cache.plot("blocks.0.attn.pattern").data[0].y
+    assert list(labels) == [f"{i} {shown(word)}" for i, word in enumerate(words[0])]
+    effects = Attribution({"blocks.0.resid_pre": torch.rand(1, 3)}, words).plot().data[0].x
+    assert list(effects) == list(labels)
+    assert not any(mark in label for label in labels for mark in ("<", "$", "\u202e"))
