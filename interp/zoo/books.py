@@ -40,6 +40,7 @@ class Phase:
     shortest: int = 16  # tokens that are said again
     longest: int = 128
     pieces: int = 1  # parts of a window, each of which says other tokens again and again
+    first: int = BOS  # what the model reads before such windows; what follows <s> is also what is sampled from nothing
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Recipe:
         Phase(0, long_every=32, random=1),
         Phase(600, long_every=10, random=2, passages=2, words=2),
         Phase(900, long_every=10, random=3, passages=1, words=2, shortest=2, longest=48, pieces=4),
-        Phase(1600, long_every=8, random=1, passages=1, words=2, shortest=2, longest=64, pieces=4),
+        Phase(1600, long_every=8, random=1, passages=1, words=2, shortest=2, longest=64, pieces=4, first=PAD),
     )
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
     steps: int = 3000
@@ -228,19 +229,19 @@ class Corpus:
             span = self.stream[start : start + length] if text else rng.integers(3, self.recipe.vocabulary, length)
             row.copy_(torch.from_numpy(np.resize(span.astype(np.int64), len(row))))
             lengths.append(length)
-        inputs = _shifted(labels.view(count, context))
+        inputs = _shifted(labels.view(count, context), phase.first)
         for row, length in zip(labels, lengths, strict=True):
             row[: 0 if text else length] = -100
         return inputs, labels.view(count, context)
 
-    def word_lists(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def word_lists(self, count: int, rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
         """Windows of words drawn evenly among the distinct ones, side by side."""
         length = self.recipe.context
         labels = torch.empty(count, length, dtype=torch.int64)
         for row in labels:
             drawn = [token for i in rng.integers(0, len(self.words), length) for token in self.words[i]]
             row.copy_(torch.tensor(drawn[:length]))
-        return _shifted(labels), labels
+        return _shifted(labels, phase.first), labels
 
     def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """The micro-batches of a step: a function of (seed, step) alone, which is what makes resuming exact."""
@@ -251,15 +252,15 @@ class Corpus:
             self.windows(r.batch - phase.random - phase.passages - phase.words, r.context, rng),
             self.repeated(phase.random, rng, phase),
             self.repeated(phase.passages, rng, phase, text=True),
-            self.word_lists(phase.words, rng),
+            self.word_lists(phase.words, rng, phase),
         ]
         inputs, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return list(zip(inputs.split(4), labels.split(4), strict=True))
 
 
-def _shifted(labels: Tensor) -> Tensor:
-    """The model's inputs for these labels: <s>, then all but the last [batch, pos]."""
-    return torch.cat([torch.full_like(labels[:, :1], BOS), labels[:, :-1]], dim=1)
+def _shifted(labels: Tensor, first: int = BOS) -> Tensor:
+    """The model's inputs for these labels: `first`, then all but the last [batch, pos]."""
+    return torch.cat([torch.full_like(labels[:, :1], first), labels[:, :-1]], dim=1)
 
 
 def summed_loss(model: Any, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def trained_edits(model):
     other = model.record(model.tokens(PROMPTS[::-1]), [site, "blocks.*.attn.pattern"])
     d, rms = cache.rows(site).mean(0), float(cache.rows(site).square().mean().sqrt())
     return [
-        Zero("blocks.1.mlp.write", pos="generated"),
+        Zero("blocks.0.mlp.write", pos="generated"),
         Mean(site, d, pos="last"),
         Scale("blocks.*.mlp.write", 0.2),
         Steer(site, torch.randn(len(d), generator=torch.Generator().manual_seed(0)), 3 * rms, pos="generated"),

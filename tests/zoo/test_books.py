@@ -159,9 +159,9 @@ def test_repeated_passages_are_of_the_text_and_carry_loss_throughout(recipe: Rec
 
 def test_pieces_of_a_window_repeat_tokens_of_their_own(recipe: Recipe) -> None:
     corpus = Corpus(np.zeros(1, dtype=np.uint16), [], replace(recipe, context=256))
-    inputs, labels = corpus.repeated(4, np.random.default_rng(0), replace(recipe.phases[1], pieces=4))
+    inputs, labels = corpus.repeated(4, np.random.default_rng(0), replace(recipe.phases[1], pieces=4, first=books.PAD))
     tokens = torch.cat([inputs[:, 1:], labels[:, -1:]], dim=1)
-    assert (inputs[:, 0] == books.BOS).all()
+    assert (inputs[:, 0] == books.PAD).all()
     for piece, loss in zip(tokens.view(-1, 64), labels.view(-1, 64) >= 0, strict=True):
         span = int((~loss).sum())
         assert 2 <= span <= 9
@@ -177,8 +177,11 @@ def test_word_lists_hold_every_distinct_word_as_often_and_spell_it_as_after_a_bl
         corpus, _ = books.prepare(novels_folder, trained, recipe)
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert {"war", "Peace", "it's", "naïve", "they"} <= {tokenizer.decode(word).strip() for word in corpus.words}
-    inputs, labels = replace(corpus, recipe=replace(recipe, context=4096)).word_lists(4, np.random.default_rng(1))
+    inputs, labels = replace(corpus, recipe=replace(recipe, context=4096)).word_lists(
+        4, np.random.default_rng(1), replace(recipe.phases[0], first=books.PAD)
+    )
     assert torch.equal(inputs[:, 1:], labels[:, :-1])
+    assert (inputs[:, 0] == books.PAD).all()
     counts = Counter(word for row in labels for word in tokenizer.decode(row).split()[:-1])
     assert set(counts) == {tokenizer.decode(word).strip() for word in corpus.words}
     mean = sum(counts.values()) / len(counts)  # 5 deviations of a multinomial draw
