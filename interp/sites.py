@@ -84,6 +84,16 @@ def canonical(name: str, post_norm: bool = False) -> str:
     return prefix + ALIASES.get(rest, rest)
 
 
+def pattern_like(site: str) -> bool:
+    """[batch, head, query, key]: positions stand on axis 2, and keys on axis 3."""
+    return site.endswith((".scores", ".pattern"))
+
+
+def position_axis(site: str) -> int:
+    """The axis of a site's tensor along which positions stand."""
+    return 2 if pattern_like(site) else 1
+
+
 def meaning(site: str) -> str:
     """What a canonical site holds, with its shape, or `""` for a `module:` site."""
     parts = site.split(".")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse, nearest
-from interp.sites import canonical
+from interp.sites import canonical, pattern_like, position_axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ class Cache(Mapping[str, Tensor]):
     def at(self, site: str, pos: int) -> Float[Tensor, "batch ..."]:
         """Each prompt's value at one position, counted over real tokens from 0, or from the end if negative."""
         x = self[site]
-        axis = 2 if site.endswith((".scores", ".pattern")) else 1
+        axis = position_axis(site)
         length = torch.full((x.shape[0],), x.shape[axis]) if self.mask is None else self.mask.sum(1)
         index = torch.where(torch.tensor(pos) < 0, length + pos, torch.tensor(pos))
         if bool(((index < 0) | (index >= length)).any()):
@@ -97,7 +97,7 @@ class Cache(Mapping[str, Tensor]):
         from interp.model.pictures import shown
 
         x = self[site][row].float().cpu()
-        pattern = site.endswith((".scores", ".pattern"))
+        pattern = pattern_like(site)
         x = x[head] if pattern else x[:, head] if x.ndim == 3 else x.reshape(x.shape[0], -1)
         names = list(self.words[row]) if self.words is not None and len(self.words[row]) <= len(x) else None
         labels = [f"{i} {shown(w)}" for i, w in enumerate(names)] if names else [str(i) for i in range(len(x))]

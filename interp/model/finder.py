@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.binding import Binding, Site
-from interp.model.layouts import Layout, alike, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
-from interp.model.solver import same
+from interp.model.layouts import Layout, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
+from interp.model.solver import same, same_values
 from interp.model.trace import Call, Trace
 from interp.model.wiring import Place, Wiring
 
@@ -168,9 +168,9 @@ class Finder:
             self.norm_where(role, "norm", lambda c: same(c.out, received))
         else:
             self.norm_where(role, "norm", lambda c: same(c.into, total))
-        for letter in "qk":
+        for letter in "qk":  # they reach their norm with heads or positions first
             made = self.raw(f"{role}.{letter}_raw")
-            self.norm_where(role, f"{letter}_norm", lambda c, made=made: alike(c.into, made))  # type: ignore[misc]
+            self.norm_where(role, f"{letter}_norm", lambda c, made=made: same_values(c.into, made))  # type: ignore[misc]
 
     def norm_where(self, role: str, name: str, is_it: Callable[[Call], bool]) -> None:
         """Name the first norm of the role's block for which `is_it` holds."""

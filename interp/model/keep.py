@@ -9,14 +9,10 @@ from torch import Tensor
 
 from interp.errors import WrongUse
 from interp.model.positions import Pos, Positions
+from interp.sites import pattern_like, position_axis
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
-
-
-def pattern_like(site: str) -> bool:
-    """[batch, head, query, key]: positions stand on axis 2, and keys on axis 3."""
-    return site.endswith((".scores", ".pattern"))
 
 
 class Kept:
@@ -36,7 +32,7 @@ class Kept:
         """The positions asked for."""
         if isinstance(self.pos, str) and self.pos == "all":
             return x
-        axis = 2 if pattern_like(site) else 1
+        axis = position_axis(site)
         chosen = positions.select(self.pos).to(x.device)
         counts = chosen.sum(1)
         if int(counts.min()) != int(counts.max()) or int(counts.max()) == 0:
@@ -59,7 +55,7 @@ class Joined:
         self.seen: dict[str, int] = {}
 
     def __call__(self, site: str, x: Tensor, positions: Positions) -> None:
-        axis, total = 2 if pattern_like(site) else 1, int(positions.index.max()) + 1
+        axis, total = position_axis(site), int(positions.index.max()) + 1
         fresh = min(total - self.seen.get(site, 0), x.shape[axis])
         if fresh > 0:
             part = x.detach().narrow(axis, x.shape[axis] - fresh, fresh)
@@ -77,7 +73,7 @@ class Joined:
         return {site: self._join(site, order) for site in self.parts}
 
     def _join(self, site: str, order: Tensor) -> Tensor:
-        axis, parts = 2 if pattern_like(site) else 1, self.parts[site]
+        axis, parts = position_axis(site), self.parts[site]
         longest = max(p.shape[-1] for p in parts)
         if axis == 2:
             parts = [torch.nn.functional.pad(p, (0, longest - p.shape[-1]), value=_nothing(site)) for p in parts]

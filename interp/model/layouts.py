@@ -148,13 +148,6 @@ def fed(module: nn.Module, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return output_matrix(module, width, like), module.forward(torch.zeros_like(like[:1, :1]).expand(1, width))[0]
 
 
-def alike(a: Tensor | None, b: Tensor | None) -> bool:
-    """The same values in any order: queries reach their norm with heads or positions first."""
-    if a is None or b is None or a.numel() != b.numel():
-        return False
-    return torch.equal(a.flatten().sort().values, b.flatten().sort().values)
-
-
 def increasing(a: Tensor, b: Tensor) -> bool:
     """Every entry of a grows with the entry of b at its place."""
     return bool((a.flatten()[b.flatten().argsort()].diff() >= 0).all())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.model.sweep import output_tensor
 from interp.model.trace import Call, Trace, trace
 from interp.model.twin import first_name, names
 from interp.model.wiring import Block, Place, Sum, Wiring
@@ -149,23 +150,15 @@ def _tried(letter: str, prove: Callable[[], list[Proof]]) -> list[Proof]:
         return [Proof(letter, "can be carried out", math.inf, 0.0, f"{type(error).__name__}: {error}")]
 
 
-def _first(out: Any) -> Tensor:
-    if isinstance(out, Tensor):
-        return out
-    return next(
-        t for t in (out.values() if isinstance(out, dict) else out) if isinstance(t, Tensor) and t.is_floating_point()
-    )
-
-
 def _same_logits(model: Model, inputs: dict[str, Any]) -> Proof:
     """(a) Wrapped and unwrapped outputs are the same bits, also while inner tensors are read."""
     from interp.model.session import Session
 
     with torch.no_grad():
-        bare = _first(model.module(**inputs))
+        bare = output_tensor(model.module(**inputs))
         reads = list(model.binding.sites)
         with Session(model.module, model.binding.sites, (), reads, lambda *_: None):
-            wrapped = _first(model.module(**inputs))
+            wrapped = output_tensor(model.module(**inputs))
     return Proof("a", "outputs are bit-identical while every site is read", float((bare - wrapped).abs().max()), 0.0)
 
 
@@ -231,10 +224,10 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
     from interp.model.edits import Patch
 
     names = [n for n in twin.binding.sites if n != "logits" and editable(n)]
-    cache, worst, clean = twin.record(inputs, names), 0.0, _first(twin.module(**inputs))
+    cache, worst, clean = twin.record(inputs, names), 0.0, output_tensor(twin.module(**inputs))
     for alike in dict.fromkeys(re.sub(r"\d+", "*", n) for n in names):  # one site, in all blocks at once
         with twin.edit(Patch(alike, cache), strict=True), torch.no_grad():
-            worst = max(worst, _off(_first(twin.module(**inputs)), clean))
+            worst = max(worst, _off(output_tensor(twin.module(**inputs)), clean))
     return Proof("d", "patching a site with its own value changes nothing", worst, 1e-10)
 
 
@@ -295,7 +288,7 @@ def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
         for sign in (step, -step):
             change = sign * unit.view_as(value)
             with twin.edit(Replace(name, change.add)), torch.no_grad():
-                ends.append(metric(_first(twin.module(**inputs))))
+                ends.append(metric(output_tensor(twin.module(**inputs))))
         wanted = float((slope.flatten() * unit).sum())
         errors[name] = abs(float(ends[0] - ends[1]) / (2 * step) - wanted) / max(wanted, 1e-12)
     worst = max(errors, key=lambda n: errors[n])
@@ -340,7 +333,7 @@ def _is_causal(twin: Model) -> bool:
     other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
-            a, b = (_first(twin.module(**twin.inputs(i))) for i in (ids, other))
+            a, b = (output_tensor(twin.module(**twin.inputs(i))) for i in (ids, other))
     except (TypeError, ValueError, AttributeError):  # it wants more than text
         return False
     return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
@@ -367,7 +360,7 @@ def padding_error(twin: Model, left: bool) -> float:
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
-        together, alone = _first(twin.module(**inputs)), _first(twin.module(**twin.inputs(short)))
+        together, alone = output_tensor(twin.module(**inputs)), output_tensor(twin.module(**twin.inputs(short)))
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 

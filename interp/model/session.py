@@ -20,6 +20,7 @@ from interp.model.positions import Positions, of_call
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in
 from interp.model.wiring import Place
+from interp.sites import position_axis
 
 Change = Callable[[Tensor], Tensor | None]
 
@@ -131,7 +132,7 @@ class Session:
 
     def change(self, name: str, x: Tensor) -> Tensor:
         """All edits of a site applied to x, in its canonical shape."""
-        axis = 2 if name.endswith((".scores", ".pattern")) else 1
+        axis = position_axis(name)
         positions = self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1).to(x.device)
         for edit in self.edits.get(name, ()):
             x, fired = edit.apply(x, positions)
@@ -144,7 +145,7 @@ class Session:
         """Hand a recorded tensor over; end the pass if it was the last."""
         if name not in self.left:
             return
-        axis = 2 if name.endswith((".scores", ".pattern")) else 1
+        axis = position_axis(name)
         assert self.keep is not None
         self.keep(name, x, self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1))
         self.left.discard(name)
