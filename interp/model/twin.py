@@ -21,7 +21,19 @@ from interp.model.inputs import EXAMPLES, parts
 
 
 class Lifted(TorchFunctionMode):
-    """Float64 stays float64: what a model casts to float32 for stability (norms, softmax, the stream) is not cast."""
+    """Float64 stays float64: what a model casts to float32 for stability (norms, softmax, the stream) is not cast.
+
+    Tensors that a model makes of Python numbers are float64 too.
+    """
+
+    def __enter__(self) -> Any:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        torch.set_default_dtype(self.before)
+        return super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         lift = {torch.float32: torch.float64}
@@ -94,7 +106,7 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     twin.eval().requires_grad_(False)
     if model in EXAMPLES:
         EXAMPLES[twin] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in EXAMPLES[model].items()}
-    given = [c for m in twin.modules() for c in (getattr(m, "config", None), getattr(m, "cfg", None)) if c is not None]
+    given = [c for m in twin.modules() for c in (getattr(m, "config", None), getattr(m, "cfg", None)) if hasattr(c, "__dict__")]
     for config in {id(c): c for c in given}.values():
         config._experts_implementation = "eager"  # grouped products of experts know no float64
         if isinstance(getattr(config, "dtype", None), torch.dtype):
