@@ -117,7 +117,11 @@ def _made(model: nn.Module, row: Row, batch: int, length: int, generator: torch.
         value = _value(config, spec, batch, length, generator)
         value = value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         inputs[name] = value.to(where) if isinstance(value, Tensor) else value
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted and "decoder_input_ids" not in row:
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        and "decoder_input_ids" in accepted
+        and "decoder_input_ids" not in row
+    ):
         inputs["decoder_input_ids"] = _tokens(config, (batch, length - 2), generator).to(where)
     anything = any(a.kind is a.VAR_KEYWORD for a in accepted.values())
     if "use_cache" in accepted or (anything and "input_ids" in row and hasattr(text_config(config), "use_cache")):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.inputs import first_name
+from interp.model.live import main_inputs
 from interp.model.sweep import output_tensor
 from interp.model.trace import Call, Trace, trace
 from interp.model.wiring import Block, Place, Sum, Wiring, repeated
@@ -342,7 +343,7 @@ def _is_causal(twin: Model) -> bool:
     other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
-            a, b = (output_tensor(twin.module(**twin.inputs(i))) for i in (ids, other))
+            a, b = (output_tensor(twin.module(**main_inputs(twin.module, twin.inputs(i)))) for i in (ids, other))
     except (TypeError, ValueError, AttributeError):  # it wants more than text
         return False
     return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
@@ -370,7 +371,9 @@ def padding_error(twin: Model, left: bool) -> float:
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
-        together, alone = output_tensor(twin.module(**inputs)), output_tensor(twin.module(**twin.inputs(short)))
+        together, alone = (
+            output_tensor(twin.module(**main_inputs(twin.module, x))) for x in (inputs, twin.inputs(short))
+        )
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 
