@@ -106,13 +106,8 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     twin.eval().requires_grad_(False)
     if model in EXAMPLES:
         EXAMPLES[twin] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in EXAMPLES[model].items()}
-    given = [
-        c
-        for m in twin.modules()
-        for c in (getattr(m, "config", None), getattr(m, "cfg", None))
-        if hasattr(c, "__dict__")
-    ]
-    for config in {id(c): c for c in given}.values():
+    held: list[Any] = [getattr(m, name, None) for m in twin.modules() for name in ("config", "cfg")]
+    for config in {id(c): c for c in held if hasattr(c, "__dict__")}.values():
         config._experts_implementation = "eager"  # grouped products of experts know no float64
         if isinstance(getattr(config, "dtype", None), torch.dtype):
             config.dtype = torch.float64
