@@ -102,11 +102,16 @@ class Binding:
 
 
 def match(target: Tensor, source: Tensor) -> Tensor | None:
-    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none."""
+    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none.
+
+    Of several parallel columns (an attention that looks at one constant token makes many) the nearest is taken.
+    """
     tolerance = CLOSE.get(target.dtype, ROUGH)
-    t, s = (torch.nn.functional.normalize(x.double(), dim=0) for x in (target, source))
-    cosine, column = (t.T @ s).abs().max(dim=1)
-    return column if bool((cosine > 1 - tolerance).all()) else None
+    t, s = target.double(), source.double()
+    cosine = (nn.functional.normalize(t, dim=0).T @ nn.functional.normalize(s, dim=0)).abs()
+    parallel = cosine > 1 - tolerance
+    column = torch.cdist(t.T, s.T).masked_fill(~parallel, torch.inf).argmin(dim=1)
+    return column if bool(parallel.any(dim=1).all()) else None
 
 
 def distinct_heads(t: Tensor) -> Tensor:
