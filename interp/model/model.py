@@ -20,6 +20,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
+from interp.model.inputs import first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -34,7 +35,7 @@ from interp.model.proof import prove_sums
 from interp.model.session import Session, Stop, report_unfired, submodule
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
-from interp.model.twin import Lifted, first_name, home, probe_inputs, twin_of
+from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring, solve
 from interp.sites import MODULE, expand, explain_unknown

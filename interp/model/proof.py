@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.model.inputs import first_name
+from interp.model.live import main_inputs
 from interp.model.sweep import output_tensor
 from interp.model.trace import Call, Trace, trace
-from interp.model.twin import first_name, names
-from interp.model.wiring import Block, Place, Sum, Wiring
+from interp.model.wiring import Block, Place, Sum, Wiring, repeated
 
 if TYPE_CHECKING:
     from interp.model.model import Model
@@ -117,8 +118,9 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
 
     `wiring` puts another wiring than the solved one to the proof, as it is.
     """
+    from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
-    from interp.model.twin import Lifted, probe_inputs, twin_of
+    from interp.model.twin import Lifted, twin_of
     from interp.model.weights import prove_weights
 
     twin = Model(twin_of(model.module), id=f"twin of {model.id}")
@@ -175,7 +177,9 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
                     missing.append(f"{block.path}: {site} is off by {error:.1e}")
     claim = f"stream sums hold ({which})"
     if not model.wiring.stacks:
-        return Proof("b", claim, None, tolerance, "no repeated block module that hands a stream on")
+        lists = ", ".join(f"{path} ({n})" for path, n in repeated(model.module, seen).items())
+        why = f"modules are repeated, and hand no stream on: {lists}" if lists else "no module is repeated"
+        return Proof("b", claim, math.inf if lists else None, tolerance, why)
     unsolved = any(not block.sums for stack in model.wiring.stacks for block in stack.blocks)
     return Proof("b", claim, math.inf if unsolved else worst, tolerance, "; ".join(missing))
 
@@ -192,8 +196,14 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
         why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"
         return [Proof("c", "every attention is named", math.inf, 0.0, why)]
     if not cores:
-        why = "the traced forward saw no softmax followed by a product in any block"
-        return [Proof("c", "attention identities", None, 1e-8, why)]
+        outside = ", ".join(dict.fromkeys(c.path for c, _ in run.attentions)) or "nowhere"
+        why = f"{run.softmaxes} calls of softmax or fused attention, those followed by a product outside every block: {outside}"
+        none = "the traced forward saw no softmax and no fused attention"
+        return [
+            Proof(
+                "c", "attention identities", math.inf if run.softmaxes else None, 1e-8, why if run.softmaxes else none
+            )
+        ]
     cache = twin.record(inputs, [n for c in cores for n in twin.binding.sites if n.startswith(c + ".")])
     errors: dict[str, float] = {}
 
@@ -315,25 +325,25 @@ def _padding(twin: Model) -> list[Proof]:
     return [*proofs, Proof("f", left, None, 1e-8, why)]
 
 
-def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor:
-    """Random token ids, without the places of pictures that some models want before them."""
-    from interp.model.twin import probe_inputs
+def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor | None:
+    """Random values of the main input (token ids without the places of pictures that some models want before them)."""
+    from interp.model.inputs import probe_inputs
 
-    return probe_inputs(twin.module, batch, length, seed)[first_name(twin.module)][:, -length:]
+    made = probe_inputs(twin.module, batch, length, seed).get(first_name(twin.module))
+    return None if made is None else made[:, -length:]
 
 
 def _is_causal(twin: Model) -> bool:
-    name = getattr(twin.module, "main_input_name", first_name(twin.module))
-    if name in names()["inputs"] or getattr(twin.config, "is_encoder_decoder", False):
+    if getattr(twin.config, "is_encoder_decoder", False):
         return False
     ids = _ids(twin, batch=1, length=6, seed=0)
-    if ids.is_floating_point() or ids.ndim != 2:
+    if ids is None or ids.is_floating_point() or ids.ndim != 2:
         return False
     other = ids.clone()
     other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
-            a, b = (output_tensor(twin.module(**twin.inputs(i))) for i in (ids, other))
+            a, b = (output_tensor(twin.module(**main_inputs(twin.module, twin.inputs(i)))) for i in (ids, other))
     except (TypeError, ValueError, AttributeError):  # it wants more than text
         return False
     return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
@@ -344,6 +354,7 @@ def padding_error(twin: Model, left: bool) -> float:
     from interp.model.model import Tokens
 
     ids = _ids(twin, batch=2, length=8, seed=3)
+    assert ids is not None
     short = ids[1, :5]
     mask = torch.ones_like(ids, dtype=torch.bool)
     side = slice(0, 3) if left else slice(5, None)
@@ -360,7 +371,9 @@ def padding_error(twin: Model, left: bool) -> float:
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
-        together, alone = output_tensor(twin.module(**inputs)), output_tensor(twin.module(**twin.inputs(short)))
+        together, alone = (
+            output_tensor(twin.module(**main_inputs(twin.module, x))) for x in (inputs, twin.inputs(short))
+        )
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 

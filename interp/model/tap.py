@@ -99,12 +99,14 @@ class Tap(TorchFunctionMode):
         self.visit, self.done, self.wanted, self.edits = visit, done, wanted, edits
         self.product, self.heads, self.batch = product, heads, batch
         self.products = 0
+        self.softmaxes = 0  # calls of softmax and of fused attention
         self.origin: dict[int, tuple[int, Tensor, Tensor]] = {}  # id of a tensor made from a product -> the product
         self.patterns: dict[int, Attention] = {}  # id of a tensor made from a softmax -> its attention
         self.alive: list[Any] = []  # ids are only good while the tensors live
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.softmaxes += func in SOFTMAX or func is F.scaled_dot_product_attention
         if func is F.scaled_dot_product_attention:
             return self._fused(func, *args, **kwargs)
         if func in SOFTMAX:

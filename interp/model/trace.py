@@ -74,6 +74,7 @@ class Trace:
     calls: list[Call]
     attentions: list[tuple[Call, Attention]]
     output: Any
+    softmaxes: int = 0  # calls of softmax and of fused attention, followed by a product or not
 
     @cached_property
     def by_path(self) -> dict[str, list[Call]]:
@@ -134,4 +135,4 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(calls, attentions, output)
+    return Trace(calls, attentions, output, tap.softmaxes)

@@ -6,6 +6,7 @@ inputs the solver has not seen.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -147,6 +148,19 @@ def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
         inside = any(c.start < calls[0].start < c.end for chain in found for c in chain)
         if many and name and not inside and _chained(calls):
             found.append(calls)
+    return found
+
+
+def repeated(model: nn.Module, run: Trace) -> dict[str, int]:
+    """Lists of modules of which at least two of one class were called: {path: how many}."""
+    called = {c.path: type(c.module) for c in run.calls}
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            kinds = Counter(called[p] for n, _ in module.named_children() if (p := f"{path}.{n}".strip(".")) in called)
+            many = [n for kind, n in kinds.items() if n > 1 and not kind.__module__.startswith("torch.nn.")]
+            if many:
+                found[path] = max(many)
     return found
 
 
