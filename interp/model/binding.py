@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ class Heads:
     columns: Tensor
     count: int
 
-    @property
+    @cached_property
     def start(self) -> int | None:
         """First column if they are consecutive, so that a view will do."""
         first = int(self.columns[0])

@@ -80,7 +80,7 @@ def slopes(
     zeros = [p.zeros[0] for p in probes]
     found = torch.autograd.grad(value.sum(), [z for z, _ in zeros], allow_unused=True)
     for probe, (zero, positions), slope in zip(probes, zeros, found, strict=True):
-        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, positions)
+        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, lambda positions=positions: positions)
 
 
 # ---------------------------------------------------------------- sweeps
