@@ -17,7 +17,7 @@ from interp.model.experts import hidden
 from interp.model.solver import is_linear
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
-from interp.model.wiring import Block, Place, Wiring
+from interp.model.wiring import Block, Coefficient, Place, Wiring
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -88,9 +88,10 @@ class Site:
     count: int = 0  # query heads
     groups: int = 1  # query heads that share a key head
     read: Place | None = None
-    base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
+    base: tuple[tuple[Place, Coefficient], ...] = ()  # what the sum starts from and the writes before
     norm: Norm | None = None
-    factor: float = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    factor: Coefficient = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    offset: str = ""  # and what is added to it
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _module_site(place: Place, trace: Trace) -> Site | None:
     calls = trace.of(place.path)
     if len(calls) <= place.call:
         return None
-    tensor = (calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key]
+    tensor = place.rows((calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key])
     tail = [*tensor.shape][1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
     if place.half is not None:
         tail[-1] //= 2
@@ -283,9 +284,18 @@ def _with_mid(sites: dict[str, Site], block: Block) -> None:
     mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
     if mid is None or mid.side == "out" or made is None or "resid_mid" not in sites:
         return
-    terms = [(block.sites["resid_pre"], 1.0), *((block.sites[w], c) for w, c in made.writes)]
-    last = terms.pop()
-    sites["resid_mid"] = Site("sum", last[0], sites["resid_mid"].shape, read=mid, base=(*terms, last))
+    terms = [(block.sites[made.base], made.scale), *((block.sites[w], c) for w, c in made.writes)]
+    shape, offset = sites["resid_mid"].shape, made.constant
+    sites["resid_mid"] = Site("sum", terms[-1][0], shape, read=mid, base=tuple(terms), offset=offset)
+
+
+def _with_factors(sites: dict[str, Site], block: Block) -> None:
+    """A write holds its multiplier and the constant that is added with it."""
+    for total in block.sums:
+        for number, (write, factor) in enumerate(total.writes, 1):
+            offset = total.constant if number == len(total.writes) else ""
+            if write in sites and factor not in block.sites:
+                sites[write] = replace(sites[write], factor=factor, offset=offset)
 
 
 ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
@@ -303,10 +313,10 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
         for number, block in enumerate(stack.blocks):
             prefix = f"{stack.prefix}blocks.{number}."
             sites = dict(_block_sites(block, trace))
-            for write, coefficient in (w for total in block.sums for w in total.writes):
-                if write in sites and coefficient != 1.0:
-                    sites[write] = replace(sites[write], factor=coefficient)
+            _with_factors(sites, block)
             _with_mid(sites, block)
+            if any(scale in block.sites for scale in (s.scale for s in block.sums)) and sites.pop("resid_mid", None):
+                binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})

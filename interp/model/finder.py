@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from interp.model.binding import Binding, Site
 from interp.model.layouts import Layout, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
-from interp.model.solver import same, same_values
+from interp.model.solver import same_values
+from interp.model.stream import same
 from interp.model.trace import Call, Trace
 from interp.model.wiring import Place, Wiring
 
