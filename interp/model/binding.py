@@ -116,6 +116,11 @@ def distinct_heads(t: Tensor) -> Tensor:
     return t[:, keep]
 
 
+def grid(t: Tensor, length: int) -> int:
+    """How many axes the positions of a tensor take: 2 where its rows and columns make up the length [batch, row, column, d]."""
+    return 2 if t.ndim == 4 and t.shape[1] * t.shape[2] == length and length not in t.shape[1:3] else 1
+
+
 def rows(t: Tensor, batch: int, at_zero: bool = False) -> Tensor:
     """A call's tensor [batch, pos, ...] (or [batch * pos, ...], or [batch, head, pos, d]) as [rows, columns]."""
     t = t.reshape(batch, -1, t.shape[-1]) if t.ndim == 2 else t
@@ -136,6 +141,7 @@ class _Attention:
         wanted = rows(flat, self.batch, at_zero)
         for call in calls:
             t = call.out if side == "out" else call.into
+            t = t if t is None else t.flatten(1, grid(t, flat.shape[1]))
             if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 4:
                 continue
             have = rows(t, self.batch, at_zero)
@@ -191,12 +197,9 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
 
     def at(call: Call, heads: Heads, side: str) -> Site:
         key = call.key_in() if side == "in" else next(iter(call.outputs))
-        return Site(
-            "module",
-            Place(call.path, side, key, call.number),
-            ("batch", "pos", heads.count, len(heads.columns) // heads.count),
-            heads,
-        )
+        t = (call.inputs if side == "in" else call.outputs)[key]
+        where = Place(call.path, side, key, call.number, grid=grid(t, q.shape[2]))
+        return Site("module", where, ("batch", "pos", heads.count, len(heads.columns) // heads.count), heads)
 
     for name, target in (("q_raw", q), ("k_raw", k)):
         found = find.raw(target)
@@ -215,7 +218,7 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     if mixed and mixed[0].out is not None:
         call, columns = mixed
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
-        yield "result", Site("result", Place(call.path, "in", call.key_in(), call.number), shape, columns)
+        yield "result", Site("result", at(*mixed, "in").place, shape, columns)
 
 
 def _module_site(place: Place, trace: Trace) -> Site | None:
@@ -233,7 +236,7 @@ def _scale_site(place: Place, trace: Trace) -> Site | None:
     """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
     call = trace.of(place.path)[place.call]
     assert call.into is not None and call.out is not None
-    x, y = call.into.flatten(0, -2).double(), call.out.flatten(0, -2).double()
+    x, y = (place.rows(t).flatten(0, -2).double() for t in (call.into, call.out))
     known = {v for m in call.module.modules() for n, v in vars(m).items() if "eps" in n and isinstance(v, float)}
     errors: dict[Norm, float] = {}
     for norm in (Norm(centred, eps) for centred in (False, True) for eps in sorted({*known, 0.0})):
@@ -315,7 +318,8 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             sites = dict(_block_sites(block, trace))
             _with_factors(sites, block)
             _with_mid(sites, block)
-            if any(scale in block.sites for scale in (s.scale for s in block.sums)) and sites.pop("resid_mid", None):
+            several = any(c in block.sites for s in block.sums for _, c in s.writes)
+            if several and sites.pop("resid_mid", None):
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})

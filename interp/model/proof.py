@@ -71,7 +71,7 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
     if coefficient not in block.sites:
         return vector(trace.root, coefficient, t.to(next(trace.root.parameters()).dtype)).double() * t
     weight = _value(trace, block, coefficient)
-    if t.ndim == weight.ndim:
+    if weight.ndim == 4:
         return torch.einsum("bpmn,bpmd->bpnd", weight, t)
     return weight.unsqueeze(-1) * t.unsqueeze(2)
 

@@ -19,7 +19,7 @@ from interp.model.edits import Edit
 from interp.model.experts import effect, hidden, routing
 from interp.model.positions import Positions, of_call
 from interp.model.tap import Tap
-from interp.model.trace import Key, replace_in
+from interp.model.trace import Key, replace_in, tensors_in
 from interp.model.wiring import Coefficient, Place, vector
 from interp.sites import position_axis
 
@@ -197,7 +197,7 @@ class Session:
             t = t.chunk(2, dim=-1)[site.place.half]
         if site.factor != 1.0:
             t = self._value(site.factor, t) * t
-        if site.offset:
+        if site.offset and site.kind == "module":
             t = t + self._value(site.offset, t)
         if site.heads is None:
             return t
@@ -287,8 +287,9 @@ class Session:
             old, new = found[0]
             if new is old:
                 return None
-            bias = module.forward(torch.zeros_like(t.flatten(0, -2)[:1]))[0]
-            return bias + (t - bias) * (old / new).to(t).reshape(*t.shape[:-1], 1)
+            rows, zeros = (site.place.rows(x) for x in (t, _first(module.forward(torch.zeros_like(t)))))
+            bias = zeros.flatten(0, -2)[0]
+            return site.place.unrows(bias + (rows - bias) * (old / new).to(t).reshape(*rows.shape[:-1], 1), t)
 
         self.at(replace(site.place, side="in", key=None), start)
         self.at(site.place, finish)
@@ -317,6 +318,7 @@ class Session:
 
     def _scale(self, site: Site, t: Tensor) -> Tensor:
         assert site.norm is not None
+        t = site.place.rows(t)
         if self.main is not None and t.ndim == 2 and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         return site.norm.scale(t)
@@ -382,6 +384,10 @@ class Session:
 
 
 _SOURCE_SIDE = (["cross_attn", "k"], ["cross_attn", "v"], ["cross_attn", "k_raw"])
+
+
+def _first(output: Any) -> Tensor:
+    return next(t for _, t in tensors_in(output))
 
 
 def _first_key(args: Any, kwargs: dict[str, Any]) -> Key:

@@ -85,7 +85,9 @@ class _Solver(Stream):
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)
-        return Place(call.path, side, key, call.number, None, axis, self.grid if t.ndim == 2 + self.grid else 1)
+        grid = self.grid if t.ndim == 2 + self.grid else 1
+        batch = int(t.ndim == 3 and self.trace.batch == t.shape[1] != t.shape[0] and axis == -1)
+        return Place(call.path, side, key, call.number, None, axis, grid, batch)
 
     def name(self, call: Call) -> str:
         return call.path.removeprefix(self.call.path + ".")

@@ -222,7 +222,9 @@ class Stream:
 
     # ------------------------------------------------------------ sums
 
-    def between(self, target: Tensor, base: Tensor, after: float, before: float, kinds: Sequence[str]) -> Iterator[Link]:
+    def between(
+        self, target: Tensor, base: Tensor, after: float, before: float, kinds: Sequence[str]
+    ) -> Iterator[Link]:
         """Sums that lead from one tensor to another by what calls between two moments returned."""
         for kind in kinds:
             if kind == "mixed":
@@ -261,7 +263,8 @@ class Stream:
         if int(solution.rank) < a.shape[1]:
             raise Undecided("two submodules return linearly dependent tensors, so who writes is undecided")
         kept = share.abs() > EXACT * b.norm()
-        return [round(c, 9) for c in torch.where(kept, share / lengths, 0.0).tolist()]
+        found = torch.where(kept, share / lengths, 0.0).tolist()
+        return [round(c, 6) if abs(c - round(c, 6)) < EXACT else c for c in found]
 
     def plain(self, target: Tensor, base: Tensor, terms: Sequence[Call]) -> Link | None:
         """target = base + Σ c · write."""

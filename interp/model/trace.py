@@ -87,6 +87,7 @@ class Trace:
     calls: list[Call]
     attentions: list[tuple[Call, Attention]]
     output: Any
+    batch: int
 
     @cached_property
     def by_path(self) -> dict[str, list[Call]]:
@@ -152,4 +153,4 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(calls, attentions, output)
+    return Trace(calls, attentions, output, batch)

@@ -32,17 +32,22 @@ class Place:
     half: int | None = None  # 0 or 1: that half of the last axis (fused gate and up projections)
     axis: int = -1  # where channels stand
     grid: int = 1  # how many axes positions take: 2 for a picture's rows and columns
+    batch: int = 0  # the axis of the batch
 
     def rows(self, t: Tensor) -> Float[Tensor, "batch pos ..."]:
-        """A tensor found at this place with its positions on one axis and its channels last; a view where that will do."""
-        return t.movedim(self.axis, -1).flatten(1, self.grid) if self.axis == 1 or self.grid > 1 else t
+        """A tensor found at this place: batch first, positions on one axis, channels last; a view where that will do."""
+        return t.movedim(self.batch, 0).movedim(self.axis, -1).flatten(1, self.grid) if self._turned else t
 
     def unrows(self, rows: Tensor, like: Tensor) -> Tensor:
         """The inverse of `rows`, for a tensor of the shape of `like` or with more rows in its batch."""
-        if self.axis != 1 and self.grid == 1:
+        if not self._turned:
             return rows
-        grid = [n for axis, n in enumerate(like.shape) if axis not in (0, self.axis % like.ndim)]
-        return rows.unflatten(1, grid[: self.grid]).movedim(-1, self.axis)
+        grid = [n for axis, n in enumerate(like.shape) if axis not in (self.batch, self.axis % like.ndim)]
+        return rows.unflatten(1, grid[: self.grid]).movedim(-1, self.axis).movedim(0, self.batch)
+
+    @property
+    def _turned(self) -> bool:
+        return self.axis == 1 or self.grid > 1 or self.batch > 0
 
 
 Coefficient = float | str
