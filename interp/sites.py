@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from interp.errors import WrongUse, nearest
@@ -117,7 +117,9 @@ def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) ->
     )
 
 
-def expand(patterns: str | Iterable[str], known: Sequence[str], refused: dict[str, str], post_norm: bool) -> list[str]:
+def expand(
+    patterns: str | Iterable[str], known: Collection[str], refused: dict[str, str], post_norm: bool
+) -> list[str]:
     """Canonical names of all sites that match the globs, in the model's order, each once.
 
     Raises `WrongUse` if a pattern matches nothing.
@@ -130,6 +132,6 @@ def expand(patterns: str | Iterable[str], known: Sequence[str], refused: dict[st
         name = canonical(pattern, post_norm)
         matches = [name] if name in known else [site for site in known if fnmatchcase(site, name)]
         if not matches:
-            raise explain_unknown(name, known, refused)
+            raise explain_unknown(name, list(known), refused)
         found |= dict.fromkeys(matches)
     return list(found)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.model.inputs import first_name
+from interp.model.live import main_inputs
 from interp.model.sweep import output_tensor
-from interp.model.trace import Call, Trace, trace
-from interp.model.twin import first_name, names
-from interp.model.wiring import Block, Place, Sum, Wiring
+from interp.model.trace import Trace, rerun, trace
+from interp.model.wiring import Block, Coefficient, Sum, Wiring, repeated, vector
 
 if TYPE_CHECKING:
     from interp.model.model import Model
@@ -57,29 +58,44 @@ def by_letter(proofs: Sequence[Proof]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- sums of the stream
 
 
-def _value(trace: Trace, place: Place, shape: torch.Size) -> Tensor:
+def _value(trace: Trace, block: Block, name: str) -> Tensor:
+    """A site of a block in float64, its positions on one axis and its channels last."""
+    place = block.sites[name]
     call = trace.of(place.path)[place.call]
-    return (call.inputs if place.side == "in" else call.outputs)[place.key].reshape(shape)
+    return place.rows((call.inputs if place.side == "in" else call.outputs)[place.key]).double()
 
 
-def sum_error(trace: Trace, block: Block, claim: Sum) -> float:
-    """||site - (base + Σ c · write)|| / ||site||  in float64."""
-    shape = trace.of(block.path)[block.call].out.shape  # type: ignore[union-attr]
-    at = {
-        name: _value(trace, block.sites[name], shape).double() for name in [claim.site, claim.base, *dict(claim.writes)]
-    }
-    made = at[claim.base] + sum(c * at[w] for w, c in claim.writes)
-    return float((at[claim.site] - made).norm() / at[claim.site].norm())
+def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> Tensor:
+    """coefficient · t, for a number, a value per channel, or a site with a value for every position (and pair of streams)."""
+    if not isinstance(coefficient, str):
+        return coefficient * t
+    if coefficient not in block.sites:
+        return vector(trace.root, coefficient, t.to(next(trace.root.parameters()).dtype)).double() * t
+    weight = _value(trace, block, coefficient)
+    if weight.ndim == 4:
+        return torch.einsum("bpmn,bpmd->bpnd", weight, t)
+    return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
-def norm_error(trace: Trace, block: Block, site: str, total: str) -> float:
+def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
+    """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
+    site = _value(trace, block, claim.site)
+    terms = [(claim.base, claim.scale), *(claim.writes if writes else ())]
+    made = sum(_times(trace, block, c, _value(trace, block, name)).reshape(site.shape) for name, c in terms)
+    if claim.constant and writes:
+        made = made + _times(trace, block, claim.constant, torch.ones_like(site))
+    return float((site - made).norm() / site.norm())
+
+
+def norm_error(trace: Trace, block: Block, site: str, total: str, scale: str) -> float:
     """||site - norm(sum)|| / ||site||, with the norm module called again on the sum."""
-    place = block.sites[total]
-    call: Call = trace.of(place.path)[place.call]
+    place, at = block.scales[scale], block.sites[total]
+    norm, read = trace.of(place.path)[place.call], trace.of(at.path)[at.call]
+    given = at.rows((read.inputs if at.side == "in" else read.outputs)[at.key])
     with torch.no_grad():
-        again = call.module(call.inputs[place.key])
-    out = _value(trace, block.sites[site], again.shape)
-    return float((again - out).norm() / out.norm())
+        again = place.rows(rerun(norm, place.unrows(given.reshape(place.rows(norm.into).shape), norm.into)))  # type: ignore[arg-type]
+    out = _value(trace, block, site)
+    return float((again.reshape(out.shape) - out).norm() / out.norm())
 
 
 def block_errors(trace: Trace, block: Block) -> list[tuple[str, float]]:
@@ -117,8 +133,9 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
 
     `wiring` puts another wiring than the solved one to the proof, as it is.
     """
+    from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
-    from interp.model.twin import Lifted, probe_inputs, twin_of
+    from interp.model.twin import Lifted, twin_of
     from interp.model.weights import prove_weights
 
     twin = Model(twin_of(model.module), id=f"twin of {model.id}")
@@ -175,7 +192,9 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
                     missing.append(f"{block.path}: {site} is off by {error:.1e}")
     claim = f"stream sums hold ({which})"
     if not model.wiring.stacks:
-        return Proof("b", claim, None, tolerance, "no repeated block module that hands a stream on")
+        lists = ", ".join(f"{path} ({n})" for path, n in repeated(model.module, seen).items())
+        why = f"modules are repeated, and hand no stream on: {lists}" if lists else "no module is repeated"
+        return Proof("b", claim, math.inf if lists else None, tolerance, why)
     unsolved = any(not block.sums for stack in model.wiring.stacks for block in stack.blocks)
     return Proof("b", claim, math.inf if unsolved else worst, tolerance, "; ".join(missing))
 
@@ -192,8 +211,14 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
         why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"
         return [Proof("c", "every attention is named", math.inf, 0.0, why)]
     if not cores:
-        why = "the traced forward saw no softmax followed by a product in any block"
-        return [Proof("c", "attention identities", None, 1e-8, why)]
+        outside = ", ".join(dict.fromkeys(c.path for c, _ in run.attentions)) or "nowhere"
+        why = f"{run.softmaxes} calls of softmax or fused attention, those followed by a product outside every block: {outside}"
+        none = "the traced forward saw no softmax and no fused attention"
+        return [
+            Proof(
+                "c", "attention identities", math.inf if run.softmaxes else None, 1e-8, why if run.softmaxes else none
+            )
+        ]
     cache = twin.record(inputs, [n for c in cores for n in twin.binding.sites if n.startswith(c + ".")])
     errors: dict[str, float] = {}
 
@@ -232,26 +257,16 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
 
 
 def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
-    """(e) With all writes zeroed a pre-norm block is the identity; a post-norm block is norm(norm(x))."""
+    """(e) With all writes zeroed every sum is what it is added to, so that a block is the identity, or its norms."""
     from interp.model.edits import Zero
 
-    worst, seen = 0.0, False
-    for stack in twin.wiring.stacks:
-        for number, block in enumerate(stack.blocks):
-            prefix = f"{stack.prefix}blocks.{number}."
-            writes = [w for s in block.sums for w, _ in s.writes]
-            if not writes:
-                continue
-            seen = True
-            ends = twin.record(
-                inputs,
-                [prefix + "resid_pre", prefix + "resid_post"],
-                edits=[Zero(prefix + w) for w in dict.fromkeys(writes)],
-            )
-            expected = ends[prefix + "resid_pre"]
-            for _, total in block.norms:
-                expected = twin.module.get_submodule(block.sites[total].path)(expected)
-            worst = max(worst, _off(ends[prefix + "resid_post"], expected))
+    blocks = {f"{s.prefix}blocks.{n}.": b for s in twin.wiring.stacks for n, b in enumerate(s.blocks)}
+    writes = [p + w for p, block in blocks.items() for total in block.sums for w, _ in total.writes]
+    with twin.edit(*(Zero(w) for w in dict.fromkeys(writes))):
+        run = trace(twin.module, inputs)
+    errors = [sum_error(run, block, total, writes=False) for block in blocks.values() for total in block.sums]
+    errors += [norm_error(run, block, *norm) for block in blocks.values() for norm in block.norms]
+    worst, seen = max(errors, default=0.0), bool(writes)
     return Proof(
         "e",
         "zeroed writes leave the identity (post-norm: the norms)",
@@ -315,25 +330,25 @@ def _padding(twin: Model) -> list[Proof]:
     return [*proofs, Proof("f", left, None, 1e-8, why)]
 
 
-def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor:
-    """Random token ids, without the places of pictures that some models want before them."""
-    from interp.model.twin import probe_inputs
+def _ids(twin: Model, batch: int, length: int, seed: int) -> Tensor | None:
+    """Random values of the main input (token ids without the places of pictures that some models want before them)."""
+    from interp.model.inputs import probe_inputs
 
-    return probe_inputs(twin.module, batch, length, seed)[first_name(twin.module)][:, -length:]
+    made = probe_inputs(twin.module, batch, length, seed).get(first_name(twin.module))
+    return None if made is None else made[:, -length:]
 
 
 def _is_causal(twin: Model) -> bool:
-    name = getattr(twin.module, "main_input_name", first_name(twin.module))
-    if name in names()["inputs"] or getattr(twin.config, "is_encoder_decoder", False):
+    if getattr(twin.config, "is_encoder_decoder", False):
         return False
     ids = _ids(twin, batch=1, length=6, seed=0)
-    if ids.is_floating_point() or ids.ndim != 2:
+    if ids is None or ids.is_floating_point() or ids.ndim != 2:
         return False
     other = ids.clone()
     other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
-            a, b = (output_tensor(twin.module(**twin.inputs(i))) for i in (ids, other))
+            a, b = (output_tensor(twin.module(**main_inputs(twin.module, twin.inputs(i)))) for i in (ids, other))
     except (TypeError, ValueError, AttributeError):  # it wants more than text
         return False
     return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
@@ -344,6 +359,7 @@ def padding_error(twin: Model, left: bool) -> float:
     from interp.model.model import Tokens
 
     ids = _ids(twin, batch=2, length=8, seed=3)
+    assert ids is not None
     short = ids[1, :5]
     mask = torch.ones_like(ids, dtype=torch.bool)
     side = slice(0, 3) if left else slice(5, None)
@@ -360,7 +376,9 @@ def padding_error(twin: Model, left: bool) -> float:
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
-        together, alone = output_tensor(twin.module(**inputs)), output_tensor(twin.module(**twin.inputs(short)))
+        together, alone = (
+            output_tensor(twin.module(**main_inputs(twin.module, x))) for x in (inputs, twin.inputs(short))
+        )
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 

@@ -6,16 +6,20 @@ inputs the solver has not seen.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import WrongUse, check_keys
 from interp.model.trace import Call, Key, Trace
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,56 @@ class Place:
     key: Key = None
     call: int = 0
     half: int | None = None  # 0 or 1: that half of the last axis (fused gate and up projections)
+    axis: int = -1  # where channels stand
+    grid: int = 1  # how many axes positions take: 2 for a picture's rows and columns
+    batch: int = 0  # the axis of the batch
+
+    def rows(self, t: Tensor) -> Float[Tensor, "batch pos ..."]:
+        """A tensor found at this place: batch first, positions on one axis, channels last; a view where that will do."""
+        return t.movedim(self.batch, 0).movedim(self.axis, -1).flatten(1, self.grid) if self._turned else t
+
+    def unrows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `rows`, for a tensor of the shape of `like` or with more rows in its batch."""
+        if not self._turned:
+            return rows
+        grid = [n for axis, n in enumerate(like.shape) if axis not in (self.batch, self.axis % like.ndim)]
+        return rows.unflatten(1, grid[: self.grid]).movedim(-1, self.axis).movedim(0, self.batch)
+
+    @property
+    def _turned(self) -> bool:
+        return self.axis == 1 or self.grid > 1 or self.batch > 0
+
+
+Coefficient = float | str
+"""A number; or a name: of a site of the block, one value for every position ("attn.spread"), else of what `vector` finds."""
+
+
+def vector(model: nn.Module, name: str, like: Tensor) -> Float[Tensor, "d_model"]:
+    """The value per channel that `name` means: a parameter's path; or "path:1/2", what the module at `path` makes of ones in
+    its argument 1 of 2, the others zero, beyond what it makes of zeros alone; or "path:/2", what it makes of zeros.
+    """
+    path, _, places = name.partition(":")
+    if not places:
+        return model.get_parameter(path)
+    place, _, count = places.partition("/")
+    arguments = [like.new_zeros(1, 1, like.shape[-1]) for _ in range(int(count))]
+    forward = model.get_submodule(path).forward
+    start = forward(*arguments).flatten()
+    if not place:
+        return start
+    arguments[int(place)] = torch.ones_like(arguments[0])
+    return forward(*arguments).flatten() - start
 
 
 @dataclass(frozen=True)
 class Sum:
-    """site = base + Σ coefficient · write."""
+    """site = scale · base + Σ coefficient · write + constant."""
 
     site: str
     base: str
-    writes: tuple[tuple[str, float], ...]
+    writes: tuple[tuple[str, Coefficient], ...]
+    scale: Coefficient = 1.0
+    constant: str = ""  # a value per channel, see `vector`; part of the last write
 
 
 @dataclass(frozen=True)
@@ -55,7 +100,7 @@ class Block:
     call: int = 0
     sites: dict[str, Place] = field(default_factory=dict)
     sums: tuple[Sum, ...] = ()
-    norms: tuple[tuple[str, str], ...] = ()  # (site, sum): site = norm(sum)
+    norms: tuple[tuple[str, str, str], ...] = ()  # (site, sum, norm in `scales`): site = norm(sum)
     cores: dict[str, Core] = field(default_factory=dict)
     scales: dict[str, Place] = field(default_factory=dict)  # the norms whose divisors are sites
     experts: dict[str, Place] = field(default_factory=dict)  # modules that send each token through a few of many MLPs
@@ -86,7 +131,7 @@ class Wiring:
     @property
     def post_norm(self) -> bool:
         """Blocks normalise after adding."""
-        return any(block.norms for stack in self.stacks for block in stack.blocks)
+        return any(norm[0] == "resid_post" for stack in self.stacks for block in stack.blocks for norm in block.norms)
 
     def to_json(self) -> dict[str, Any]:
         """The wiring as JSON values; see `from_json`."""
@@ -114,7 +159,7 @@ def _places(given: dict[str, Any]) -> dict[str, Place]:
 
 
 def _block(given: dict[str, Any]) -> Block:
-    sums = tuple(_read(Sum, s, writes=tuple((w, float(c)) for w, c in s["writes"])) for s in given["sums"])
+    sums = tuple(_read(Sum, s, writes=tuple(map(tuple, s["writes"]))) for s in given["sums"])
     cores = {role: _read(Core, core) for role, core in given["cores"].items()}
     places = {name: _places(given[name]) for name in ("sites", "scales", "experts")}
     return _read(Block, given, sums=sums, norms=tuple(map(tuple, given["norms"])), cores=cores, **places)
@@ -145,8 +190,22 @@ def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
     for name, calls in groups.items():
         many = len(calls) > 1 or name.endswith("*")
         inside = any(c.start < calls[0].start < c.end for chain in found for c in chain)
-        if many and name and not inside and _chained(calls):
+        leaves = all(c.end == c.start + 1 for c in calls)  # a row of matrices and norms is no stack
+        if many and name and not inside and not leaves and _chained(calls):
             found.append(calls)
+    return found
+
+
+def repeated(model: nn.Module, run: Trace) -> dict[str, int]:
+    """Lists of modules of which at least two of one class were called: {path: how many}."""
+    called = {c.path: type(c.module) for c in run.calls}
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            kinds = Counter(called[p] for n, _ in module.named_children() if (p := f"{path}.{n}".strip(".")) in called)
+            many = [n for kind, n in kinds.items() if n > 1 and not kind.__module__.startswith("torch.nn.")]
+            if many:
+                found[path] = max(many)
     return found
 
 
@@ -184,7 +243,7 @@ def _outside(
     model: nn.Module, trace: Trace, stacks: Sequence[tuple[str, list[Call]]]
 ) -> tuple[dict[str, Place], dict[str, Place]]:
     """embed, pos_embed, final_norm and logits; and the final norms, for their divisors."""
-    from interp.model.solver import is_norm
+    from interp.model.stream import is_norm
 
     sites: dict[str, Place] = {}
     scales: dict[str, Place] = {}
@@ -194,7 +253,7 @@ def _outside(
     tokens = _token_embeddings(model, tables)
     for number, call in enumerate(tokens):
         sites[f"{stacks[number][0] if len(tokens) == len(stacks) else ''}embed"] = _returned(call)
-    for call in tables:
+    for call in (c for c in tables if c.inputs):
         ids = next(iter(call.inputs.values()))
         if call not in tokens and bool((ids.flatten()[: ids.shape[-1]].diff() == 1).all()):
             sites["pos_embed"] = _returned(call)
@@ -237,4 +296,17 @@ def moved(block: Block, path: str) -> Block:
     tables: dict[str, Any] = {
         n: {k: at(p) for k, p in getattr(block, n).items()} for n in ("sites", "cores", "scales", "experts")
     }
-    return replace(block, path=path, **tables)
+
+    def named(c: Coefficient) -> Coefficient:
+        return path + c[len(old) :] if isinstance(c, str) and c.startswith(old + ".") else c
+
+    sums = tuple(
+        replace(
+            s,
+            writes=tuple((w, named(c)) for w, c in s.writes),
+            scale=named(s.scale),
+            constant=str(named(s.constant)),
+        )
+        for s in block.sums
+    )
+    return replace(block, path=path, sums=sums, **tables)

@@ -14,9 +14,10 @@ from torch import nn
 import interp.model
 from interp.errors import WrongUse
 from interp.model import load
+from interp.model.inputs import probe_inputs
 from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
 from interp.model.trace import trace
-from interp.model.twin import Lifted, probe_inputs, twin_of
+from interp.model.twin import Lifted, twin_of
 from interp.model.wiring import Block, Place, Sum, Wiring, solve
 from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, module
 
@@ -91,7 +92,7 @@ def broken(block: Block) -> dict[str, Block]:
         "an inner projection for the write": replace(
             block, sites=sites | {"attn.write": Place(f"{block.path}.self_attn.q_proj", "out")}
         ),
-        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid"),)),
+        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid", "mlp.norm.scale"),)),
     }
 
 
