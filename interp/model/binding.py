@@ -222,9 +222,8 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
-        call, columns = mixed
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
-        yield "result", Site("result", at(*mixed, "in").place, shape, columns)
+        yield "result", Site("result", at(*mixed, "in").place, shape, mixed[1])
 
 
 def _module_site(place: Place, trace: Trace) -> Site | None:

@@ -72,7 +72,7 @@ class _Solver(Stream):
     def __init__(self, trace: Trace, call: Call) -> None:
         super().__init__(trace, call)
         self.cores = trace.cores(call)
-        self.grid = max(1, self.x.ndim - 2)  # until it turns out that there are several streams
+        self.several = False  # streams, beside one another on an axis of their own
         self.sites = {"resid_pre": self.place(call, "in"), "resid_post": self.place(call, "out")}
         self.sums: list[Sum] = []
         self.norms: list[tuple[str, str, str]] = []
@@ -85,7 +85,8 @@ class _Solver(Stream):
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)
-        grid = self.grid if t.ndim == 2 + self.grid else 1
+        apart = t.movedim(axis, -1).shape[1:-1]
+        grid = len(apart) if len(apart) > 1 and apart.numel() == self.positions and not self.several else 1
         batch = int(t.ndim == 3 and self.trace.batch == t.shape[1] != t.shape[0] and axis == -1)
         return Place(call.path, side, key, call.number, None, axis, grid, batch)
 
@@ -345,7 +346,7 @@ class _Solver(Stream):
         if not links:
             raise Unsolved("the block returns what it receives")
         if any(isinstance(c, Place) for link in links for c in (link.scale, *(c for _, c in link.writes))):
-            self.grid = 1
+            self.several = True
             self.sites = {"resid_pre": self.place(self.call, "in"), "resid_post": self.place(self.call, "out")}
         site, role, last = "resid_pre", "", max(i for i, link in enumerate(links) if link.norm is None)
         for number, link in enumerate(links):
@@ -365,10 +366,11 @@ class _Solver(Stream):
         assert link.norm is not None
         role = role or "resid_start"
         site = "resid_start" if total == "resid_pre" and site != "resid_post" else site or f"{role}.normed"
+        scale = f"{total if total.endswith('.normed') else role}.norm.scale"
         if site != "resid_post":
             self.sites[site] = self.place(link.norm, "out")
-        self.scales[f"{role}.norm.scale"] = self.place(link.norm, "out")
-        self.norms.append((site, total, f"{role}.norm.scale"))
+        self.scales[scale] = self.place(link.norm, "out")
+        self.norms.append((site, total, scale))
         return site
 
     def add_sum(self, link: Link, base: str, following: Link | None, site: str) -> tuple[str, str]:

@@ -117,7 +117,7 @@ class Stream:
         self.axis = stream_axis(call, self.leaves)
         self.shape = call.into.shape
         self.x, self.y = call.into.movedim(self.axis, -1), call.out.movedim(self.axis, -1)
-        self.width = self.x.shape[-1]
+        self.width, self.positions = self.x.shape[-1], self.x.shape[1:-1].numel()
         self.report = "no sum of submodule outputs gives the block's output, and no norm returns it"
 
     # ------------------------------------------------------------ calls and what they return

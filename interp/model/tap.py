@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
+LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.layer_norm}
 OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
 INNER = ("q", "k", "v", "scores", "pattern", "sink", "z")
 
@@ -133,7 +134,8 @@ class Tap(TorchFunctionMode):
         if func in PRODUCT or func in ADDED_PRODUCT or func is torch.einsum:
             return self._product(func, args, kwargs)
         out = func(*args, **kwargs)
-        self._inherit([*args, *kwargs.values()], out)
+        if func not in LAYERS:  # what a matrix makes of scores is no scores
+            self._inherit([*args, *kwargs.values()], out)
         return out
 
     def _see(self, name: str, tensor: Tensor, order: Order = None) -> Tensor:
@@ -176,6 +178,8 @@ class Tap(TorchFunctionMode):
         a, b = operands
         attention = self.patterns.get(id(a)) or self.patterns.get(id(b))
         number, self.products = self.products, self.products + 1
+        if min(a.ndim, b.ndim) < 3:  # a matrix at work
+            return func(*args, **kwargs)
         if attention is not None:
             return self._weighted_sum(func, args, kwargs, first, attention)
         transposed = func is not torch.einsum or a.shape[-1] != b.shape[-1]

@@ -180,19 +180,21 @@ def _chained(calls: Sequence[Call]) -> bool:
 
 
 def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
-    """The outermost chains of calls that hand a stream on: the members of a list of modules, or one module again and again."""
+    """The chains of calls that hand a stream on: the members of a list of modules, or one module again and again.
+
+    The outermost, unless all its members hold a chain of one class of modules themselves: then those inside.
+    """
     groups: dict[str, list[Call]] = {}
     for call in trace.calls:
         parent, _, last = call.path.rpartition(".")
         listed = last.isdigit() and isinstance(model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
         groups.setdefault(f"{parent}.*" if listed else call.path, []).append(call)
+    every = [run for name, calls in groups.items() if name for run in _runs(calls, name.endswith("*"))]
     found: list[list[Call]] = []
-    for name, calls in groups.items():
-        many = len(calls) > 1 or name.endswith("*")
-        inside = any(c.start < calls[0].start < c.end for chain in found for c in chain)
-        leaves = all(c.end == c.start + 1 for c in calls)  # a row of matrices and norms is no stack
-        if many and name and not inside and not leaves and _chained(calls):
-            found.append(calls)
+    for chain in every:
+        within = [_inside(chain[0], c) for kept in found for c in kept]
+        if not any(within) and not _nested(chain, every):
+            found.append(chain)
     return found
 
 
@@ -209,19 +211,55 @@ def repeated(model: nn.Module, run: Trace) -> dict[str, int]:
     return found
 
 
+def _runs(calls: list[Call], listed: bool) -> list[list[Call]]:
+    """The calls as one chain, or as several if the members of a list run through again and again; none if they are no chain."""
+    paths = list(dict.fromkeys(c.path for c in calls))
+    turns = [calls[i : i + len(paths)] for i in range(0, len(calls), len(paths))]
+    again = len(paths) > 1 and all([c.path for c in turn] == paths for turn in turns)
+    leaves = all(c.end == c.start + 1 for c in calls)  # a row of matrices and norms is no stack
+    if leaves or not (len(calls) > 1 or listed):
+        return []
+    return [calls] if _chained(calls) else turns if again and all(map(_chained, turns)) else []
+
+
+def _inside(call: Call, other: Call) -> bool:
+    return other.start < call.start < other.end
+
+
+def _nested(chain: list[Call], every: list[list[Call]]) -> bool:
+    """Every member of a chain holds a chain of modules of one class."""
+    inner = [c for c in every if len(c) > 1 and len({type(call.module) for call in c}) == 1]
+    return len(chain) > 1 and all(any(_inside(c[0], call) for c in inner) for call in chain)
+
+
 WORDS = {"encoder": "encoder", "decoder": "decoder", "vision": "vision", "visual": "vision", "audio": "audio"}
 WORDS |= {"text": "text", "language": "text"}
 
 
 def prefixes(paths: Sequence[str]) -> list[str]:
-    """Site prefixes: none for a single stack, else the first part of the path that tells the stacks apart."""
-    if len(paths) < 2:
-        return [""] * len(paths)
-    parts = [p.split(".") for p in paths]
-    depth = next(i for i in range(max(map(len, parts))) if len({tuple(p[: i + 1]) for p in parts}) == len(parts))
-    words = [p[min(depth, len(p) - 1)] for p in parts]
-    known = [next((to for start, to in WORDS.items() if w.startswith(start)), w) for w in words]
-    return [f"stages.{w}." if w.isdigit() else f"{w}." for w in known]
+    """Site prefixes: none for a single stack, else the parts of the path that tell the stacks apart; `passes.{n}.` more where
+    the same modules run several times.
+    """
+    named = _told_apart({path: path.split(".") for path in paths})
+    turns = [list(paths[:i]).count(path) for i, path in enumerate(paths)]
+    again = [f"passes.{n}." if list(paths).count(path) > 1 else "" for path, n in zip(paths, turns, strict=True)]
+    return [named[path] + more for path, more in zip(paths, again, strict=True)]
+
+
+def _told_apart(parts: dict[str, list[str]]) -> dict[str, str]:
+    """For every path the first word at which paths part, and further ones for those that go on together."""
+    if len(parts) < 2:
+        return dict.fromkeys(parts, "")
+    depth = next(i for i in range(max(map(len, parts.values()))) if len({tuple(p[: i + 1]) for p in parts.values()}) > 1)
+    groups: dict[str, dict[str, list[str]]] = {}
+    for path, words in parts.items():
+        groups.setdefault(words[depth] if depth < len(words) else "", {})[path] = words
+    named = {}
+    for word, group in groups.items():
+        known = next((to for start, to in WORDS.items() if word.startswith(start)), word)
+        first = f"stages.{known}." if known.isdigit() else f"{known}." if known else ""
+        named |= {path: first + rest for path, rest in _told_apart(group).items()}
+    return named
 
 
 def solve(model: nn.Module, trace: Trace) -> Wiring:
