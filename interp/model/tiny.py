@@ -132,7 +132,9 @@ def kept_layers(given: dict[str, Any], layers: int, own: dict[int, Any]) -> dict
     depth, lists = given[name], {k: v for k, v in given.items() if isinstance(v, (list, tuple))}
     index = {k: v for k, v in lists.items() if re.fullmatch(names()["indices"], k)}
     each = {k: v for k, v in lists.items() if len(v) == depth and k not in index}
-    kinds = [[repr(e) for e in v] for v in each.values()] + [[str(i in v) for i in range(depth)] for v in index.values()]
+    kinds = [[repr(e) for e in v] for v in each.values()] + [
+        [str(i in v) for i in range(depth)] for v in index.values()
+    ]
     kinds.append([repr(own.get(i)) for i in range(depth)])
     said = list(zip(*(k for k in kinds if len(set(k)) <= KINDS), strict=True))
     first = [said.index(kind) for kind in dict.fromkeys(said)]
@@ -205,7 +207,9 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
     usual, said = _usual(type(config)), changes | row
-    return type(config)(**{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, usual)})
+    return type(config)(
+        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, usual)}
+    )
 
 
 @cache
@@ -219,7 +223,10 @@ def _usual(kind: Any) -> dict[str, Any]:
 
 def _with_sections(changes: dict[str, Any]) -> dict[str, Any]:
     """A rope of sections: where it turns only a part of a head, heads of 16 of which it turns half, so that all have dims."""
-    rope, dims = changes["rope_parameters"], changes.get("head_dim") or changes["hidden_size"] // changes["num_attention_heads"]
+    rope, dims = (
+        changes["rope_parameters"],
+        changes.get("head_dim") or changes["hidden_size"] // changes["num_attention_heads"],
+    )
     if rope.get("partial_rotary_factor", 1) < 1:
         return {"rope_parameters": sections(rope | {"partial_rotary_factor": 0.5}, 4), "head_dim": 16}
     return {"rope_parameters": sections(rope, dims // 2)}

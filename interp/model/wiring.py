@@ -250,7 +250,9 @@ def _told_apart(parts: dict[str, list[str]]) -> dict[str, str]:
     """For every path the first word at which paths part, and further ones for those that go on together."""
     if len(parts) < 2:
         return dict.fromkeys(parts, "")
-    depth = next(i for i in range(max(map(len, parts.values()))) if len({tuple(p[: i + 1]) for p in parts.values()}) > 1)
+    depth = next(
+        i for i in range(max(map(len, parts.values()))) if len({tuple(p[: i + 1]) for p in parts.values()}) > 1
+    )
     groups: dict[str, dict[str, list[str]]] = {}
     for path, words in parts.items():
         groups.setdefault(words[depth] if depth < len(words) else "", {})[path] = words
