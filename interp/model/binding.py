@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.model.experts import hidden
 from interp.model.solver import is_linear
+from interp.model.state import state_shape
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
 from interp.model.wiring import Block, Coefficient, Place, Wiring
@@ -77,7 +78,7 @@ class Site:
     kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
     at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
-    experts each token is sent to by the module at `place`.
+    experts each token is sent to by the module at `place`. kind "state": what the mixer at `place` holds after each token.
     """
 
     kind: str
@@ -287,6 +288,16 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
                 yield f"{role}.{name}", site
 
 
+def _state_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
+    """The state of every mixer of a block, or why it has none."""
+    config = getattr(trace.of("")[0].module, "config", None)
+    for name, place in block.sites.items():
+        if name.startswith("mixer") and name.endswith(".in"):
+            found = state_shape(trace.of(place.path)[place.call], place.key, config)
+            site = found if isinstance(found, str) else Site("state", place, ("batch", "pos", *found))
+            yield name.removesuffix("in") + "state", site
+
+
 def _with_mid(sites: dict[str, Site], block: Block) -> None:
     """resid_mid is read where a norm reads it; an edit has to reach the stream, so it goes through the write before."""
     mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
@@ -326,6 +337,9 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             several = any(c in block.sites for s in block.sums for _, c in s.writes)
             if several and sites.pop("resid_mid", None):
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
+            states = dict(_state_sites(block, trace))
+            sites |= {n: site for n, site in states.items() if isinstance(site, Site)}
+            binding.refused.update({prefix + n: why for n, why in states.items() if isinstance(why, str)})
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})

@@ -38,7 +38,7 @@ from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring, solve
-from interp.sites import MODULE, expand, explain_unknown
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -284,6 +284,11 @@ class Model:
         self._check_edits(mine, inputs)
         if grad is not None:
             check_differentiable(self.module)
+            refuse(
+                [*names, *(e.site for e in [*self._active, *mine])],
+                NO_GRADIENT,
+                "has no gradient, nor lets one through",
+            )
         self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
         for clone in (False, True):
             kept, slope = Kept(pos, dtype, device, clone), Kept(pos, dtype, device, False)
@@ -450,6 +455,7 @@ class Model:
             if not isinstance(edit, Edit) or type(edit) is Edit:
                 raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
             names = self._sites(edit.site)[0]
+            refuse(names, READ_ONLY, "can be recorded, but not edited")
             source = getattr(edit, "source", None)
             if isinstance(source, Cache):
                 for name in names:
