@@ -129,10 +129,11 @@ def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
 # ---------------------------------------------------------------- the doctor
 
 
-def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
+def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = None) -> list[Proof]:
     """All proofs, on the float64 twin where the identity is exact, on the model itself where it is about its own numbers.
 
-    `wiring` puts another wiring than the solved one to the proof, as it is.
+    `wiring` puts another wiring than the solved one to the proof, as it is. `gradients`: proof (g) on so many sites, evenly
+    spaced in depth; None: on one of every kind.
     """
     from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
@@ -154,7 +155,7 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
-        "g": lambda: [_gradients(twin, inputs)],
+        "g": lambda: [_gradients(twin, inputs, gradients)],
         "h": lambda: [prove_weights(twin, inputs)],
     }
     with Lifted():
@@ -281,7 +282,7 @@ def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
 COORDINATES = 3
 
 
-def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
+def _gradients(twin: Model, inputs: dict[str, Any], most: int | None) -> Proof:
     """(g) d m / d x_j = (m(x + h e_j) - m(x - h e_j)) / 2h, one coordinate at a time, for a site of each kind.
 
     The three coordinates of a site with the largest |slope|: there a central difference is far from rounding, and a
@@ -297,6 +298,8 @@ def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
     names = list({re.sub(r"\d+", "*", n): n for n in sites}.values())
     if not names:
         return Proof("g", claim, None, 1e-4, "no site to change")
+    if most is not None and most < len(names):
+        names = [names[(2 * i + 1) * len(names) // (2 * most)] for i in range(most)]
     with torch.no_grad():
         size = float(weighted(output_tensor(twin.module(**inputs))).abs().sum())
     cache, errors = twin.record(inputs, names, grad=lambda out: weighted(out).sum()), dict[str, float]()
