@@ -151,12 +151,12 @@ def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = N
     proofs += _tried("b", lambda: [_sums(model, own, _own_tolerance(model.dtype), "own weights")])
     on_twin: dict[str, Callable[[], list[Proof]]] = {
         "b": lambda: [_sums(twin, inputs, 1e-8, "twin")],
-        "c": lambda: _attention(twin, inputs) + prove_states(twin),
+        "c": lambda: _attention(twin, inputs),
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
         "g": lambda: [_gradients(twin, inputs, gradients)],
-        "h": lambda: [prove_weights(twin, inputs)],
+        "h": lambda: [prove_weights(twin, inputs), *prove_states(twin)],
     }
     with Lifted():
         return proofs + [proof for letter, prove in on_twin.items() for proof in _tried(letter, prove)]

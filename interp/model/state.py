@@ -104,7 +104,7 @@ def _off(a: Tensor, b: Tensor) -> float:
 
 
 def prove_states(twin: Model, length: int = 7) -> list[Proof]:
-    """(c) The state at every position is what the twin's own cache holds after a forward pass of that prefix alone."""
+    """(h) The state at every position is what the twin's own cache holds after a forward pass of that prefix alone."""
     from interp.model.inputs import first_name, probe_inputs
     from interp.model.proof import Proof
 
@@ -119,9 +119,9 @@ def prove_states(twin: Model, length: int = 7) -> list[Proof]:
             with torch.no_grad():
                 out = twin.module(**{main: ids[:, :end]}, use_cache=True)
         except (ValueError, RuntimeError, TypeError) as error:
-            return [Proof("c", CLAIM, None, 1e-8, f"the model does not run with a cache of its own: {error}")]
+            return [Proof("h", CLAIM, None, 1e-8, f"the model does not run with a cache of its own: {error}")]
         cache = out.get("past_key_values", out.get(CACHE))
         for name, place in places.items():
             layer = cache.layers[twin.module.get_submodule(place.path).layer_idx]
             worst = max(worst, _off(recorded[name][:, end - 1], layer.recurrent_states[0]))
-    return [Proof("c", CLAIM, worst, 1e-8, CLAIM)]
+    return [Proof("h", CLAIM, worst, 1e-8, CLAIM)]

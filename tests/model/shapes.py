@@ -176,6 +176,7 @@ MORE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 NAMED = ["gpt2", "llama", "pythia", "gemma2", "bert", "t5", "vit", "mamba"]
 CAUSAL = ["gpt2", "llama", "pythia", "gemma2", "mamba", "qwen3", "opt"]
 RECURRENT = ["mamba", "falcon_mamba", "mamba2", "jamba"]
+NO_SOFTMAX = ["mamba", "falcon_mamba", "mamba2"]
 
 
 @cache
