@@ -47,8 +47,11 @@ class Heads:
     def split(self, t: Tensor) -> Tensor:
         """[..., columns] to [..., head, d_head]; a view where the layout allows."""
         n = len(self.columns)
-        part = t.narrow(-1, self.start, n) if self.start is not None else t[..., self.columns.to(t.device)]
-        return part.unflatten(-1, (self.count, n // self.count))
+        if self.start is None:
+            t = t[..., self.columns.to(t.device)]
+        elif n < t.shape[-1]:
+            t = t.narrow(-1, self.start, n)
+        return t.view(*t.shape[:-1], self.count, n // self.count)
 
     def join(self, t: Tensor, heads: Tensor) -> Tensor:
         """`t` with the heads' columns replaced."""
@@ -66,9 +69,9 @@ class Norm:
 
     def scale(self, x: Tensor) -> Float[Tensor, "... 1"]:
         """s = √(mean((x - μ)²) + eps), μ the mean over the last axis if centred, else 0."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide - wide.mean(-1, keepdim=True) if self.centred else wide
-        return (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        square = wide.var(-1, correction=0, keepdim=True) if self.centred else wide.square().mean(-1, keepdim=True)
+        return (square + self.eps).sqrt()
 
 
 @dataclass(frozen=True)
@@ -350,8 +353,8 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
 
 def output_matrix(module: nn.Module, width: int, like: Tensor) -> Tensor:
     """W with module(z) = z W + b, found by feeding it the identity [width, d_model]."""
-    eye = torch.eye(width, dtype=like.dtype, device=like.device)
-    return module.forward(eye) - module.forward(torch.zeros_like(eye[:1]))
+    rows = module.forward(torch.eye(width + 1, width, dtype=like.dtype, device=like.device))  # the last row is zeros
+    return rows[:-1] - rows[-1:]
 
 
 def as_mapping(sites: Mapping[str, Site]) -> dict[str, tuple[int | str, ...]]:

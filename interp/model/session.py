@@ -339,9 +339,10 @@ class Session:
     def _result(self, site: Site, t: Tensor) -> Tensor:
         """result[head] = z[head] W_O[head]  [batch, pos, head, d_model]."""
         assert site.heads is not None
-        matrix = output_matrix(self._module(site.place.path), t.shape[-1], t)[site.heads.columns.to(t.device)]
-        z = self._canonical(site, t)
-        return torch.einsum("bphe,hed->bphd", z, matrix.unflatten(0, (site.heads.count, -1)))
+        matrix = output_matrix(self._module(site.place.path), t.shape[-1], t)
+        with torch._C.DisableTorchFunction():  # these products are not the model's
+            z, W_O = self._canonical(site, t), site.heads.split(matrix.T).permute(1, 2, 0)
+            return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
         if site.kind in ("tap", "state"):

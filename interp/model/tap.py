@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
+WATCHED = {F.scaled_dot_product_attention, torch.einsum, *SOFTMAX, *PRODUCT, *ADDED_PRODUCT}
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.layer_norm}
 OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
 INNER = ("q", "k", "v", "scores", "pattern", "sink", "z")
@@ -53,7 +54,7 @@ class Attention:
 def visible(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor | None:
     """The additive mask of a fused call [.., query, key]: 0 where attention may go, -inf elsewhere."""
     if is_causal:
-        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        return torch.full((q.shape[-2], k.shape[-2]), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
     return mask
@@ -62,7 +63,7 @@ def visible(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tenso
 def reference_scores(q: Tensor, k: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """scores = scale · q kᵀ + mask, in at least float32 [batch, head, query, key]; k may have fewer heads."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    k = k if q.shape[1] == k.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return scores if mask is None else scores + mask.to(wide)
 
@@ -126,12 +127,14 @@ class Tap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in WATCHED and not self.origin and not self.patterns:  # nothing to follow yet
+            return func(*args, **kwargs)
         self.softmaxes += func in SOFTMAX or func is F.scaled_dot_product_attention
         if func is F.scaled_dot_product_attention:
             return self._fused(func, *args, **kwargs)
         if func in SOFTMAX:
             return self._softmax(func, args, kwargs)
-        if func in PRODUCT or func in ADDED_PRODUCT or func is torch.einsum:
+        if func in WATCHED:
             return self._product(func, args, kwargs)
         out = func(*args, **kwargs)
         if func not in LAYERS:  # what a matrix makes of scores is no scores
