@@ -277,7 +277,7 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
             site = make(place, trace)
             if site is not None:
                 yield name, site
-    calls = trace.inside(trace.of(block.path)[block.call])
+    calls = trace.inside(trace.span(block.path, block.call, block.until))
     for role, core in block.cores.items():
         at, seen = next(
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
