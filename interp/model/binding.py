@@ -220,6 +220,8 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     if seen.sink is not None:
         yield "sink", tap("sink", ("pos", heads))
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
+    if mixed and mixed[0].into.shape[-1] != len(mixed[1].columns):  # type: ignore[union-attr]
+        mixed = None  # something else stands beside the heads
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])

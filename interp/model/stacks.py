@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -200,7 +201,8 @@ def _outside(
         reads = (c for c in outer if c.into is not None and torch.equal(c.into, last) and is_norm(c))  # type: ignore[arg-type]
         norm = next(reads, None)
         if norm is not None:
-            sites[f"{prefix}final_norm"] = scales[f"{prefix}final_norm.scale"] = _returned(norm)
+            place = replace(_returned(norm), batch=None if last.ndim == 2 else 0)  # type: ignore[union-attr]
+            sites[f"{prefix}final_norm"] = scales[f"{prefix}final_norm.scale"] = place
     returned = trace.of("")[0].outputs
     if "logits" in returned:
         sites["logits"] = Place("", "out", "logits")

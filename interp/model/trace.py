@@ -165,9 +165,12 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         call.outputs = {k: t.clone() for k, t in tensors_in(output) if t.is_floating_point()}
 
     def done(attention: Attention) -> None:
-        if attention.product >= 0:
-            attention.product -= stack[-1].products
-        attentions.append((stack[-1], attention))
+        around = [
+            c for c in stack[-2:] if c.products <= attention.product or attention.product < 0
+        ]  # products may be modules
+        owner = around[-1] if around else stack[-1]
+        attention.product -= owner.products if attention.product >= 0 else 0
+        attentions.append((owner, attention))
 
     tap, handles = Tap(done=done, batch=batch), []
     for path, module in model.named_modules():
