@@ -224,6 +224,8 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     if seen.sink is not None:
         yield "sink", tap("sink", ("pos", heads))
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
+    if mixed and mixed[0].into.shape[-1] != len(mixed[1].columns):  # type: ignore[union-attr]
+        mixed = None  # something else stands beside the heads
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
@@ -281,7 +283,7 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
             site = make(place, trace)
             if site is not None:
                 yield name, site
-    calls = trace.inside(trace.of(block.path)[block.call])
+    calls = trace.inside(trace.span(block.path, block.call, block.until))
     for role, core in block.cores.items():
         at, seen = next(
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)

@@ -21,10 +21,10 @@ import torch
 from interp.model.inputs import fitting, probe_inputs
 from interp.model.load import load
 from interp.model.proof import by_letter, doctor
+from interp.model.stacks import repeated
 from interp.model.tiny import tiny
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import repeated
 
 LETTERS = "abcdefgh"
 MEMORY = 8 << 30  # bytes of address space a type may take

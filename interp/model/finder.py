@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from interp.model.binding import Binding, Site
 from interp.model.layouts import Layout, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
 from interp.model.solver import same_values
-from interp.model.stream import same
-from interp.model.trace import Call, Trace
+from interp.model.trace import Call, Trace, same
 from interp.model.wiring import Place, Wiring
 
 MAKES = {"q_raw": "Q", "k_raw": "K", "v": "V", "gate": "gate", "up": "up", "pre": "in"}  # site = input @ W + b
@@ -179,7 +178,7 @@ class Finder:
         """Name the first norm of the role's block for which `is_it` holds."""
         prefix, _, number = role.rsplit(".", 1)[0].rpartition("blocks.")
         block = next(s.blocks[int(number)] for s in self.wiring.stacks if s.prefix == prefix)
-        inside = self.trace.inside(self.trace.of(block.path)[block.call])
+        inside = self.trace.inside(self.trace.span(block.path, block.call, block.until))
         call = next((c for c in inside if any(c is n for n in self.norms) and is_it(c)), None)
         if call is not None:
             self.add_norm(f"{role}.{name}", call)

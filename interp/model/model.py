@@ -33,11 +33,12 @@ from interp.model.live import (
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
 from interp.model.session import Session, Stop, report_unfired, submodule
+from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
-from interp.model.wiring import Place, Wiring, solve
+from interp.model.wiring import Place, Wiring
 from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
 
 if TYPE_CHECKING:

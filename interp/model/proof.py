@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from interp.model.inputs import first_name
 from interp.model.live import main_inputs
+from interp.model.stacks import repeated
 from interp.model.sweep import Metric, output_tensor
 from interp.model.trace import Trace, rerun, trace
-from interp.model.wiring import Block, Coefficient, Sum, Wiring, repeated, vector
+from interp.model.wiring import Block, Coefficient, Sum, Wiring, vector
 from interp.sites import NO_GRADIENT
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
     seen, run = [], trace(twin.module, inputs)
     for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
         claimed = {(c.path, c.call) for c in block.cores.values()}
-        found = [c for c, _ in run.cores(run.of(block.path)[block.call])]
+        found = [c for c, _ in run.cores(run.span(block.path, block.call, block.until))]
         seen += [c.path for c in found if (c.path, c.number) not in claimed]
     if seen:
         why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"

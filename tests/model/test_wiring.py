@@ -17,10 +17,11 @@ from interp.errors import WrongUse
 from interp.model import load
 from interp.model.inputs import probe_inputs
 from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.stacks import solve
 from interp.model.state import CLAIM
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import Block, Place, Sum, Wiring, solve
+from interp.model.wiring import Block, Place, Sum, Wiring
 from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, RECURRENT, module
 
 
