@@ -340,7 +340,8 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             _with_factors(sites, block)
             _with_mid(sites, block)
             several = any(c in block.sites for s in block.sums for _, c in s.writes)
-            if several and sites.pop("resid_mid", None):
+            if several and "resid_mid" in sites:
+                del sites["resid_mid"]
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
             states = dict(_state_sites(block, trace))
             sites |= {n: site for n, site in states.items() if isinstance(site, Site)}

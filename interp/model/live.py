@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,9 @@ def accepted(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     )
 
 
-@cache
-def signature(kind: type[nn.Module]) -> inspect.Signature:
+def _signature(kind: Any) -> inspect.Signature:
     """The signature of a class's forward, `self` first."""
     return inspect.signature(kind.forward)
+
+
+signature: Callable[[Any], inspect.Signature] = cache(_signature)

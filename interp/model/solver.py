@@ -417,7 +417,7 @@ class _Solver(Stream):
             return
         total = self.sums[-1]
         parts = [(link.scale, link.base), *((c, self.out(w)) for w, c in link.writes[:-1])]
-        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, union-attr, misc]
+        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, misc]
         if place is None:
             self.refused["resid_mid"] = "the sublayers work in parallel: nothing reads the stream between them"
             return

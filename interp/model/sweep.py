@@ -64,7 +64,7 @@ class Probe(Edit):
 
 
 def slopes(
-    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Positions], None]
+    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Callable[[], Positions]], None]
 ) -> None:
     """Hand d metric / d site of every probe to `keep`; no parameter's .grad is touched."""
     value = metric(output_tensor(output))
@@ -80,7 +80,11 @@ def slopes(
     zeros = [p.zeros[0] for p in probes]
     found = torch.autograd.grad(value.sum(), [z for z, _ in zeros], allow_unused=True)
     for probe, (zero, positions), slope in zip(probes, zeros, found, strict=True):
-        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, lambda positions=positions: positions)
+        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, _known(positions))
+
+
+def _known(positions: Positions) -> Callable[[], Positions]:
+    return lambda: positions
 
 
 # ---------------------------------------------------------------- sweeps

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -207,18 +207,21 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
     usual, said = _usual(type(config)), changes | row
+    missing = object()
     return type(config)(
-        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, usual)}
+        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)}
     )
 
 
-@cache
-def _usual(kind: Any) -> dict[str, Any]:
+def _told(kind: Any) -> dict[str, Any]:
     """What a config class says by default; nothing, if it knows no default that holds."""
     try:
         return fields(kind())
     except Exception:
         return {}
+
+
+_usual: Callable[[Any], dict[str, Any]] = cache(_told)
 
 
 def _with_sections(changes: dict[str, Any]) -> dict[str, Any]:
