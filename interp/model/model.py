@@ -20,7 +20,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
-from interp.model.inputs import first_name, home, probe_inputs
+from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -94,7 +94,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
-        return next(self.module.parameters()).dtype
+        return dtype_of(self.module)
 
     @cached_property
     def wiring(self) -> Wiring:

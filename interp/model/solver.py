@@ -19,6 +19,7 @@ from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vec
 def is_linear(call: Call) -> bool:
     """A module with a weight matrix, other than an embedding: what it returns is that matrix at work."""
     weight = getattr(call.module, "weight", None)
+    weight = weight() if callable(weight) and not isinstance(weight, Tensor) else weight  # of a packed matrix
     return isinstance(weight, Tensor) and weight.ndim == 2 and call.into is not None
 
 
