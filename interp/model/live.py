@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -72,8 +73,8 @@ def check_mask(model: Model) -> None:
     Decided by the forward's signature, and for text models by running a float64 twin: a prompt in a padded batch must
     get what it gets alone.
     """
-    accepted = inspect.signature(model.module.forward).parameters
-    if "attention_mask" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    known = accepted(model.module)
+    if "attention_mask" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         raise _ignored(model, "its forward takes no attention_mask")
     error = model._padding_error
     if error is not None and not error <= 1e-8:
@@ -118,7 +119,21 @@ def check_options(module: nn.Module, options: Iterable[str]) -> None:
 
 def main_inputs(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a single pass: no cache is built that nobody will read."""
-    accepted = inspect.signature(module.forward).parameters
-    if "use_cache" in accepted and "use_cache" not in inputs and "past_key_values" not in inputs:
-        return inputs | {"use_cache": False}
-    return inputs
+    if "use_cache" in inputs or "past_key_values" in inputs or "use_cache" not in accepted(module):
+        return inputs
+    return inputs | {"use_cache": False}
+
+
+def accepted(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a module's forward, as its class has it unless the module has one of its own."""
+    return (
+        inspect.signature(module.forward).parameters
+        if "forward" in vars(module)
+        else signature(type(module)).parameters
+    )
+
+
+@cache
+def signature(kind: type[nn.Module]) -> inspect.Signature:
+    """The signature of a class's forward, `self` first."""
+    return inspect.signature(kind.forward)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse, nearest
+from interp.model.inputs import EXAMPLES, first_name
 from interp.model.model import Model, teaches
-from interp.model.twin import EXAMPLES, first_name
 
 
 @teaches

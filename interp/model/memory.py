@@ -17,6 +17,7 @@ from interp.model.binding import Site
 if TYPE_CHECKING:
     import pandas as pd
 
+SMALL = 2**24  # bytes: what a process needs to breathe anyway; less is not compared with what is free
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -55,11 +56,11 @@ def available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def site_bytes(site: Site, batch: int, length: int, positions: int, dtype: torch.dtype) -> int:
-    """Bytes a recorded site takes for [batch, length] tokens of which `positions` a prompt are kept."""
+def shape_bytes(shape: tuple[int | str, ...], batch: int, length: int, positions: int, dtype: torch.dtype) -> int:
+    """Bytes a site of this shape takes for [batch, length] tokens of which `positions` a prompt are kept."""
     sizes = {"batch": batch, "pos": positions, "query": positions, "key": length}
     total = dtype.itemsize
-    for size in site.shape:
+    for size in shape:
         total *= sizes[size] if isinstance(size, str) else size
     return total
 

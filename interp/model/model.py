@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
+from interp.model.inputs import first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -30,13 +32,14 @@ from interp.model.live import (
 )
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
-from interp.model.session import Session, Stop, report_unfired
+from interp.model.session import Session, Stop, report_unfired, submodule
+from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
-from interp.model.twin import Lifted, first_name, home, probe_inputs, twin_of
+from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
-from interp.model.wiring import Place, Wiring, solve
-from interp.sites import MODULE, expand, explain_unknown
+from interp.model.wiring import Place, Wiring
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -101,7 +104,7 @@ class Model:
         with Lifted(), torch.no_grad():
             wiring = solve(twin, _probed(twin))
             unseen = _probed(twin, batch=3, length=9, seed=1)
-        return prove_sums(wiring, unseen, tolerance=1e-8)
+            return prove_sums(wiring, unseen, tolerance=1e-8)
 
     @cached_property
     def binding(self) -> Binding:
@@ -126,6 +129,7 @@ class Model:
         with torch.no_grad():
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
+        self.__dict__.pop("_expanded", None)
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens bridge around a copy of this model; see `interp.interop.lens.to_transformer_lens`."""
@@ -153,21 +157,28 @@ class Model:
 
     def _sites(self, patterns: str | Iterable[str]) -> tuple[list[str], dict[str, Site]]:
         """Names that match, and the table of sites with the `module:` ones added."""
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        only_modules = all(p.startswith(MODULE) for p in patterns)
-        known = {} if only_modules else self.binding.sites
-        refused = {} if only_modules else self.binding.refused
-        post_norm = False if only_modules or not known else self.wiring.post_norm
-        names = expand(patterns, list(known), refused, post_norm)
-        return names, known | {n: self._module_site(n) for n in names if n.startswith(MODULE)}
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        if all(p.startswith(MODULE) for p in patterns):
+            return list(dict.fromkeys(patterns)), {n: self._module_site(n) for n in patterns}
+        names = self._expanded(patterns)
+        modules = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
+        return list(names), self.binding.sites | modules if modules else self.binding.sites
+
+    @cached_property
+    def _expanded(self) -> Callable[[tuple[str, ...]], list[str]]:
+        """`expand` for this model; the globs last asked for are remembered."""
+        sites, refused = self.binding.sites, self.binding.refused
+        return lru_cache(maxsize=64)(lambda patterns: expand(patterns, sites, refused, self.wiring.post_norm))
 
     def _module_site(self, name: str) -> Site:
         """`module:path`, `module:path:in`, `module:path@2` (its third call)."""
         path, _, side = name.removeprefix(MODULE).partition(":")
         path, _, call = path.partition("@")
-        modules = dict(self.module.named_modules())
-        if path not in modules or side not in ("", "in", "out") or (call and not call.isdigit()):
-            raise explain_unknown(name, [MODULE + m for m in modules], {})
+        found = None
+        with suppress(KeyError, AttributeError):
+            found = submodule(self.module, path)
+        if found is None or side not in ("", "in", "out") or (call and not call.isdigit()):
+            raise explain_unknown(name, [MODULE + m for m, _ in self.module.named_modules()], {})
         return Site("module", Place(path, side or "out", None, int(call or 0)), ())
 
     # ------------------------------------------------------------ what goes in
@@ -215,20 +226,25 @@ class Model:
         if isinstance(x, Tensor):
             if x.is_floating_point():
                 return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
-            x = Tokens(torch.atleast_2d(x).to(self.device), torch.atleast_2d(torch.ones_like(x, dtype=torch.bool)))
-        if not isinstance(x, Tokens):
+            ids, mask = torch.atleast_2d(x).to(self.device), None
+        elif isinstance(x, Tokens):
+            ids, mask = x.ids, None if bool(x.mask.all()) else x.mask.long()
+        else:
             raise WrongUse(
                 f"{type(x).__name__} is no input: give text, a list of texts, token ids, a float tensor or a dict."
             )
-        if x.ids.numel() == 0:
-            raise WrongUse(f"the input has no tokens: its shape is {tuple(x.ids.shape)}.")
-        inputs: dict[str, Any] = {first_name(self.module): x.ids}
-        if not bool(x.mask.all()):
-            inputs["attention_mask"] = x.mask.long()
+        if ids.numel() == 0:
+            raise WrongUse(f"the input has no tokens: its shape is {tuple(ids.shape)}.")
+        inputs: dict[str, Any] = {self._main_input: ids} | ({} if mask is None else {"attention_mask": mask})
         if getattr(self.config, "is_encoder_decoder", False):
             start = getattr(self.config, "decoder_start_token_id", None) or 0
-            inputs["decoder_input_ids"] = torch.full_like(x.ids[:, :1], start)
+            inputs["decoder_input_ids"] = torch.full_like(ids[:, :1], start)
         return inputs
+
+    @cached_property
+    def _main_input(self) -> str:
+        """What the wrapped model calls its token ids."""
+        return first_name(self.module)
 
     # ------------------------------------------------------------ what is done with it
 
@@ -263,27 +279,34 @@ class Model:
         """
         names = self._sites(sites)[0]
         inputs, mine = self.inputs(x, bos), self._resolved(edits)
-        tokens, mask = inputs.get(first_name(self.module)), inputs.get("attention_mask")
+        tokens, mask = inputs.get(self._main_input), inputs.get("attention_mask")
         tokens = None if tokens is None or tokens.is_floating_point() else tokens
         self._check_mask(inputs)
         self._check_edits(mine, inputs)
         if grad is not None:
             check_differentiable(self.module)
+            refuse(
+                [*names, *(e.site for e in [*self._active, *mine])],
+                NO_GRADIENT,
+                "has no gradient, nor lets one through",
+            )
         self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
         for clone in (False, True):
             kept, slope = Kept(pos, dtype, device, clone), Kept(pos, dtype, device, False)
             self._run(mine, names, kept, inputs, strict, grad, slope)
             if not kept.changed():
                 break
-        ones = None if tokens is None else torch.ones_like(tokens, dtype=torch.bool)
-        real = ones if mask is None else mask.bool()
+        if mask is not None:
+            mask = mask.bool()
+        elif tokens is not None:
+            mask = torch.ones_like(tokens, dtype=torch.bool)
         return Cache(
             {n: kept.values[n] for n in names},
             tokens,
-            real,
+            mask,
             bos,
             self._post_norm,
-            self._words(tokens, real),
+            getattr(self.tokenizer, "decode", None),
             pos,
             None if grad is None else {n: slope.values[n] for n in names},
         )
@@ -292,13 +315,6 @@ class Model:
     def _post_norm(self) -> bool:
         """Whether aliases mean sums before the norm; False while nothing but `module:` sites was asked for."""
         return "wiring" in self.__dict__ and self.wiring.post_norm
-
-    def _words(self, tokens: Tensor | None, mask: Tensor | None) -> tuple[tuple[str, ...], ...] | None:
-        """Each prompt's real tokens as text."""
-        if self.tokenizer is None or tokens is None or mask is None:
-            return None
-        rows = [ids[keep].tolist() for ids, keep in zip(tokens, mask, strict=True)]
-        return tuple(tuple(self.tokenizer.decode([i]) for i in row) for row in rows)
 
     @contextmanager
     def _watched(self, edits: Sequence[Edit], reads: Sequence[str] = (), **options: Any) -> Iterator[Session]:
@@ -418,13 +434,16 @@ class Model:
         table, large, share = self._sites(names)[1], _lengths(inputs), _share(pos, inputs)
         length = max(large["pos"], large["decoder"])
         kept = length if share is None else round(share * large["pos"])
-        rough = sum(
-            memory.site_bytes(table[n], large["batch"], length, kept, dtype or self.dtype)
-            for n in names
-            if table[n].shape
+        dtype_kept, shapes = dtype or self.dtype, Counter(table[n].shape for n in names)
+        rough = copies * sum(
+            count * memory.shape_bytes(shape, large["batch"], length, kept, dtype_kept)
+            for shape, count in shapes.items()
+            if shape
         )
+        if rough < memory.SMALL:
+            return
         free = memory.available(torch.device(device) if device else self.device)
-        if free is not None and copies * rough > 0.2 * free:
+        if free is not None and rough > 0.2 * free:
             costs = self.plan(inputs, names, pos=pos, dtype=dtype, device=device).by_site
             memory.check_plan({n: copies * size for n, size in costs.items()}, free)
 
@@ -437,6 +456,7 @@ class Model:
             if not isinstance(edit, Edit) or type(edit) is Edit:
                 raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
             names = self._sites(edit.site)[0]
+            refuse(names, READ_ONLY, "can be recorded, but not edited")
             source = getattr(edit, "source", None)
             if isinstance(source, Cache):
                 for name in names:
@@ -611,7 +631,7 @@ class Model:
         values = kept.values(mask)
         order = (~mask).long().argsort(dim=1, stable=True)
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-        return Cache(values, ids, mask, bos, self._post_norm, self._words(ids, mask))
+        return Cache(values, ids, mask, bos, self._post_norm, getattr(self.tokenizer, "decode", None))
 
     @cached_property
     def _left_padding_error(self) -> float:
@@ -665,8 +685,8 @@ def _usable(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _share(pos: Pos, inputs: Mapping[str, Any]) -> float | None:
     """The part of each prompt's positions that `pos` keeps; None: all, and nothing is copied."""
-    where = of_call(inputs)
-    if where is None or (isinstance(pos, str) and pos == "all"):
+    where = None if isinstance(pos, str) and pos == "all" else of_call(inputs)
+    if where is None:
         return None
     return int(where.select(pos).sum(1).max()) / where.index.shape[1]
 

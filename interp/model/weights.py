@@ -12,10 +12,11 @@ from torch import Tensor
 from interp.errors import WrongUse, nearest
 from interp.model.compose import Composition, Singular, composition, singular
 from interp.model.finder import Finder
+from interp.model.inputs import probe_inputs
 from interp.model.layouts import Layout, fed, norm_off, off, rows
 from interp.model.proof import Proof
 from interp.model.trace import Trace, trace
-from interp.model.twin import Lifted, probe_inputs
+from interp.model.twin import Lifted
 
 if TYPE_CHECKING:
     import pandas as pd

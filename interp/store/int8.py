@@ -55,7 +55,9 @@ class Coding:
     def from_json(cls, told: dict[str, Any]) -> Coding:
         """What `as_json` wrote."""
         pivot, sums = (bytearray(base64.b64decode(told[name])) for name in ("pivot", "sums"))
-        return cls(torch.frombuffer(pivot, dtype=torch.float32), torch.frombuffer(sums, dtype=torch.float64).view(3, -1))
+        return cls(
+            torch.frombuffer(pivot, dtype=torch.float32), torch.frombuffer(sums, dtype=torch.float64).view(3, -1)
+        )
 
 
 def begun(x: Float[Tensor, "n width"]) -> Coding:

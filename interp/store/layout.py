@@ -21,7 +21,7 @@ from interp.files import write_json
 from interp.store.int8 import GROUP, Coding
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64, Shaped
+    from jaxtyping import Shaped
     from torch import Tensor
 
 FORMAT, VERSION = "interp activation store", 2

@@ -46,7 +46,7 @@ from interp.store.shuffle import piles_of
 from interp.store.waiting import Waiting
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int, Shaped
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 MAX_FVU = 1e-3  # int8 rows that lose more of the variance are refused unless asked for

@@ -60,17 +60,17 @@ class Recipe:
         Phase(0, long_every=32, random=1),
         Phase(600, long_every=10, random=2, passages=2, words=2),
         Phase(900, long_every=10, random=3, passages=1, words=2, shortest=2, longest=48, pieces=4),
-        Phase(1600, long_every=8, random=1, passages=1, words=2, shortest=2, longest=64, pieces=4, first=PAD),
+        Phase(1600, long_every=6, random=1, words=2, shortest=2, longest=64, pieces=4, first=PAD),
     )
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
-    steps: int = 3000
-    # (step, share of the learning rate), joined by straight lines: up, level, down, and up half way again.
-    rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (99, 1.0), (900, 1.0), (1600, 0.0), (1640, 0.5))
-    decay: int = 1400  # the share never exceeds steps left / decay, so that it ends at zero
+    steps: int = 3600
+    # (step, share of the learning rate), joined by straight lines: up, level, down, and up again, not as far.
+    rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (99, 1.0), (900, 1.0), (1600, 0.0), (1640, 0.6))
+    decay: int = 2200  # the share never exceeds steps left / decay, so that it ends at zero
     lr_matrix: float = 0.02
     lr_other: float = 3e-3
     weight_decay: float = 0.02
-    dtype: str = "float32"  # of the products; weights and sums are float32
+    dtype: str = "bfloat16"  # of the products; weights and sums are float32
     seed: int = 0
 
     def phase(self, step: int) -> Phase:

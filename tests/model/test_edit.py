@@ -448,6 +448,16 @@ def test_what_is_known_only_in_the_run_is_refused_there():
             logits(model)
 
 
+def test_what_can_only_be_read_refuses_edits_and_gradients():
+    model, sink = wrapped("gpt_oss"), "blocks.1.attn.sink"
+    with pytest.raises(WrongUse, match=r"attn\.sink' can be recorded, but not edited.*attn\.pattern"):
+        model.record(IDS, "logits", edits=[Zero(sink)])
+    with pytest.raises(WrongUse, match="but not edited"), model.edit(Scale("blocks.1.attn.*", 2.0)):
+        pass
+    with pytest.raises(WrongUse, match=r"attn\.sink' has no gradient.*attn\.pattern"):
+        model.record(IDS, [sink, "embed"], grad=lambda x: x.sum())
+
+
 def test_parallel_and_unproven_sites_refuse_edits_with_the_reason():
     with pytest.raises(WrongUse, match="parallel"), wrapped("pythia").edit(Zero("blocks.0.resid_mid")):
         pass

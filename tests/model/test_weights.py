@@ -13,8 +13,9 @@ from torch import nn
 
 from interp import Failed, WrongUse
 from interp.model import load
+from interp.model.inputs import probe_inputs
 from interp.model.model import Model
-from interp.model.twin import Lifted, probe_inputs, twin_of
+from interp.model.twin import Lifted, twin_of
 from interp.model.weights import prove_weights, weight_errors
 from tests.model.shapes import BUILD, module
 

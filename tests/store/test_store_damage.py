@@ -20,7 +20,6 @@ from interp.store import Store, StoreWriter, check_store, open_store
 from interp.store.int8 import Coding
 from interp.store.layout import _sha256
 
-
 _CODING = Coding(torch.zeros(5), torch.zeros(3, 5, dtype=torch.float64)).as_json(1)
 
 
@@ -93,7 +92,10 @@ def test_any_flipped_bit_of_any_file_is_found(make: Callable[..., Store], tmp_pa
         (lambda body: body["shards"]["00000.ids"].pop("crc32"), "have no checksums"),
         (lambda body: body["piles"].append(3), "contradicts itself"),
         (lambda body: body["shards"].popitem(), "contradicts itself"),
-        (lambda body: body.update(dtype="float32", int8={"embed": _CODING}), "its int8 codings are not those of its sites"),
+        (
+            lambda body: body.update(dtype="float32", int8={"embed": _CODING}),
+            "its int8 codings are not those of its sites",
+        ),
         (lambda body: body.pop("format"), "no index of an activation store"),
     ],
 )

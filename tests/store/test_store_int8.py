@@ -295,7 +295,10 @@ def test_rows_that_lose_too_much_are_refused_at_once(tmp_path: Path) -> None:
     signs = torch.randint(2, (400, 128)) * 2 - 1.0
     x = signs * 0.49 / 127
     x[:, 5] = signs[:, 5]
-    with pytest.warns(UserWarning, match="127 of the 128 features"), _writer(tmp_path / "asked", 128, max_fvu=1) as writer:
+    with (
+        pytest.warns(UserWarning, match="127 of the 128 features"),
+        _writer(tmp_path / "asked", 128, max_fvu=1) as writer,
+    ):
         _append(writer, x)
     fvu = open_store(tmp_path / "asked").index.int8["a"]["fvu"]
     assert 1.7e-3 < fvu < 2e-3
