@@ -68,7 +68,7 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
-_BLOCK = re.compile(r"^((?:[a-z_]+\.)?blocks\.(?:\d+|\*)\.)(.+)$")
+_BLOCK = re.compile(r"^((?:\w+\.)*blocks\.(?:\d+|\*)\.)(.+)$")
 
 
 def canonical(name: str, post_norm: bool = False) -> str:

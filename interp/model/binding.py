@@ -18,7 +18,7 @@ from interp.model.experts import hidden
 from interp.model.solver import is_linear
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
-from interp.model.wiring import Block, Place, Wiring
+from interp.model.wiring import Block, Coefficient, Place, Wiring
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -92,9 +92,10 @@ class Site:
     count: int = 0  # query heads
     groups: int = 1  # query heads that share a key head
     read: Place | None = None
-    base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
+    base: tuple[tuple[Place, Coefficient], ...] = ()  # what the sum starts from and the writes before
     norm: Norm | None = None
-    factor: float = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    factor: Coefficient = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    offset: str = ""  # and what is added to it
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,27 @@ class Binding:
 
 
 def match(target: Tensor, source: Tensor) -> Tensor | None:
-    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none."""
+    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none.
+
+    Of several parallel columns (an attention that looks at one constant token makes many) the nearest is taken.
+    """
     tolerance = CLOSE.get(target.dtype, ROUGH)
-    t, s = (torch.nn.functional.normalize(x.double(), dim=0) for x in (target, source))
-    cosine, column = (t.T @ s).abs().max(dim=1)
-    return column if bool((cosine > 1 - tolerance).all()) else None
+    t, s = target.double(), source.double()
+    cosine = (nn.functional.normalize(t, dim=0).T @ nn.functional.normalize(s, dim=0)).abs()
+    parallel = cosine > 1 - tolerance
+    column = torch.cdist(t.T, s.T).masked_fill(~parallel, torch.inf).argmin(dim=1)
+    return column if bool(parallel.any(dim=1).all()) else None
 
 
 def distinct_heads(t: Tensor) -> Tensor:
     """t [batch, head, pos, d_head] without repeats of the same key or value head for a group of query heads."""
     keep = [0] + [h for h in range(1, t.shape[1]) if not torch.equal(t[:, h], t[:, h - 1])]
     return t[:, keep]
+
+
+def grid(t: Tensor, length: int) -> int:
+    """How many axes the positions of a tensor take: 2 where its rows and columns make up the length [batch, row, column, d]."""
+    return 2 if t.ndim == 4 and t.shape[1] * t.shape[2] == length and length not in t.shape[1:3] else 1
 
 
 def rows(t: Tensor, batch: int, at_zero: bool = False) -> Tensor:
@@ -139,6 +150,7 @@ class _Attention:
         wanted = rows(flat, self.batch, at_zero)
         for call in calls:
             t = call.out if side == "out" else call.into
+            t = t if t is None else t.flatten(1, grid(t, flat.shape[1]))
             if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 4:
                 continue
             have = rows(t, self.batch, at_zero)
@@ -194,12 +206,9 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
 
     def at(call: Call, heads: Heads, side: str) -> Site:
         key = call.key_in() if side == "in" else next(iter(call.outputs))
-        return Site(
-            "module",
-            Place(call.path, side, key, call.number),
-            ("batch", "pos", heads.count, len(heads.columns) // heads.count),
-            heads,
-        )
+        t = (call.inputs if side == "in" else call.outputs)[key]
+        where = Place(call.path, side, key, call.number, grid=grid(t, q.shape[2]))
+        return Site("module", where, ("batch", "pos", heads.count, len(heads.columns) // heads.count), heads)
 
     for name, target in (("q_raw", q), ("k_raw", k)):
         found = find.raw(target)
@@ -216,16 +225,15 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
-        call, columns = mixed
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
-        yield "result", Site("result", Place(call.path, "in", call.key_in(), call.number), shape, columns)
+        yield "result", Site("result", at(*mixed, "in").place, shape, mixed[1])
 
 
 def _module_site(place: Place, trace: Trace) -> Site | None:
     calls = trace.of(place.path)
     if len(calls) <= place.call:
         return None
-    tensor = (calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key]
+    tensor = place.rows((calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key])
     tail = [*tensor.shape][1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
     if place.half is not None:
         tail[-1] //= 2
@@ -236,7 +244,7 @@ def _scale_site(place: Place, trace: Trace) -> Site | None:
     """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
     call = trace.of(place.path)[place.call]
     assert call.into is not None and call.out is not None
-    x, y = call.into.flatten(0, -2).double(), call.out.flatten(0, -2).double()
+    x, y = (place.rows(t).flatten(0, -2).double() for t in (call.into, call.out))
     known = {v for m in call.module.modules() for n, v in vars(m).items() if "eps" in n and isinstance(v, float)}
     errors: dict[Norm, float] = {}
     for norm in (Norm(centred, eps) for centred in (False, True) for eps in sorted({*known, 0.0})):
@@ -287,9 +295,18 @@ def _with_mid(sites: dict[str, Site], block: Block) -> None:
     mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
     if mid is None or mid.side == "out" or made is None or "resid_mid" not in sites:
         return
-    terms = [(block.sites["resid_pre"], 1.0), *((block.sites[w], c) for w, c in made.writes)]
-    last = terms.pop()
-    sites["resid_mid"] = Site("sum", last[0], sites["resid_mid"].shape, read=mid, base=(*terms, last))
+    terms = [(block.sites[made.base], made.scale), *((block.sites[w], c) for w, c in made.writes)]
+    shape, offset = sites["resid_mid"].shape, made.constant
+    sites["resid_mid"] = Site("sum", terms[-1][0], shape, read=mid, base=tuple(terms), offset=offset)
+
+
+def _with_factors(sites: dict[str, Site], block: Block) -> None:
+    """A write holds its multiplier and the constant that is added with it."""
+    for total in block.sums:
+        for number, (write, factor) in enumerate(total.writes, 1):
+            offset = total.constant if number == len(total.writes) else ""
+            if write in sites and factor not in block.sites:
+                sites[write] = replace(sites[write], factor=factor, offset=offset)
 
 
 ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
@@ -307,10 +324,11 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
         for number, block in enumerate(stack.blocks):
             prefix = f"{stack.prefix}blocks.{number}."
             sites = dict(_block_sites(block, trace))
-            for write, coefficient in (w for total in block.sums for w in total.writes):
-                if write in sites and coefficient != 1.0:
-                    sites[write] = replace(sites[write], factor=coefficient)
+            _with_factors(sites, block)
             _with_mid(sites, block)
+            several = any(c in block.sites for s in block.sums for _, c in s.writes)
+            if several and sites.pop("resid_mid", None):
+                binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from interp.model.binding import Binding, Site
 from interp.model.layouts import Layout, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
-from interp.model.solver import same, same_values
+from interp.model.solver import same_values
+from interp.model.stream import same
 from interp.model.trace import Call, Trace
 from interp.model.wiring import Place, Wiring
 
@@ -34,7 +35,7 @@ class Finder:
         self.layouts: dict[str, Layout] = {}
         self.refused: dict[str, str] = {}
         self.matrices: dict[str, Layout | str] = {}
-        self.norms = [c for c in trace.calls if _own_vectors(c.module) and _keeps_shape(c)]
+        self.norms = [c for c in trace.calls if _may_be_norm(c)]
 
     def find(self) -> tuple[dict[str, Layout], dict[str, str]]:
         """(layouts by name in the order of the sites, reasons by name of what is absent)."""
@@ -86,6 +87,8 @@ class Finder:
         assert call.into is not None and call.out is not None
         if next(call.module.parameters(), None) is None:
             return f"{call.path} only hands on what a bare parameter of another module made"
+        if len(call.inputs) > 1:
+            return f"{call.path} receives more than one tensor"
         x, y = rows(call.into), rows(call.out)
         own = call.module._parameters
         weight, bias = own.get("weight"), own.get("bias")
@@ -296,5 +299,12 @@ def _own_vectors(module: nn.Module) -> dict[str, Tensor]:
     return {n: p for n, p in own.items() if p.ndim == 1 and p.is_floating_point()}
 
 
-def _keeps_shape(call: Call) -> bool:
-    return call.into is not None and call.out is not None and call.into.shape == call.out.shape
+def _may_be_norm(call: Call) -> bool:
+    """It keeps its input's shape and has a value for every entry of its last axis."""
+    sizes = {len(p) for p in _own_vectors(call.module).values()}
+    return (
+        call.into is not None
+        and call.out is not None
+        and call.into.shape == call.out.shape
+        and call.into.shape[-1] in sizes
+    )

@@ -211,7 +211,11 @@ def _with_places(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _features(model: nn.Module, inputs: dict[str, Any], kind: str) -> int:
     """How many vectors the model puts in the places of all pictures (or sounds) together."""
-    make = getattr(model, f"get_{kind}_features", None) or getattr(model.model, f"get_{kind}_features")
+    make = next(
+        (f for m in (model, getattr(model, "model", None)) if (f := getattr(m, f"get_{kind}_features", None))), None
+    )
+    if make is None:
+        return 0  # the text looks at them by cross-attention
     taken = inspect.signature(make).parameters
     with torch.no_grad():
         made = make(**{name: value for name, value in inputs.items() if name in taken})

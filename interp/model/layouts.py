@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.binding import output_matrix
-from interp.model.solver import same
+from interp.model.stream import same
 
 
 def close(dtype: torch.dtype) -> float:

@@ -103,7 +103,7 @@ class Model:
         with Lifted(), torch.no_grad():
             wiring = solve(twin, _probed(twin))
             unseen = _probed(twin, batch=3, length=9, seed=1)
-        return prove_sums(wiring, unseen, tolerance=1e-8)
+            return prove_sums(wiring, unseen, tolerance=1e-8)
 
     @cached_property
     def binding(self) -> Binding:

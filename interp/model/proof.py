@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from interp.model.inputs import first_name
 from interp.model.live import main_inputs
 from interp.model.sweep import output_tensor
-from interp.model.trace import Call, Trace, trace
-from interp.model.wiring import Block, Place, Sum, Wiring, repeated
+from interp.model.trace import Trace, rerun, trace
+from interp.model.wiring import Block, Coefficient, Sum, Wiring, repeated, vector
 
 if TYPE_CHECKING:
     from interp.model.model import Model
@@ -58,29 +58,44 @@ def by_letter(proofs: Sequence[Proof]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- sums of the stream
 
 
-def _value(trace: Trace, place: Place, shape: torch.Size) -> Tensor:
+def _value(trace: Trace, block: Block, name: str) -> Tensor:
+    """A site of a block in float64, its positions on one axis and its channels last."""
+    place = block.sites[name]
     call = trace.of(place.path)[place.call]
-    return (call.inputs if place.side == "in" else call.outputs)[place.key].reshape(shape)
+    return place.rows((call.inputs if place.side == "in" else call.outputs)[place.key]).double()
 
 
-def sum_error(trace: Trace, block: Block, claim: Sum) -> float:
-    """||site - (base + Σ c · write)|| / ||site||  in float64."""
-    shape = trace.of(block.path)[block.call].out.shape  # type: ignore[union-attr]
-    at = {
-        name: _value(trace, block.sites[name], shape).double() for name in [claim.site, claim.base, *dict(claim.writes)]
-    }
-    made = at[claim.base] + sum(c * at[w] for w, c in claim.writes)
-    return float((at[claim.site] - made).norm() / at[claim.site].norm())
+def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> Tensor:
+    """coefficient · t, for a number, a value per channel, or a site with a value for every position (and pair of streams)."""
+    if not isinstance(coefficient, str):
+        return coefficient * t
+    if coefficient not in block.sites:
+        return vector(trace.root, coefficient, t.to(next(trace.root.parameters()).dtype)).double() * t
+    weight = _value(trace, block, coefficient)
+    if weight.ndim == 4:
+        return torch.einsum("bpmn,bpmd->bpnd", weight, t)
+    return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
-def norm_error(trace: Trace, block: Block, site: str, total: str) -> float:
+def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
+    """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
+    site = _value(trace, block, claim.site)
+    terms = [(claim.base, claim.scale), *(claim.writes if writes else ())]
+    made = sum(_times(trace, block, c, _value(trace, block, name)).reshape(site.shape) for name, c in terms)
+    if claim.constant and writes:
+        made = made + _times(trace, block, claim.constant, torch.ones_like(site))
+    return float((site - made).norm() / site.norm())
+
+
+def norm_error(trace: Trace, block: Block, site: str, total: str, scale: str) -> float:
     """||site - norm(sum)|| / ||site||, with the norm module called again on the sum."""
-    place = block.sites[total]
-    call: Call = trace.of(place.path)[place.call]
+    place, at = block.scales[scale], block.sites[total]
+    norm, read = trace.of(place.path)[place.call], trace.of(at.path)[at.call]
+    given = at.rows((read.inputs if at.side == "in" else read.outputs)[at.key])
     with torch.no_grad():
-        again = call.module(call.inputs[place.key])
-    out = _value(trace, block.sites[site], again.shape)
-    return float((again - out).norm() / out.norm())
+        again = place.rows(rerun(norm, place.unrows(given.reshape(place.rows(norm.into).shape), norm.into)))  # type: ignore[arg-type]
+    out = _value(trace, block, site)
+    return float((again.reshape(out.shape) - out).norm() / out.norm())
 
 
 def block_errors(trace: Trace, block: Block) -> list[tuple[str, float]]:
@@ -242,26 +257,16 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
 
 
 def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
-    """(e) With all writes zeroed a pre-norm block is the identity; a post-norm block is norm(norm(x))."""
+    """(e) With all writes zeroed every sum is what it is added to, so that a block is the identity, or its norms."""
     from interp.model.edits import Zero
 
-    worst, seen = 0.0, False
-    for stack in twin.wiring.stacks:
-        for number, block in enumerate(stack.blocks):
-            prefix = f"{stack.prefix}blocks.{number}."
-            writes = [w for s in block.sums for w, _ in s.writes]
-            if not writes:
-                continue
-            seen = True
-            ends = twin.record(
-                inputs,
-                [prefix + "resid_pre", prefix + "resid_post"],
-                edits=[Zero(prefix + w) for w in dict.fromkeys(writes)],
-            )
-            expected = ends[prefix + "resid_pre"]
-            for _, total in block.norms:
-                expected = twin.module.get_submodule(block.sites[total].path)(expected)
-            worst = max(worst, _off(ends[prefix + "resid_post"], expected))
+    blocks = {f"{s.prefix}blocks.{n}.": b for s in twin.wiring.stacks for n, b in enumerate(s.blocks)}
+    writes = [p + w for p, block in blocks.items() for total in block.sums for w, _ in total.writes]
+    with twin.edit(*(Zero(w) for w in dict.fromkeys(writes))):
+        run = trace(twin.module, inputs)
+    errors = [sum_error(run, block, total, writes=False) for block in blocks.values() for total in block.sums]
+    errors += [norm_error(run, block, *norm) for block in blocks.values() for norm in block.norms]
+    worst, seen = max(errors, default=0.0), bool(writes)
     return Proof(
         "e",
         "zeroed writes leave the identity (post-norm: the norms)",

@@ -19,8 +19,8 @@ from interp.model.experts import effect, hidden, routing
 from interp.model.live import signature
 from interp.model.positions import Positions, of_call
 from interp.model.tap import Tap
-from interp.model.trace import Key, replace_in
-from interp.model.wiring import Place
+from interp.model.trace import Key, replace_in, tensors_in
+from interp.model.wiring import Coefficient, Place, vector
 from interp.sites import position_axis
 
 Change = Callable[[Tensor], Tensor | None]
@@ -194,20 +194,25 @@ class Session:
 
     def _canonical(self, site: Site, t: Tensor) -> Tensor:
         """A module's tensor in the site's shape: batch and positions apart, the right half, heads apart."""
+        t = (site.read or site.place).rows(t)
         if self.main is not None and t.ndim == 2 and len(site.shape) > 2 and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         if site.place.half is not None:
             t = t.chunk(2, dim=-1)[site.place.half]
         if site.factor != 1.0:
-            t = site.factor * t
+            t = self._value(site.factor, t) * t
+        if site.offset and site.kind == "module":
+            t = t + self._value(site.offset, t)
         if site.heads is None:
             return t
         return site.heads.split(t.flatten(2) if t.ndim == 4 else t)
 
     def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
         """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
-        new = new if site.factor == 1.0 else new / site.factor
+        new = new - self._value(site.offset, t) if site.offset else new
+        new = new if site.factor == 1.0 else new / self._value(site.factor, new)
         if site.heads is None and site.place.half is None:
+            new = site.place.unrows(new, t)
             return new.reshape(t.shape) if new.numel() == t.numel() else new  # a sweep turns one row for all into many
         shape, t = t.shape, t.reshape(*new.shape[:2], -1)
         if site.heads is not None:
@@ -215,6 +220,10 @@ class Session:
         parts = list(t.chunk(2, dim=-1))
         parts[site.place.half] = new  # type: ignore[index]
         return torch.cat(parts, dim=-1).reshape(shape)
+
+    def _value(self, coefficient: Coefficient, like: Tensor) -> Tensor | float:
+        """A number, or the value per channel that a name means."""
+        return vector(self.module, coefficient, like) if isinstance(coefficient, str) else coefficient
 
     def _install_edit(self, name: str, site: Site) -> None:
         if site.kind == "sum":
@@ -236,20 +245,23 @@ class Session:
     def _edit_sum(self, name: str, site: Site) -> None:
         """resid_mid' reaches the stream through the write before it: write' = write + (resid_mid' - resid_mid) / c."""
         seen: list[Tensor] = []
-        first, *middle = site.base[:-1]
-        last, coefficient = site.base[-1]
+        *before, (last, coefficient) = site.base
 
-        def start(t: Tensor) -> None:
-            seen[:] = [t]
+        def add(t: Tensor, place: Place, weight: Coefficient) -> None:
+            if place is before[0][0]:
+                seen.clear()
+            rows = place.rows(t)
+            seen.append(self._value(weight, rows) * rows)
 
-        self.at(first[0], start)
-        for place, weight in middle:
-            self.at(place, lambda t, weight=weight: seen.append(weight * t))  # type: ignore[misc]
+        for place, weight in before:
+            self.at(place, partial(add, place=place, weight=weight))
 
         def finish(t: Tensor) -> Tensor | None:
-            mid = sum(seen[1:], seen[0]) + coefficient * t
+            rows = last.rows(t)
+            mid = sum(seen[1:], seen[0]) + self._value(coefficient, rows) * rows
+            mid = mid + self._value(site.offset, mid) if site.offset else mid
             new = self.change(name, mid)
-            return None if new is mid else t + (new - mid) / coefficient
+            return None if new is mid else t + last.unrows((new - mid) / self._value(coefficient, rows), t)
 
         self.at(last, finish)
 
@@ -279,8 +291,9 @@ class Session:
             old, new = found[0]
             if new is old:
                 return None
-            bias = module.forward(torch.zeros_like(t.flatten(0, -2)[:1]))[0]
-            return bias + (t - bias) * (old / new).to(t).reshape(*t.shape[:-1], 1)
+            rows, zeros = (site.place.rows(x) for x in (t, _first(module.forward(torch.zeros_like(t)))))
+            bias = zeros.flatten(0, -2)[0]
+            return site.place.unrows(bias + (rows - bias) * (old / new).to(t).reshape(*rows.shape[:-1], 1), t)
 
         self.at(replace(site.place, side="in", key=None), start)
         self.at(site.place, finish)
@@ -301,6 +314,7 @@ class Session:
 
     def _scale(self, site: Site, t: Tensor) -> Tensor:
         assert site.norm is not None
+        t = site.place.rows(t)
         if self.main is not None and t.ndim == 2 and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         return site.norm.scale(t)
@@ -408,6 +422,10 @@ def _at_output(visit: Change, key: Key, output: Any) -> Any:
     key = _first_key(output, {}) if key is None else key
     changed = visit(output[key])
     return None if changed is None else replace_in(output, key, changed)
+
+
+def _first(output: Any) -> Tensor:
+    return next(t for _, t in tensors_in(output))
 
 
 def _first_key(args: Any, kwargs: dict[str, Any]) -> Key:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,19 @@ def output_tensor(output: Any) -> Tensor:
         return output
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
-    parts = output.values() if isinstance(output, Mapping) else output
-    found = next((t for t in parts if isinstance(t, Tensor) and t.is_floating_point()), None)
+    found = next((t for t in _tensors(output) if t.is_floating_point()), None)
     if found is None:
         raise WrongUse("the model returns no floating-point tensor, so there is nothing to measure.")
     return found
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors in an output, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 # ---------------------------------------------------------------- gradients

@@ -19,10 +19,12 @@ SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
 WATCHED = {F.scaled_dot_product_attention, torch.einsum, *SOFTMAX, *PRODUCT, *ADDED_PRODUCT}
+LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.layer_norm}
 OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
 INNER = ("q", "k", "v", "scores", "pattern", "sink", "z")
 
 Visit = Callable[[str, Tensor], Tensor]
+Order = list[int] | None  # of a tensor's four axes, to be [batch, head, pos, d_head]
 
 
 @dataclass
@@ -73,6 +75,24 @@ def _positional(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
     return (*args, *(value for _, value in named)), {k: v for k, v in kwargs.items() if k not in places}
 
 
+def _orders(equation: str, kind: str) -> tuple[Order, Order]:
+    """The axes of both operands of an einsum that makes scores [batch, head, query, key], or of its values and its result
+    where it weighs them, as [batch, head, pos, d_head]; None where they are no four axes each.
+    """
+    first, second, made = equation.replace(" ", "").replace("->", ",").split(",")
+    if "." in equation or {len(first), len(second), len(made)} != {4}:
+        return None, None
+    if kind == "score":
+        (batch, head, query, key), summed = made, set(first) & set(second) - set(made)
+        wanted = [(first, [batch, head, query, *summed]), (second, [batch, head, key, *summed])]
+    else:
+        (batch, head, query, key), rest = first, set(second) - set(first)
+        wanted = [(second, [batch, head, key, *rest]), (made, [batch, head, query, *rest])]
+    if any(set(labels) != set(order) for labels, order in wanted):
+        return None, None
+    return tuple([labels.index(axis) for axis in order] for labels, order in wanted)  # type: ignore[return-value]
+
+
 def reference_pattern(scores: Tensor) -> Tensor:
     """softmax over keys; a query that may look nowhere gets zeros, as fused attention gives."""
     return torch.softmax(scores, dim=-1).nan_to_num(0.0)
@@ -117,17 +137,29 @@ class Tap(TorchFunctionMode):
         if func in WATCHED:
             return self._product(func, args, kwargs)
         out = func(*args, **kwargs)
-        self._inherit([*args, *kwargs.values()], out)
+        if func not in LAYERS:  # what a matrix makes of scores is no scores
+            self._inherit([*args, *kwargs.values()], out)
         return out
 
-    def _see(self, name: str, tensor: Tensor) -> Tensor:
+    def _see(self, name: str, tensor: Tensor, order: Order = None) -> Tensor:
         """Show a tensor to `visit`, as [batch, head, ...] whatever its layout here."""
         if self.visit is None or name not in self.wanted:
             return tensor
-        shape = tensor.shape
-        heads_apart = tensor if tensor.ndim == 4 else tensor.reshape(self.batch or 1, -1, *shape[-2:])
-        seen = self.visit(name, heads_apart)
-        return seen.reshape(shape) if name in self.edits else tensor
+        seen = self.visit(name, self._apart(tensor, order))
+        return self._together(seen, tensor, order) if name in self.edits else tensor
+
+    def _apart(self, t: Tensor, order: Order = None) -> Tensor:
+        """Four axes: batch and heads apart, a picture's windows [batch, head, window, ...] beside one another in the batch."""
+        t = t.permute(order) if order else t
+        if t.ndim == 5:
+            return t.movedim(2, 1).flatten(0, 1)
+        return t if t.ndim == 4 else t.reshape(self.batch or 1, -1, *t.shape[-2:])
+
+    def _together(self, seen: Tensor, like: Tensor, order: Order = None) -> Tensor:
+        """The inverse of `_apart`."""
+        if like.ndim == 5:
+            return seen.unflatten(0, (like.shape[0], like.shape[2])).movedim(1, 2)
+        return seen.permute([order.index(axis) for axis in range(4)]) if order else seen.reshape(like.shape)
 
     def _inherit(self, args: list[Any], out: Any) -> None:
         if not isinstance(out, Tensor):
@@ -149,15 +181,20 @@ class Tap(TorchFunctionMode):
         a, b = operands
         attention = self.patterns.get(id(a)) or self.patterns.get(id(b))
         number, self.products = self.products, self.products + 1
+        if min(a.ndim, b.ndim) < 3:  # a matrix at work
+            return func(*args, **kwargs)
         if attention is not None:
             return self._weighted_sum(func, args, kwargs, first, attention)
         transposed = func is not torch.einsum or a.shape[-1] != b.shape[-1]
+        of_q, of_k = _orders(args[0], "score") if func is torch.einsum else (None, None)
         if number == self.product and self.edits & {"q", "k"}:
-            a = self._see("q", a)
-            b = self._see("k", b.transpose(-1, -2)).transpose(-1, -2) if transposed else self._see("k", b)
+            a = self._see("q", a, of_q)
+            transposed &= of_k is None
+            b = self._see("k", b.mT).mT if transposed else self._see("k", b, of_k)
             args = (*args[:first], a, b, *args[first + 2 :])
         out = func(*args, **kwargs)
-        self.origin[id(out)] = (number, a, b.transpose(-1, -2) if transposed else b)
+        q, k = a.permute(of_q) if of_q else a, b.permute(of_k) if of_k else b.mT if transposed else b
+        self.origin[id(out)] = (number, q, k)
         self.alive.append(out)
         return out
 
@@ -165,13 +202,16 @@ class Tap(TorchFunctionMode):
         """z = pattern · v, the end of an attention."""
         operands = list(args[first]) if isinstance(args[first], (tuple, list)) else list(args[first : first + 2])
         at = 1 if id(operands[0]) in self.patterns else 0
+        of_v, of_z = _orders(args[0], "sum") if func is torch.einsum and at else (None, None)
         attention.pattern = operands[1 - at]
         if attention.sink is not None:
             self._see("sink", attention.sink.unsqueeze(-1))
         attention.pattern = operands[1 - at] = self._see("pattern", operands[1 - at])
-        attention.v = operands[at] = self._see("v", operands[at])
+        operands[at] = self._see("v", operands[at], of_v)
+        attention.v = operands[at].permute(of_v) if of_v else operands[at]
         spread = [operands] if isinstance(args[first], (tuple, list)) else operands
-        z = attention.z = self._see("z", func(*args[:first], *spread, *args[first + len(spread) :], **kwargs))
+        z = self._see("z", func(*args[:first], *spread, *args[first + len(spread) :], **kwargs), of_z)
+        attention.z = z.permute(of_z) if of_z else z
         self._finish(attention)
         return z
 
@@ -181,14 +221,14 @@ class Tap(TorchFunctionMode):
             return
         for name in ("q", "k", "v", "z", "pattern", "scores", "whole"):
             t = getattr(attention, name)
-            if t is not None and t.ndim == 3 and self.batch:
-                setattr(attention, name, t.unflatten(0, (self.batch, -1)))
+            if t is not None and (t.ndim == 5 or (t.ndim == 3 and self.batch)):
+                setattr(attention, name, self._apart(t))
         self.done(attention)
 
     def _softmax(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         scores = args[0] if args else kwargs["input"]
-        made = self.origin.get(id(scores))
-        if made is None:
+        made, axis = self.origin.get(id(scores)), kwargs.get("dim", args[1] if len(args) > 1 else -1)
+        if made is None or axis not in (-1, scores.ndim - 1):  # weights that sum to one over something else than keys
             return func(*args, **kwargs)
         number, q, k = made
         if not self.edits & {"q", "k"}:

@@ -26,6 +26,11 @@ def tensors_in(value: Any) -> Iterator[tuple[Key, Tensor]]:
         yield from ((i, v) for i, v in enumerate(value) if isinstance(v, Tensor))
 
 
+def first_in(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """The first floating-point tensor among a call's arguments."""
+    return next(t for _, t in [*tensors_in(args), *tensors_in(kwargs)] if t.is_floating_point())
+
+
 def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
     """`value` with the tensor at `key` replaced."""
     if key is None:
@@ -67,6 +72,14 @@ class Call:
         return next(k for k, t in self.inputs.items() if t.is_floating_point())
 
 
+def rerun(call: Call, tensor: Tensor) -> Tensor:
+    """The module's first output when its first tensor argument is `tensor`."""
+    key = call.key_in()
+    args = replace_in(call.args, key, tensor) if isinstance(key, int) else call.args
+    kwargs = call.kwargs | {key: tensor} if isinstance(key, str) else call.kwargs
+    return next(t for _, t in tensors_in(call.module(*args, **kwargs)))
+
+
 @dataclass
 class Trace:
     """Calls in order of entry, and the attention computations with the module that made each."""
@@ -74,6 +87,7 @@ class Trace:
     calls: list[Call]
     attentions: list[tuple[Call, Attention]]
     output: Any
+    batch: int
     softmaxes: int = 0  # calls of softmax and of fused attention, followed by a product or not
 
     @cached_property
@@ -83,6 +97,11 @@ class Trace:
         for call in self.calls:
             found.setdefault(call.path, []).append(call)
         return found
+
+    @property
+    def root(self) -> nn.Module:
+        """The model that ran."""
+        return self.calls[0].module
 
     def of(self, path: str) -> list[Call]:
         """All calls of the module at `path`."""
@@ -135,4 +154,4 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(calls, attentions, output, tap.softmaxes)
+    return Trace(calls, attentions, output, batch, tap.softmaxes)

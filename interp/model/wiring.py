@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interp.errors import WrongUse, check_keys
 from interp.model.trace import Call, Key, Trace
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,56 @@ class Place:
     key: Key = None
     call: int = 0
     half: int | None = None  # 0 or 1: that half of the last axis (fused gate and up projections)
+    axis: int = -1  # where channels stand
+    grid: int = 1  # how many axes positions take: 2 for a picture's rows and columns
+    batch: int = 0  # the axis of the batch
+
+    def rows(self, t: Tensor) -> Float[Tensor, "batch pos ..."]:
+        """A tensor found at this place: batch first, positions on one axis, channels last; a view where that will do."""
+        return t.movedim(self.batch, 0).movedim(self.axis, -1).flatten(1, self.grid) if self._turned else t
+
+    def unrows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `rows`, for a tensor of the shape of `like` or with more rows in its batch."""
+        if not self._turned:
+            return rows
+        grid = [n for axis, n in enumerate(like.shape) if axis not in (self.batch, self.axis % like.ndim)]
+        return rows.unflatten(1, grid[: self.grid]).movedim(-1, self.axis).movedim(0, self.batch)
+
+    @property
+    def _turned(self) -> bool:
+        return self.axis == 1 or self.grid > 1 or self.batch > 0
+
+
+Coefficient = float | str
+"""A number; or a name: of a site of the block, one value for every position ("attn.spread"), else of what `vector` finds."""
+
+
+def vector(model: nn.Module, name: str, like: Tensor) -> Float[Tensor, "d_model"]:
+    """The value per channel that `name` means: a parameter's path; or "path:1/2", what the module at `path` makes of ones in
+    its argument 1 of 2, the others zero, beyond what it makes of zeros alone; or "path:/2", what it makes of zeros.
+    """
+    path, _, places = name.partition(":")
+    if not places:
+        return model.get_parameter(path)
+    place, _, count = places.partition("/")
+    arguments = [like.new_zeros(1, 1, like.shape[-1]) for _ in range(int(count))]
+    forward = model.get_submodule(path).forward
+    start = forward(*arguments).flatten()
+    if not place:
+        return start
+    arguments[int(place)] = torch.ones_like(arguments[0])
+    return forward(*arguments).flatten() - start
 
 
 @dataclass(frozen=True)
 class Sum:
-    """site = base + Σ coefficient · write."""
+    """site = scale · base + Σ coefficient · write + constant."""
 
     site: str
     base: str
-    writes: tuple[tuple[str, float], ...]
+    writes: tuple[tuple[str, Coefficient], ...]
+    scale: Coefficient = 1.0
+    constant: str = ""  # a value per channel, see `vector`; part of the last write
 
 
 @dataclass(frozen=True)
@@ -56,7 +100,7 @@ class Block:
     call: int = 0
     sites: dict[str, Place] = field(default_factory=dict)
     sums: tuple[Sum, ...] = ()
-    norms: tuple[tuple[str, str], ...] = ()  # (site, sum): site = norm(sum)
+    norms: tuple[tuple[str, str, str], ...] = ()  # (site, sum, norm in `scales`): site = norm(sum)
     cores: dict[str, Core] = field(default_factory=dict)
     scales: dict[str, Place] = field(default_factory=dict)  # the norms whose divisors are sites
     experts: dict[str, Place] = field(default_factory=dict)  # modules that send each token through a few of many MLPs
@@ -87,7 +131,7 @@ class Wiring:
     @property
     def post_norm(self) -> bool:
         """Blocks normalise after adding."""
-        return any(block.norms for stack in self.stacks for block in stack.blocks)
+        return any(norm[0] == "resid_post" for stack in self.stacks for block in stack.blocks for norm in block.norms)
 
     def to_json(self) -> dict[str, Any]:
         """The wiring as JSON values; see `from_json`."""
@@ -115,7 +159,7 @@ def _places(given: dict[str, Any]) -> dict[str, Place]:
 
 
 def _block(given: dict[str, Any]) -> Block:
-    sums = tuple(_read(Sum, s, writes=tuple((w, float(c)) for w, c in s["writes"])) for s in given["sums"])
+    sums = tuple(_read(Sum, s, writes=tuple(map(tuple, s["writes"]))) for s in given["sums"])
     cores = {role: _read(Core, core) for role, core in given["cores"].items()}
     places = {name: _places(given[name]) for name in ("sites", "scales", "experts")}
     return _read(Block, given, sums=sums, norms=tuple(map(tuple, given["norms"])), cores=cores, **places)
@@ -136,18 +180,21 @@ def _chained(calls: Sequence[Call]) -> bool:
 
 
 def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
-    """The outermost chains of calls that hand a stream on: the members of a list of modules, or one module again and again."""
+    """The chains of calls that hand a stream on: the members of a list of modules, or one module again and again.
+
+    The outermost, unless all its members hold a chain of one class of modules themselves: then those inside.
+    """
     groups: dict[str, list[Call]] = {}
     for call in trace.calls:
         parent, _, last = call.path.rpartition(".")
         listed = last.isdigit() and isinstance(model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
         groups.setdefault(f"{parent}.*" if listed else call.path, []).append(call)
+    every = [run for name, calls in groups.items() if name for run in _runs(calls, name.endswith("*"))]
     found: list[list[Call]] = []
-    for name, calls in groups.items():
-        many = len(calls) > 1 or name.endswith("*")
-        inside = any(c.start < calls[0].start < c.end for chain in found for c in chain)
-        if many and name and not inside and _chained(calls):
-            found.append(calls)
+    for chain in every:
+        within = [_inside(chain[0], c) for kept in found for c in kept]
+        if not any(within) and not _nested(chain, every):
+            found.append(chain)
     return found
 
 
@@ -164,19 +211,57 @@ def repeated(model: nn.Module, run: Trace) -> dict[str, int]:
     return found
 
 
+def _runs(calls: list[Call], listed: bool) -> list[list[Call]]:
+    """The calls as one chain, or as several if the members of a list run through again and again; none if they are no chain."""
+    paths = list(dict.fromkeys(c.path for c in calls))
+    turns = [calls[i : i + len(paths)] for i in range(0, len(calls), len(paths))]
+    again = len(paths) > 1 and all([c.path for c in turn] == paths for turn in turns)
+    leaves = all(c.end == c.start + 1 for c in calls)  # a row of matrices and norms is no stack
+    if leaves or not (len(calls) > 1 or listed):
+        return []
+    return [calls] if _chained(calls) else turns if again and all(map(_chained, turns)) else []
+
+
+def _inside(call: Call, other: Call) -> bool:
+    return other.start < call.start < other.end
+
+
+def _nested(chain: list[Call], every: list[list[Call]]) -> bool:
+    """Every member of a chain holds a chain of modules of one class."""
+    inner = [c for c in every if len(c) > 1 and len({type(call.module) for call in c}) == 1]
+    return len(chain) > 1 and all(any(_inside(c[0], call) for c in inner) for call in chain)
+
+
 WORDS = {"encoder": "encoder", "decoder": "decoder", "vision": "vision", "visual": "vision", "audio": "audio"}
 WORDS |= {"text": "text", "language": "text"}
 
 
 def prefixes(paths: Sequence[str]) -> list[str]:
-    """Site prefixes: none for a single stack, else the first part of the path that tells the stacks apart."""
-    if len(paths) < 2:
-        return [""] * len(paths)
-    parts = [p.split(".") for p in paths]
-    depth = next(i for i in range(max(map(len, parts))) if len({tuple(p[: i + 1]) for p in parts}) == len(parts))
-    words = [p[min(depth, len(p) - 1)] for p in parts]
-    known = [next((to for start, to in WORDS.items() if w.startswith(start)), w) for w in words]
-    return [f"stages.{w}." if w.isdigit() else f"{w}." for w in known]
+    """Site prefixes: none for a single stack, else the parts of the path that tell the stacks apart; `passes.{n}.` more where
+    the same modules run several times.
+    """
+    named = _told_apart({path: path.split(".") for path in paths})
+    turns = [list(paths[:i]).count(path) for i, path in enumerate(paths)]
+    again = [f"passes.{n}." if list(paths).count(path) > 1 else "" for path, n in zip(paths, turns, strict=True)]
+    return [named[path] + more for path, more in zip(paths, again, strict=True)]
+
+
+def _told_apart(parts: dict[str, list[str]]) -> dict[str, str]:
+    """For every path the first word at which paths part, and further ones for those that go on together."""
+    if len(parts) < 2:
+        return dict.fromkeys(parts, "")
+    depth = next(
+        i for i in range(max(map(len, parts.values()))) if len({tuple(p[: i + 1]) for p in parts.values()}) > 1
+    )
+    groups: dict[str, dict[str, list[str]]] = {}
+    for path, words in parts.items():
+        groups.setdefault(words[depth] if depth < len(words) else "", {})[path] = words
+    named = {}
+    for word, group in groups.items():
+        known = next((to for start, to in WORDS.items() if word.startswith(start)), word)
+        first = f"stages.{known}." if known.isdigit() else f"{known}." if known else ""
+        named |= {path: first + rest for path, rest in _told_apart(group).items()}
+    return named
 
 
 def solve(model: nn.Module, trace: Trace) -> Wiring:
@@ -198,7 +283,7 @@ def _outside(
     model: nn.Module, trace: Trace, stacks: Sequence[tuple[str, list[Call]]]
 ) -> tuple[dict[str, Place], dict[str, Place]]:
     """embed, pos_embed, final_norm and logits; and the final norms, for their divisors."""
-    from interp.model.solver import is_norm
+    from interp.model.stream import is_norm
 
     sites: dict[str, Place] = {}
     scales: dict[str, Place] = {}
@@ -208,7 +293,7 @@ def _outside(
     tokens = _token_embeddings(model, tables)
     for number, call in enumerate(tokens):
         sites[f"{stacks[number][0] if len(tokens) == len(stacks) else ''}embed"] = _returned(call)
-    for call in tables:
+    for call in (c for c in tables if c.inputs):
         ids = next(iter(call.inputs.values()))
         if call not in tokens and bool((ids.flatten()[: ids.shape[-1]].diff() == 1).all()):
             sites["pos_embed"] = _returned(call)
@@ -251,4 +336,17 @@ def moved(block: Block, path: str) -> Block:
     tables: dict[str, Any] = {
         n: {k: at(p) for k, p in getattr(block, n).items()} for n in ("sites", "cores", "scales", "experts")
     }
-    return replace(block, path=path, **tables)
+
+    def named(c: Coefficient) -> Coefficient:
+        return path + c[len(old) :] if isinstance(c, str) and c.startswith(old + ".") else c
+
+    sums = tuple(
+        replace(
+            s,
+            writes=tuple((w, named(c)) for w, c in s.writes),
+            scale=named(s.scale),
+            constant=str(named(s.constant)),
+        )
+        for s in block.sums
+    )
+    return replace(block, path=path, sums=sums, **tables)

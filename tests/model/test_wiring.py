@@ -92,7 +92,7 @@ def broken(block: Block) -> dict[str, Block]:
         "an inner projection for the write": replace(
             block, sites=sites | {"attn.write": Place(f"{block.path}.self_attn.q_proj", "out")}
         ),
-        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid"),)),
+        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid", "mlp.norm.scale"),)),
     }
 
 
