@@ -41,7 +41,9 @@ Turn = dict[str, float]
 def timed(work: Callable[[], object], size: int) -> Turn:
     """Seconds of wall and of all threads' CPU that `work` takes for `size` bytes."""
     gc.collect()
-    torch.ones(size // 8, dtype=torch.int64)  # memory that a virtual machine must first be given is handed over before the clock runs
+    torch.ones(
+        size // 8, dtype=torch.int64
+    )  # memory that a virtual machine must first be given is handed over before the clock runs
     cpu, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     work()
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)

@@ -32,7 +32,7 @@ from interp.model.live import (
 )
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
-from interp.model.session import Session, Stop, report_unfired, submodule
+from interp.model.session import Keep, Session, Stop, report_unfired, submodule
 from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
@@ -129,7 +129,8 @@ class Model:
         with torch.no_grad():
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
-        self.__dict__.pop("_expanded", None)
+        for known in ("_expanded", "_ready"):
+            self.__dict__.pop(known, None)
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens bridge around a copy of this model; see `interp.interop.lens.to_transformer_lens`."""
@@ -317,15 +318,28 @@ class Model:
         return "wiring" in self.__dict__ and self.wiring.post_norm
 
     @contextmanager
-    def _watched(self, edits: Sequence[Edit], reads: Sequence[str] = (), **options: Any) -> Iterator[Session]:
+    def _watched(
+        self, edits: Sequence[Edit], reads: Sequence[str] = (), keep: Keep | None = None, stop: bool = False
+    ) -> Iterator[Session]:
         """Hooks for these edits after those of the enclosing `edit`, whose own hooks step aside."""
         edits = [*self._active, *edits]
-        table = self._sites([*(e.site for e in edits), *reads])[1]
-        session = Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally, **options)
+        session = self._hooks(edits, reads) if edits else self._ready(tuple(reads))
+        if session.undo:  # in use: a recording within a recording
+            session = self._hooks(edits, reads)
+        session.keep, session.stop = keep, stop
         with self._bare() as outer, session:
             yield session
         if outer is not None:
             outer.fired |= session.fired
+
+    def _hooks(self, edits: Sequence[Edit], reads: Sequence[str] = ()) -> Session:
+        table = self._sites([*(e.site for e in edits), *reads])[1]
+        return Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally)
+
+    @cached_property
+    def _ready(self) -> Callable[[tuple[str, ...]], Session]:
+        """Hooks that only read; the last ones are kept."""
+        return lru_cache(maxsize=8)(lambda reads: self._hooks((), reads))
 
     def _run(
         self,
@@ -476,7 +490,7 @@ class Model:
         for edit in mine:
             edit.check(table[edit.site].shape, {})
             self._tally[edit.origin] = 0
-        session = Session(self.module, table, [*before, *mine], prompt=lambda: self._prompt, tally=self._tally)
+        session = self._hooks([*before, *mine])
         with self._bare() as outer:
             self._active = [*before, *mine]
             try:
