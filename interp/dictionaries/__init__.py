@@ -1,12 +1,15 @@
 """Sparse dictionaries: one shape, one trainer, one format."""
 
 from interp.dictionaries.baselines import pca_fvu
-from interp.dictionaries.dictionary import Code, Dictionary, DictionaryConfig, load_dictionary
+from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, load_dictionary
 from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
+from interp.dictionaries.kinds import KINDS, TopK
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
+from interp.dictionaries.sparse import Code
 from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
 
 __all__ = [
+    "KINDS",
     "Code",
     "Dictionary",
     "DictionaryConfig",
@@ -15,6 +18,7 @@ __all__ = [
     "Source",
     "Spliced",
     "StoreSource",
+    "TopK",
     "TrainConfig",
     "evaluate",
     "evaluate_model",

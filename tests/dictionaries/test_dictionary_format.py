@@ -80,7 +80,7 @@ def test_a_cut_file_is_named(make: Make, tmp_path: Path) -> None:
         ('{"model_type": "llama"}', 'does not say "format": "interp.dictionary"'),
         ("[]", "is no dictionary folder"),
         ('{"format": "interp.dictionary", "version": 99}', "version 99; this release reads version 1"),
-        ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents, k"),
+        ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents"),
     ],
 )
 def test_folders_that_are_no_dictionary(tmp_path: Path, text: str | None, said: str) -> None:
