@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.dictionaries.kinds import ACTIVATIONS
+from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, NO_TRANSCODER, TIED
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
@@ -18,7 +18,6 @@ from interp.files import load_tensors, save_tensors, write_json
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-COUNTED = ("topk",)  # activations that fix how many latents are active
 FORMAT, VERSION = "interp.dictionary", 1
 
 
@@ -50,6 +49,8 @@ class DictionaryConfig:
             )
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
+        if self.activation in TIED and not self.autoencoder:
+            raise WrongUse(f"{self.activation} {NO_TRANSCODER}")
 
     @property
     def autoencoder(self) -> bool:
@@ -71,17 +72,23 @@ class Dictionary(nn.Module):
     """f = activation(W_encᵀ (x − b_pre) + b_enc), ŷ = f W_dec + b_dec [+ W_skip x]: autoencoders and transcoders.
 
     W_enc [d_in, m], b_enc [m], W_dec [m, d_out] with rows of length one, b_dec [d_out]; transcoders also b_in [d_in]
-    and, with a skip, W_skip [d_out, d_in]. Rows come and go in the units of the model (no scaling left to do).
-    `product` is the dtype of the encoder's matrix product, if not that of the weights.
+    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; a matching pursuit has no encoder. Rows come
+    and go in the units of the model (no scaling left to do). `product` is the dtype of the encoder's matrix product,
+    if not that of the weights.
     """
+
+    threshold: Tensor
 
     def __init__(self, config: DictionaryConfig, product: torch.dtype | None = None):
         super().__init__()
         self.config, self.product = config, product
         c = config
-        # kept latent by latent in memory, as W_dec is: gradients of active latents are then whole rows
-        self.W_enc = nn.Parameter(torch.zeros(c.latents, c.d_in).T)
-        self.b_enc = nn.Parameter(torch.zeros(c.latents))
+        if c.activation not in TIED:
+            # kept latent by latent in memory, as W_dec is: gradients of active latents are then whole rows
+            self.W_enc = nn.Parameter(torch.zeros(c.latents, c.d_in).T)
+            self.b_enc = nn.Parameter(torch.zeros(c.latents))
+        if c.activation == "jumprelu":
+            self.register_buffer("threshold", torch.zeros(c.latents))
         self.W_dec = nn.Parameter(torch.zeros(c.latents, c.d_out))
         self.b_dec = nn.Parameter(torch.zeros(c.d_out))
         if not c.autoencoder:
@@ -124,7 +131,8 @@ class Dictionary(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What the dictionary is made of, by name."""
-        return dict(self.named_parameters())
+        kept = {"threshold": self.threshold} if self.config.activation == "jumprelu" else {}
+        return dict(self.named_parameters()) | kept
 
     @torch.no_grad()
     def plain(self) -> Dictionary:
@@ -142,7 +150,7 @@ class Dictionary(nn.Module):
         The same latents are selected, W_dec keeps its unit rows, values become f / s_out.
         """
         factors = {"W_enc": s_in / s_out, "b_enc": 1 / s_out, "W_dec": 1.0, "b_dec": 1 / s_out}
-        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out}
+        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out, "threshold": 1 / s_out}
         new = self.plain()
         for name, tensor in new.tensors().items():
             tensor.mul_(factors[name])
@@ -150,14 +158,14 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def unit_rows(self) -> Dictionary:
-        """The dictionary with ‖d_i‖ folded into its encoder: W_enc_i, b_enc_i times ‖d_i‖, d_i / ‖d_i‖; ŷ is the same.
+        """The dictionary with ‖d_i‖ folded into its encoder: W_enc_i, b_enc_i, θ_i times ‖d_i‖, d_i / ‖d_i‖; same ŷ.
 
-        Values become f_i ‖d_i‖. Rows that are zero stay. TopK selects by value: it may select other latents.
+        Values become f_i ‖d_i‖. Rows that are zero stay. TopK and pursuits select by value: they may select others.
         """
         new = self.plain()
         length = new.W_dec.norm(dim=1)
         length = torch.where(length > 0, length, 1)
-        for name in ("W_enc", "b_enc"):
+        for name in new.tensors().keys() & {"W_enc", "b_enc", "threshold"}:
             new.tensors()[name].mul_(length)
         new.W_dec.div_(length[:, None])
         return new

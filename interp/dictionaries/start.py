@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.dictionaries.kinds import TIED
 from interp.errors import Failed
 
 if TYPE_CHECKING:
@@ -70,15 +71,16 @@ def geometric_median(x: Float[Tensor, "rows d"], tolerance: float = 1e-6, iterat
 def initialise(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], seed: int) -> None:
     """Set the weights before the first step, from a sample (x, y) of the training rows and the seed.
 
-    W_dec: random unit rows. Autoencoder: W_enc = W_decᵀ and b_dec the geometric median of x (Gao et al. 2024,
-    appendix A.1). Transcoder: b_in, b_dec are the means (Dunefsky et al. 2024), W_skip is 0; input and output are
-    different spaces even where their widths agree, so W_enc is drawn apart from W_dec, and short: a transcoder
-    starts as the mean of its targets, not as noise added to it.
+    W_dec: random unit rows. Autoencoder: W_enc = W_decᵀ, if it has an encoder of its own, and b_dec the geometric
+    median of x (Gao et al. 2024, appendix A.1). Transcoder: b_in, b_dec are the means (Dunefsky et al. 2024), W_skip is
+    0; input and output are different spaces even where their widths agree, so W_enc is drawn apart from W_dec, and
+    short: a transcoder starts as the mean of its targets, not as noise added to it.
     """
     generator = torch.Generator().manual_seed(seed)
     D.W_dec.copy_(unit_rows(D.W_dec, generator))
     if D.config.autoencoder:
-        D.W_enc.copy_(D.W_dec.T)
+        if D.config.activation not in TIED:
+            D.W_enc.copy_(D.W_dec.T)
         D.b_dec.copy_(geometric_median(x))
     else:
         D.W_enc.copy_(START * unit_rows(D.W_enc.T, generator).T)

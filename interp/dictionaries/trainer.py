@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.dictionaries.dictionary import COUNTED, Dictionary, DictionaryConfig
-from interp.dictionaries.kinds import KINDS, Kind, Loss, Now, TopK
+from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+from interp.dictionaries.kinds import COUNTED, KINDS, Kind, Loss, Now, TopK
 from interp.dictionaries.kinds.kind import at_least, positive
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source
@@ -81,8 +81,9 @@ class TrainConfig:
         return cls(kind, **{key: v for key, v in typed.items() if key in types})
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads."""
-        return {"kind": self.kind.name, **{k: v for k, v in asdict(self).items() if k != "kind"}, **asdict(self.kind)}
+        """What `from_dict` reads, as JSON has it."""
+        whole = {"kind": self.kind.name, **{k: v for k, v in asdict(self).items() if k != "kind"}, **asdict(self.kind)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()}
 
     def schedule(self, step: int) -> float:
         """The learning rate of step `step` (from 0) as a share of `lr`: up, level, down."""
@@ -103,6 +104,8 @@ def _typed(name: str, value: Any, kind: str, what: str) -> Any:
     """`value` as the field's type; YAML reads 1e-4 as text, so text that is a number is taken as one."""
     if value is None and kind.endswith("| None"):
         return None
+    if kind.startswith("tuple[int"):
+        return tuple(_typed(name, v, "int", what) for v in (value if isinstance(value, (list, tuple)) else [value]))
     wanted = {"int": int, "float": float, "bool": bool, "str": str}[kind.removesuffix(" | None")]
     try:
         typed = wanted(value)
@@ -150,6 +153,8 @@ class Trainer:
         D = Dictionary(DictionaryConfig(*shape), DTYPES[c.dtype])
         kind.prepare(D)
         D.W_dec.requires_grad_(not c.frozen_decoder)
+        if not D.config.autoencoder:
+            D.b_in.requires_grad_(kind.centred)
         return D
 
     @property
@@ -157,15 +162,19 @@ class Trainer:
         """The parameters that the optimiser moves, by name."""
         return {name: p for name, p in self.dictionary.named_parameters() if p.requires_grad}
 
+    @torch.no_grad()
     def begin(self) -> None:
         """Scales, centres and directions of step 0, from the first rows of the stream."""
         source, size = self.source, max(2, SAMPLE_NUMBERS // max(self.source.d_in, self.source.d_out))
         x, y = next(source.batches(min(source.rows, SAMPLE_ROWS, size), self.config.seed, 0, 1))
         whole = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)  # a damaged row is named at the step that meets it
         x, y = x[whole], y[whole]
-        self.scales = scales(self.dictionary, x, y, self.kind.sizes(self.dictionary.config))
-        initialise(self.dictionary, x * self.scales[0], y * self.scales[1], self.config.seed)
-        self.kind.begin(self.dictionary)
+        D = self.dictionary
+        self.scales = scales(D, x, y, self.kind.sizes(D.config))
+        initialise(D, x * self.scales[0], y * self.scales[1], self.config.seed)
+        if not (D.config.autoencoder or self.kind.centred):
+            D.b_in.zero_()
+        self.kind.begin(D)
 
     def update(self, x: Tensor, y: Tensor) -> Loss:
         """One step on the raw rows (x [batch, d_in], y [batch, d_out]); returns the loss before it."""

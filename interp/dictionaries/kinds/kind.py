@@ -51,6 +51,7 @@ class Kind:
     activation: ClassVar[str]  # what a trained one uses: a key of ACTIVATIONS
     unit: ClassVar[bool] = True  # whether decoder rows keep length one in training
     centred: ClassVar[bool] = True  # whether the encoder reads x − b_pre, or x
+    lr: ClassVar[float | None] = None
     warmup: ClassVar[float] = 0.05  # share of the steps in which the penalty's coefficient rises linearly to its value
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # Adam's
     tensors: ClassVar[dict[str, float]] = {}  # parameters [m] that only training has, and where they start
@@ -59,8 +60,8 @@ class Kind:
         """Raise `WrongUse` for a number of latents that this kind cannot have."""
 
     def learning_rate(self, latents: int) -> float:
-        """2e-4 / √(latents / 2¹⁴) (Gao et al. 2024, appendix A.3)."""
-        return 2e-4 / math.sqrt(latents / 2**14)
+        """The paper's; unless it has one, 2e-4 / √(latents / 2¹⁴) (Gao et al. 2024, appendix A.3)."""
+        return self.lr or 2e-4 / math.sqrt(latents / 2**14)
 
     def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
         """What training scales E‖x‖² and E‖y‖² to; one number for both in an autoencoder."""
@@ -102,11 +103,16 @@ class Kind:
         """Give dead latents new weights and say which they were; `silent` counts rows since each latent fired."""
         return now.dead[:0]
 
+    def fold(self, D: Dictionary, new: Dictionary) -> None:
+        """Put what only training has of D into `new`, a copy of D without it."""
+
     def folded(self, D: Dictionary) -> Dictionary:
-        """A trained dictionary as it is used: training's own tensors folded into its weights, decoder rows of length one."""
+        """A trained dictionary as it is used: whatever only training has folded into its weights, ‖d_i‖ = 1."""
         new = D.plain()
-        if not self.centred and D.config.autoencoder:
-            new.b_enc.data += new.b_pre.data @ new.W_enc.data
+        with torch.no_grad():
+            self.fold(D, new)
+            if not self.centred and D.config.autoencoder:
+                new.b_enc.add_(new.b_pre @ new.W_enc)
         return new if self.unit else new.unit_rows()
 
 

@@ -5,6 +5,8 @@ f = TopK_k(ReLU(z))                     ŷ = f W_dec + b_dec  [+ W_skip x]      
 e = y − ŷ                               L = ‖e‖² / ‖y − ȳ‖²  +  α AuxK
 ê = TopK_k_aux(ReLU(z_dead)) W_dec      AuxK = ‖e − ê‖² / ‖e − ē‖²               e held fixed; ȳ, ē: means of the batch
 
+multi_topk: L_k + L_4k / 8, where L_k is the first term; it keeps its order when used with more latents.
+
 Dead latents are revived by AuxK. In use a dictionary is what it was in training; nothing is folded.
 """
 
@@ -52,7 +54,7 @@ class TopK(Kind):
         if self.k > latents:
             raise WrongUse(f"k={self.k} of latents={latents} cannot be active.")
 
-    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
+    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = TopK_k(ReLU(z))."""
         return topk(D, x)
 
@@ -74,3 +76,17 @@ class TopK(Kind):
         k_aux = min(self.k_aux or max(1, D.config.d_out // 2), len(dead))
         f = encode_topk(x, D.b_pre, W_enc.T, b_enc, k_aux, D.product)
         return share(e - decode_topk(*f, W_dec), e)
+
+
+@dataclass(frozen=True)
+class MultiTopK(TopK):
+    """TopK that also reconstructs with 4k latents, so that it can be used with other k than its own (appendix D.3)."""
+
+    name = "multi_topk"
+    equation = "f = TopK_k(ReLU(z)); L = L_k + L_4k/8 + α AuxK, L_k = ‖e_k‖²/‖y − ȳ‖²"
+
+    def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
+        """L = L_k + L_4k/8 + α AuxK, L_k = ‖y − ŷ_k‖²/‖y − ȳ‖²."""
+        one = super().loss(D, x, y, now)
+        f = Code(*encode_topk(x, D.b_pre, D.W_enc, D.b_enc, min(4 * self.k, D.config.latents), D.product))
+        return one._replace(total=one.total + share(y - D.decode(f, x), y) / 8)
