@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +129,11 @@ def accepted(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     return (
         inspect.signature(module.forward).parameters
         if "forward" in vars(module)
-        else signature(type(module)).parameters
+        else signature(type(module).forward).parameters
     )
 
 
 @cache
-def signature(kind: type[nn.Module]) -> inspect.Signature:
-    """The signature of a class's forward, `self` first."""
-    return inspect.signature(kind.forward)
+def signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a class's forward, `self` first, looked at once."""
+    return inspect.signature(forward)
