@@ -503,7 +503,7 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 
 def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a module's forward by name."""
-    known = signature(kind)
+    known = signature(kind.forward)
     arguments = known.bind_partial(None, *args, **kwargs).arguments
     rest = next((n for n, p in known.parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return arguments | arguments.pop(rest, {})
