@@ -152,7 +152,7 @@ def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = N
     proofs += _tried("b", lambda: [_sums(model, own, _own_tolerance(model.dtype), "own weights")])
     on_twin: dict[str, Callable[[], list[Proof]]] = {
         "b": lambda: [_sums(twin, inputs, 1e-8, "twin")],
-        "c": lambda: _attention(twin, inputs),
+        "c": lambda: _attention(twin, inputs) + _remainder(twin, inputs),
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
@@ -204,7 +204,7 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
 
 
 def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
-    """(c) Pattern rows and sinks sum to one; pattern · v = z; the rest of the module makes out of z; Σ result + bias = out."""
+    """(c) Pattern rows and sinks sum to one; pattern · v = z; Σ result + bias = out."""
     cores = [n.removesuffix(".pattern") for n in twin.binding.sites if n.endswith(".pattern")]
     seen, run = [], trace(twin.module, inputs)
     for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
@@ -242,6 +242,29 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
             bias = twin.module.get_submodule(site.place.path).forward(torch.zeros_like(z.flatten(2)[:1, :1]))
             worst("Σ_head result + bias = attn.out", _off(cache[f"{core}.result"].sum(2) + bias, cache[f"{core}.out"]))
     return [Proof("c", claim, error, 1e-8, claim) for claim, error in errors.items()]
+
+
+def _remainder(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
+    """(c) The rest of the module makes attn.out of z: with the z of the row before, it returns what that row returned.
+
+    Where z is read by more than a matrix (a gate of each token, say), what else enters may differ between the rows.
+    """
+    from interp.model.edits import Patch
+
+    cores = [n.removesuffix(".z") for n in twin.binding.sites if n.endswith(".z")]
+    cores = [c for c in cores if f"{c}.out" in twin.binding.sites]
+    if not cores:
+        return []
+    clean = twin.record(inputs, [f"{c}.{n}" for c in cores for n in ("z", "out")])
+    edits = [Patch(f"{c}.z", clean[f"{c}.z"].roll(1, 0)) for c in cores]
+    moved = twin.record(inputs, [f"{c}.out" for c in cores], edits=edits, strict=True)
+    errors = {c: _off(moved[f"{c}.out"], clean[f"{c}.out"].roll(1, 0)) for c in cores}
+    claim, beside = "the rest of the module makes attn.out of z", [c for c, e in errors.items() if e > 1e-8]
+    if beside and not any(f"{c}.result" in twin.binding.sites for c in beside):
+        why = f"more than z enters {beside[0]}.out: with another row's z it is off by {errors[beside[0]]:.1e}"
+        return [Proof("c", claim, None, 1e-8, why)]
+    worst = max(errors, key=lambda c: errors[c])
+    return [Proof("c", claim, errors[worst], 1e-8, f"{worst}.out is not what z makes")]
 
 
 def _off(a: Tensor, b: Tensor) -> float:

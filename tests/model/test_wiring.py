@@ -16,7 +16,8 @@ import interp.model
 from interp.errors import WrongUse
 from interp.model import load
 from interp.model.inputs import probe_inputs
-from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.model import Model
+from interp.model.proof import Proof, _remainder, by_letter, doctor, norm_error, prove_sums, sum_error
 from interp.model.stacks import solve
 from interp.model.state import CLAIM
 from interp.model.tiny import tiny
@@ -184,6 +185,22 @@ def test_a_wiring_comes_back_from_json_as_it_was():
 def test_the_doctor_names_the_proof_that_a_damaged_wiring_fails(how):
     letter, bad = damaged_wirings(load(module("llama")).wiring)[how]
     assert by_letter(doctor(load(module("llama")), bad))[letter]["status"] == "fail"
+
+
+def remainder(net: nn.Module, wrong: dict[str, str]) -> Proof:
+    """The proof that z makes the output, on a twin some of whose sites stand for others."""
+    twin = Model(twin_of(net))
+    twin.binding.sites.update({name: twin.binding.sites[other] for name, other in wrong.items()})
+    with Lifted():
+        return next(p for p in _remainder(twin, probe_inputs(twin.module, batch=3)) if p.name == "c")
+
+
+def test_what_makes_no_output_is_not_taken_for_z():
+    assert remainder(module("bitnet"), {}).status == "pass"  # a norm stands between z and the matrix
+    wrong = remainder(module("llama"), {"blocks.1.attn.z": "blocks.1.attn.q_raw"})
+    assert wrong.status == "fail" and "blocks.1.attn.out" in wrong.why
+    gated = remainder(tiny("qwen3_next"), {})
+    assert gated.status == "na" and "more than z enters" in gated.why
 
 
 def test_a_doubled_norm_is_rejected_in_a_post_norm_block():
