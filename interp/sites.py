@@ -32,6 +32,7 @@ MEANING = {
     "pattern": "attention probabilities [batch, head, query, key]",
     "sink": "the share of each query's attention that goes to no key; read only [batch, pos, head]",
     "result": "what each head adds, before the bias [batch, pos, head, d_model]",
+    "state": "what the mixer's cache holds after each token; an edit reaches the tokens after it [batch, pos, ...]",
     "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
     "up": "GLU: output of the up projection [batch, pos, d_mlp]",
     "pre": "input of the activation function [batch, pos, d_mlp]",
@@ -68,7 +69,12 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
-_BLOCK = re.compile(r"^((?:[a-z_]+\.)?blocks\.(?:\d+|\*)\.)(.+)$")
+READ_ONLY = {"sink": "it is what the keys leave over; edit attn.pattern or attn.scores"}
+NO_GRADIENT = {
+    "sink": "it is what the keys leave over; ask for attn.pattern",
+    "state": "mixers write it in place, some in kernels that have no backward pass",
+}
+_BLOCK = re.compile(r"^((?:\w+\.)*blocks\.(?:\d+|\*)\.)(.+)$")
 
 
 def canonical(name: str, post_norm: bool = False) -> str:
@@ -92,6 +98,14 @@ def pattern_like(site: str) -> bool:
 def position_axis(site: str) -> int:
     """The axis of a site's tensor along which positions stand."""
     return 2 if pattern_like(site) else 1
+
+
+def refuse(sites: Iterable[str], refused: dict[str, str], what: str) -> None:
+    """Raise `WrongUse` for the first site whose last name stands in `refused`, which says why."""
+    for site in sites:
+        why = None if site.startswith(MODULE) else refused.get(site.rsplit(".", 1)[-1])
+        if why is not None:
+            raise WrongUse(f"{site!r} {what}: {why}.")
 
 
 def meaning(site: str) -> str:

@@ -25,7 +25,9 @@ class Kept:
         self.versions: dict[str, int] = {}
 
     def __call__(self, site: str, x: Tensor, where: Callable[[], Positions]) -> None:
-        kept = self.cut(site, x, where).detach().to(device=self.device, dtype=self.dtype)
+        kept = self.cut(site, x.detach() if x.requires_grad else x, where)
+        if self.device is not None or self.dtype is not None:
+            kept = kept.to(device=self.device, dtype=self.dtype)
         self.values[site] = kept = kept.clone() if self.clone and kept.data_ptr() == x.data_ptr() else kept
         self.versions[site] = kept._version
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from interp.model.trace import Call, Trace, rerun
+from interp.model.trace import EXACT, Call, Trace, near, rerun, same
 from interp.model.wiring import Coefficient, Place, vector
 
-EXACT = 1e-9  # relative residual below which a float64 sum counts as solved
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)  # by torch's own convention
 LINKS = 12  # in one block
 ENOUGH = 20_000  # equations for a least squares fit
@@ -46,16 +45,6 @@ class Link:
 # ---------------------------------------------------------------- questions asked of a call
 
 
-def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Equal values in the same order, whatever the batch and position axes look like (some blocks flatten them)."""
-    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
-
-
-def near(a: Tensor, b: Tensor) -> bool:
-    """The same up to rounding."""
-    return a.numel() == b.numel() and bool((a.flatten() - b.flatten()).norm() <= EXACT * b.norm())
-
-
 def is_norm(call: Call) -> bool:
     """Its result does not change when its one tensor argument is doubled, up to the norm's epsilon; it has no matrices."""
     if call.into is None or call.out is None or len(call.inputs) != 1 or call.into.shape != call.out.shape:
@@ -71,6 +60,26 @@ def adds(call: Call) -> bool:
     return len(given) > 1 and near(sum(given[1:], given[0]), call.out)  # type: ignore[arg-type]
 
 
+def after_sum(call: Call) -> bool:
+    """A norm, or an activation function: what may stand between a sum and what a block returns."""
+    if is_norm(call):
+        return True
+    bare = next(call.module.parameters(), None) is None and len(call.inputs) == 1
+    return bare and call.into is not None and call.out is not None and not same(call.into, call.out) and alone(call)
+
+
+def alone(call: Call) -> bool:
+    """Every value of its result depends on the value at its place alone (dropout, layer scale, activation function)."""
+    if call.into is None or call.out is None or call.into.shape != call.out.shape or call.into.numel() < 2:
+        return False
+    first = (0,) * call.into.ndim
+    moved = call.into.clone()
+    moved[first] += 1.0
+    change = rerun(call, moved) - call.out
+    change[first] = 0.0
+    return not bool(change.any())
+
+
 def channel_axis(call: Call) -> int | None:
     """The axis of the tensors of a matrix or a norm along which channels stand; None for other modules."""
     if isinstance(call.module, CHANNELS_FIRST):
@@ -84,7 +93,8 @@ def channel_axis(call: Call) -> int | None:
         return None
     moved = call.into.clone()
     moved[(0,) * moved.ndim] += 1.0
-    change = (rerun(call, moved) - call.out)[0]  # type: ignore[index]
+    assert call.out is not None
+    change = (rerun(call, moved) - call.out)[0]
     spread = [axis for axis in range(change.ndim) if change.select(axis, -1).abs().max() > 0 and change.shape[axis] > 1]
     return 1 if change.ndim > 1 and spread == [0] else -1
 
@@ -117,7 +127,7 @@ class Stream:
         self.axis = stream_axis(call, self.leaves)
         self.shape = call.into.shape
         self.x, self.y = call.into.movedim(self.axis, -1), call.out.movedim(self.axis, -1)
-        self.width = self.x.shape[-1]
+        self.width, self.positions = self.x.shape[-1], self.x.shape[1:-1].numel()
         self.report = "no sum of submodule outputs gives the block's output, and no norm returns it"
 
     # ------------------------------------------------------------ calls and what they return
@@ -202,7 +212,7 @@ class Stream:
         """Links that end in a tensor, the plainest first."""
         yield from self.between(target, self.x, -1, before, ("plain",))
         for call in self.leaves:
-            if call.end <= before and same(self.out(call), target) and is_norm(call):
+            if call.end <= before and same(self.out(call), target) and after_sum(call):
                 yield Link(target, self.into(call), norm=call, since=call.start)  # type: ignore[arg-type]
         every = ("plain", "scaled", "vectors", "mixed")
         for reader in reversed(self.calls):  # a sum of which nothing but its reader tells

@@ -230,8 +230,8 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
         changes |= _with_sections(changes)
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
-    kind, missing = type(config), object()
-    usual, said = _usual(kind), changes | row
+    kind: Any = type(config)
+    usual, said, missing = _usual(kind), changes | row, object()
     return kind(**{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)})
 
 
