@@ -79,6 +79,7 @@ class _Solver(Stream):
         self.refused: dict[str, str] = {}
 
     def place(self, call: Call, side: str) -> Place:
+        """Where a call's first tensor is found, and how it lies there."""
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)

@@ -178,7 +178,9 @@ def solve(model: nn.Module, trace: Trace) -> Wiring:
     for prefix, chain in zip(names, found, strict=True):
         solved: dict[int, Block] = {}
         for number, call in sorted(enumerate(chain), key=lambda c: not bool(c[1].into.any())):  # type: ignore[union-attr]
-            solved[number] = solve_block(trace, call, list(solved.values()))  # a stream of zeros tells least, so it comes last
+            solved[number] = solve_block(
+                trace, call, list(solved.values())
+            )  # a stream of zeros tells least, so it comes last
         stacks.append(Stack(prefix, tuple(solved[number] for number in range(len(chain)))))
     return Wiring(tuple(stacks), *_outside(model, trace, list(zip(names, found, strict=True))))
 

@@ -48,6 +48,7 @@ class Link:
 def changed(call: Call, tensor: Tensor) -> Tensor | None:
     """How its result changes when it receives a tensor instead; None where it does not run again on that."""
     try:
+        assert call.out is not None
         return rerun(call, tensor) - call.out
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # a cache is full, shapes go together
         return None
@@ -220,22 +221,26 @@ class Stream:
         return None
 
     def ways(self, target: Tensor, before: float) -> Iterator[Link]:
-        """Links that end in a tensor, the plainest first."""
-        yield from self.between(target, self.x, -1, before, ("plain",))
+        """Links that end in a tensor, the plainest first; from a stream of zeros, which anything explains, last."""
+        moving, every = bool(self.x.any()), ("plain", "scaled", "vectors", "mixed")
+        if moving:
+            yield from self.between(target, self.x, -1, before, every[:1])
         for call in self.leaves:
             if call.end <= before and same(self.out(call), target) and after_sum(call):
                 yield Link(target, self.into(call), norm=call, since=call.start)  # type: ignore[arg-type]
-        every = ("plain", "scaled", "vectors", "mixed")
         for reader in reversed(self.calls):  # a sum of which nothing but its reader tells
             base = self.into(reader) if reader.start < before else None
             if self.may_be_base(base, target) and self.producer(base, reader.start) is None:
                 yield from self.between(target, base, reader.start, before, every)  # type: ignore[arg-type]
-        yield from self.between(target, self.x, -1, before, every[1:])
+        if moving:
+            yield from self.between(target, self.x, -1, before, every[1:])
         for norm in reversed(self.leaves):
             base = self.out(norm) if norm.end < before else None
             if self.may_be_base(base, target) and is_norm(norm):
                 yield from self.between(target, base, norm.end, before, every)  # type: ignore[arg-type]
         yield from self.joints(target, before)
+        if not moving:
+            yield from self.between(target, self.x, -1, before, every[:1])
 
     def may_be_base(self, base: Tensor | None, target: Tensor) -> bool:
         """A tensor of the stream's size that is neither the target nor x."""
