@@ -17,11 +17,9 @@ import argparse
 import gc
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -142,13 +142,11 @@ def accepted(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     return (
         inspect.signature(module.forward).parameters
         if "forward" in vars(module)
-        else signature(type(module)).parameters
+        else signature(type(module).forward).parameters
     )
 
 
-def _signature(kind: Any) -> inspect.Signature:
-    """The signature of a class's forward, `self` first."""
-    return inspect.signature(kind.forward)
-
-
-signature: Callable[[Any], inspect.Signature] = cache(_signature)
+@cache
+def signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a class's forward, `self` first, looked at once."""
+    return inspect.signature(forward)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp.errors import Failed, WrongUse
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
-from interp.model.experts import effect, hidden, routing
+from interp.model.experts import Scores, effect, hidden, routing
 from interp.model.live import signature
 from interp.model.positions import Positions, of_call
 from interp.model.state import CACHE, beside, stepped
@@ -68,7 +68,7 @@ class Session:
         self.before: Positions | None = None
         self.generating: Tensor | None = None
         self.aside = False  # a module runs once more beside the pass: its hooks sleep
-        self.states: list[str] = []
+        self.inside: list[str] = []  # sites for which a module's forward is replaced
         self._arrange()
 
     # ------------------------------------------------------------ in and out
@@ -76,8 +76,9 @@ class Session:
     def __enter__(self) -> Session:
         try:
             self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
-            for name in self.states:
-                self._install_state(name, self.sites[name])
+            for name in self.inside:
+                site = self.sites[name]
+                (self._install_state if site.kind == "state" else self._install_router)(name, site)
             for path, names in self.taps.items():
                 self._install_tap(path, names)
             for (path, side), visits in self.visits.items():
@@ -103,8 +104,8 @@ class Session:
             site = self.sites[name]
             if site.kind == "tap":
                 self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
-            elif site.kind == "state":
-                self.states.append(name)
+            elif site.kind == "state" or (site.kind == "router" and name in self.edits):
+                self.inside.append(name)
             elif name in self.edits:
                 self._install_edit(name, site)
         for name in self.reads:
@@ -415,6 +416,25 @@ class Session:
         module.__dict__["forward"] = forward  # some wrappers hand attributes on to what they wrap
         self.undo.append(restore)
 
+    def _install_router(self, name: str, site: Site) -> None:
+        """Run a router that picks experts with other scores than it computed."""
+        module, key = self._module(site.place.path), (site.place.path, "router")
+        original = module.forward
+
+        def visit(number: int, t: Tensor) -> Tensor:
+            if number != site.product:
+                return t
+            old = self._canonical(site, t)
+            new = self.change(name, old)
+            return t if new is old else self._back(site, t, new)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            with Scores(int(site.shape[-1]), visit) if call == site.place.call else nullcontext():
+                return original(*args, **kwargs)
+
+        self._put(module, forward)
+
     def _install_state(self, name: str, site: Site) -> None:
         """Step through a mixer beside its own call, which alone makes the output; in its place if its state is edited."""
         module: Any = self._module(site.place.path)
@@ -483,7 +503,7 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 
 def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a module's forward by name."""
-    known = signature(kind)
+    known = signature(kind.forward)
     arguments = known.bind_partial(None, *args, **kwargs).arguments
     rest = next((n for n, p in known.parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return arguments | arguments.pop(rest, {})

@@ -201,7 +201,8 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
             changes[name] = special(value, ids)
         else:
             changes[name] = cut(name, value)
-    changes |= kept_layers(given, layers, getattr(config, "to_dict", dict)().get("per_layer_config") or {})
+    said: dict[str, Any] = getattr(config, "to_dict", dict)()
+    changes |= kept_layers(given, layers, said.get("per_layer_config") or {})
     if "mrope_section" in (getattr(config, "ignore_keys_at_rope_validation", None) or ()):
         changes |= _with_sections(changes)
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent

@@ -107,7 +107,7 @@ class Store:
         """Columns to rows."""
         parts = {site: [batch[column] for column in self._columns([site])] for site in sites}
         return {
-            site: decode(*of_site, self._pivots[site]) if site in self._pivots else of_site[0]
+            site: decode(of_site[0], of_site[1], self._pivots[site]) if site in self._pivots else of_site[0]
             for site, of_site in parts.items()
         }
 
@@ -144,8 +144,9 @@ class Store:
             piled = {column: buffer[:rows] for column, buffer in buffers.items()}
             for column in columns:
                 self._load(shard_name(pile, column), piled[column])
-            for column in columns if following else ():
-                start_reading(self.path / shard_name(following[0], column))
+            if following is not None:
+                for column in columns:
+                    start_reading(self.path / shard_name(following[0], column))
             yield piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
 
     def _wanted(self, seed: int, epoch: int, first: int, stop: int) -> list[tuple[int, int, int]]:
@@ -155,7 +156,9 @@ class Store:
         ends = np.cumsum(rows)
         begins = ends - rows
         wanted = (ends > first) & (begins < stop) & (rows > 0)
-        return list(zip(order[wanted].tolist(), rows[wanted].tolist(), (first - begins).clip(0)[wanted].tolist()))
+        return list(
+            zip(order[wanted].tolist(), rows[wanted].tolist(), (first - begins).clip(0)[wanted].tolist(), strict=True)
+        )
 
     def _load(self, name: str, out: Shaped[Tensor, "n w"]) -> None:
         """Fill `out` from a shard and verify the checksum; reading and summing overlap."""

@@ -259,7 +259,9 @@ class StoreWriter:
 
     def _columns(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Coding]]:
         """Every column but the ids, and the codings once these rows are written."""
-        dtype, columns, codings = self._index.dtype, {}, {}
+        dtype = self._index.dtype
+        columns: dict[str, Tensor] = {}
+        codings: dict[str, Coding] = {}
         for site, values in rows.items():
             if dtype == "int8":
                 codes, scales, codings[site] = self._coded(site, values.detach().cpu())
@@ -427,5 +429,5 @@ def _cut_back(path: Path, shard: dict[str, Any]) -> _Shard:
             raise Failed(f"The shard {path} was altered since it was committed: its {kind} differs. Restore it.")
         if kind != "crc32":  # begun by an older version
             file.seek(0)
-            digest = hashlib.file_digest(file, Crc32)
+            digest = hashlib.file_digest(file, CHECKSUMS["crc32"])
     return _Shard(path, digest, shard["bytes"], synced=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -141,7 +142,7 @@ def test_a_store_begun_by_version_1_goes_on(tmp_path: Path, how: str) -> None:
         to.append({"a": torch.full((10, 3), value)}, documents=torch.zeros(10, dtype=torch.int64))
 
     for name in ("old", "new"):
-        with pytest.raises(KeyboardInterrupt), writer(name) as begun:
+        with contextlib.suppress(KeyboardInterrupt), writer(name) as begun:
             append(begun, 1.0)
             begun.commit({"at": 1})
             raise KeyboardInterrupt
