@@ -236,7 +236,7 @@ class Stream:
             yield from self.between(target, self.x, -1, before, every[1:])
         for norm in reversed(self.leaves):
             base = self.out(norm) if norm.end < before else None
-            if self.may_be_base(base, target) and is_norm(norm):
+            if self.may_be_base(base, target) and after_sum(norm):
                 yield from self.between(target, base, norm.end, before, every)  # type: ignore[arg-type]
         yield from self.joints(target, before)
         if not moving:
