@@ -79,6 +79,7 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
     return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
+@torch.no_grad()
 def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
     """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
     site = _value(trace, block, claim.site)

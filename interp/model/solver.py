@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.model.stream import Link, Stream, Unsolved, alone, is_norm
-from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, rerun, same, tensors_in
+from interp.model.stream import Link, Stream, Unsolved, alone, changed, is_norm
+from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, same, tensors_in
 from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vector
 
 # ---------------------------------------------------------------- questions asked of a call
@@ -33,7 +33,10 @@ def mixes_positions(call: Call, axis: int = -1) -> bool:
     assert call.into is not None and call.out is not None
     shifted = call.into.clone()
     shifted.movedim(axis, -1)[(0,) * (shifted.ndim - 1)] += 1.0
-    change = (rerun(call, shifted) - call.out).movedim(axis, -1).abs()
+    change = changed(call, shifted)
+    if change is None:
+        return True  # it keeps something
+    change = change.movedim(axis, -1).abs()
     others = (change if change.ndim == 2 else change[0]).flatten(0, -2)[1:]  # some flatten batch and positions
     return bool((others > 1e-12).any())
 
@@ -76,6 +79,7 @@ class _Solver(Stream):
         self.refused: dict[str, str] = {}
 
     def place(self, call: Call, side: str) -> Place:
+        """Where a call's first tensor is found, and how it lies there."""
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)
@@ -475,7 +479,7 @@ def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block
     solver = _Solver(trace, call)
     try:
         return solver.solve()
-    except Unsolved as report:
+    except (Unsolved, RuntimeError, LookupError, TypeError) as report:  # or a module that does not run again as it ran
         return Block(call.path, call.number, call.until, solver.ends()).ends(
             f"the wiring could not be solved: {report}"
         )
