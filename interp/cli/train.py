@@ -30,15 +30,16 @@ TOKENS = typer.Option(help="stop recording after this many rows")
 CONTEXT = typer.Option(help="tokens a window of text")
 ROWS = typer.Option(help="safetensors file with rows [n, d], instead of a model")
 TARGETS = typer.Option(help="transcoder: safetensors file with the targets of --rows")
-KIND = typer.Option(help="activation: topk")
-K = typer.Option(help="active latents a row")
+KIND = typer.Option(help="topk, or another that `interp dictionaries` lists")
+K = typer.Option(help="active latents a row, for the kinds that fix it")
+SPARSITY = typer.Option(help="λ, the penalty's coefficient, for the kinds that have one")
 LATENTS = typer.Option(help="latents in the dictionary")
 STEPS = typer.Option(help="training steps")
 BATCH = typer.Option(help="rows a step")
-LR = typer.Option(help="learning rate; default 2e-4 / sqrt(latents / 2^14)")
+LR = typer.Option(help="learning rate; default: the kind's")
 SKIP = typer.Option("--skip", help="transcoder: add a linear path from input to output")
 SEED = typer.Option(help="of the weights and of every shuffle")
-CONFIG = typer.Option("--config", help="YAML or JSON file with the fields of TrainConfig; options win over it")
+CONFIG = typer.Option("--config", help="YAML or JSON file: settings of the run and of its kind; options win over it")
 RESUME = typer.Option("--resume", help="go on with an interrupted run")
 DRY_RUN = typer.Option("--dry-run", help="only say rows, bytes and minutes")
 DEVICE = typer.Option(help="cpu, cuda, ...")
@@ -61,6 +62,7 @@ def _command(autoencoder: bool) -> Callable[..., None]:
         targets: Annotated[Path | None, TARGETS] = None,
         kind: Annotated[str | None, KIND] = None,
         k: Annotated[int | None, K] = None,
+        sparsity: Annotated[float | None, SPARSITY] = None,
         latents: Annotated[int | None, LATENTS] = None,
         steps: Annotated[int | None, STEPS] = None,
         batch: Annotated[int | None, BATCH] = None,
@@ -76,9 +78,9 @@ def _command(autoencoder: bool) -> Callable[..., None]:
     ) -> None:
         from interp.dictionaries import plan, train
 
-        given = {"kind": kind, "k": k, "latents": latents, "steps": steps, "batch": batch, "lr": lr}
-        wanted = _settings(config, given | {"skip": skip or None, "seed": seed, "dtype": dtype})
-        _check_asked(autoencoder, model, site, target, rows, targets, wanted.skip)
+        given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
+        wanted = _settings(config, given | {"lr": lr, "skip": skip or None, "seed": seed, "dtype": dtype})
+        _check_asked(autoencoder, model, site, target, rows, targets, wanted)
         if rows is not None:
             source: Source = rows_source(rows, targets)
             before = {"rows": 0, "bytes": 0, "minutes": 0.0}
@@ -113,18 +115,22 @@ def _check_asked(
     target: str | None,
     rows: Path | None,
     targets: Path | None,
-    skip: bool,
+    wanted: TrainConfig,
 ) -> None:
+    from interp.dictionaries.kinds import NO_TRANSCODER, TIED
+
     if (model is None) == (rows is None):
         raise WrongUse("Give a MODEL and --site, or --rows X.safetensors: one of the two.")
     if (model is None) != (site is None):
         raise WrongUse(
             "--site goes with a MODEL: `interp sites MODEL` lists the sites." if model else "--site needs a MODEL."
         )
-    if autoencoder and (targets or target or skip):
+    if autoencoder and (targets or target or wanted.skip):
         raise WrongUse(
             "An autoencoder's target is its input: --targets, --target and --skip are for `interp train transcoder`."
         )
+    if not autoencoder and wanted.kind.activation in TIED:
+        raise WrongUse(f"{wanted.kind.name} {NO_TRANSCODER}")
     if not autoencoder and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
 
@@ -235,7 +241,14 @@ def _result(out: Path, config: TrainConfig) -> dict[str, Any]:
         last = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     counts = {"steps": config.steps, "dead": int(last["dead"]), "dead_window": run["dead_window"]}
-    return {"path": str(out), "kind": config.kind, "fvu": last["fvu"], "l0": last["l0"], **counts, "seed": config.seed}
+    return {
+        "path": str(out),
+        "kind": config.kind.name,
+        "fvu": last["fvu"],
+        "l0": last["l0"],
+        **counts,
+        "seed": config.seed,
+    }
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -54,10 +54,10 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
             f"the rows given have {source.d_in}, their targets {source.d_out}."
         )
     mean = torch.stack([y.double().sum(0) for _, y in source.once(batch)]).sum(0) / source.rows
-    fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_enc.device)
+    fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_dec.device)
     total = torch.zeros(7, dtype=torch.float64)
     for x, y in source.once(batch):
-        x = x.to(fired.device, D.b_enc.dtype)
+        x = x.to(fired.device, D.b_dec.dtype)
         code = D.active(x)
         fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired))
         total += _sums(y.double(), D.decode(code, x).cpu().double(), mean)
@@ -184,7 +184,7 @@ def _edits(D: Dictionary, mean: Tensor, keep: Tensor) -> dict[str, list[Edit]]:
         return x
 
     def put(y: Tensor) -> Tensor:
-        made: Tensor = D((y if D.config.autoencoder else seen[0]).to(D.b_enc.device))
+        made: Tensor = D((y if D.config.autoencoder else seen[0]).to(D.b_dec.device))
         return made.to(y)
 
     replaced: list[Edit] = [] if D.config.autoencoder else [Replace(reads, look, pos=keep)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.dictionaries.kinds import TIED
 from interp.errors import Failed
 
 if TYPE_CHECKING:
@@ -29,15 +30,17 @@ def scale_to(size: float, x: Float[Tensor, "rows d"], site: str) -> float:
     return (size / mean_square) ** 0.5
 
 
-def scales(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> tuple[float, float]:
-    """What rows are multiplied by in training: E‖s_x x‖² = d_in; a transcoder's targets get E‖s_y y‖² = 1.
+def scales(
+    D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], sizes: tuple[float, float]
+) -> tuple[float, float]:
+    """What rows are multiplied by in training: E‖s_x x‖² and E‖s_y y‖² become `sizes`, which a kind of dictionary sets.
 
-    In an autoencoder the weights of the encoder do not depend on the scale, and one number serves both ends. A
-    transcoder's encoder must grow until its latents have the size of the target: with targets of unit length, and
-    Adam's steps of equal size, that takes a few hundred steps instead of thousands (Gao et al. 2024 train at length 1).
+    In an autoencoder one number serves both ends. A TopK transcoder's targets are of length 1: its encoder must grow
+    until its latents have the size of the target, and with Adam's steps of equal size that then takes a few hundred
+    steps instead of thousands (Gao et al. 2024 train at length 1).
     """
-    s_x = scale_to(D.config.d_in, x, ", ".join(D.config.reads))
-    return s_x, s_x if D.config.autoencoder else scale_to(1.0, y, ", ".join(D.config.writes))
+    s_x = scale_to(sizes[0], x, ", ".join(D.config.reads))
+    return s_x, s_x if D.config.autoencoder else scale_to(sizes[1], y, ", ".join(D.config.writes))
 
 
 def geometric_median(x: Float[Tensor, "rows d"], tolerance: float = 1e-6, iterations: int = 200) -> Float[Tensor, " d"]:
@@ -68,15 +71,16 @@ def geometric_median(x: Float[Tensor, "rows d"], tolerance: float = 1e-6, iterat
 def initialise(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], seed: int) -> None:
     """Set the weights before the first step, from a sample (x, y) of the training rows and the seed.
 
-    W_dec: random unit rows. Autoencoder: W_enc = W_decᵀ and b_dec the geometric median of x (Gao et al. 2024,
-    appendix A.1). Transcoder: b_in, b_dec are the means (Dunefsky et al. 2024), W_skip is 0; input and output are
-    different spaces even where their widths agree, so W_enc is drawn apart from W_dec, and short: a transcoder
-    starts as the mean of its targets, not as noise added to it.
+    W_dec: random unit rows. Autoencoder: W_enc = W_decᵀ, if it has an encoder of its own, and b_dec the geometric
+    median of x (Gao et al. 2024, appendix A.1). Transcoder: b_in, b_dec are the means (Dunefsky et al. 2024), W_skip is
+    0; input and output are different spaces even where their widths agree, so W_enc is drawn apart from W_dec, and
+    short: a transcoder starts as the mean of its targets, not as noise added to it.
     """
     generator = torch.Generator().manual_seed(seed)
     D.W_dec.copy_(unit_rows(D.W_dec, generator))
     if D.config.autoencoder:
-        D.W_enc.copy_(D.W_dec.T)
+        if D.config.activation not in TIED:
+            D.W_enc.copy_(D.W_dec.T)
         D.b_dec.copy_(geometric_median(x))
     else:
         D.W_enc.copy_(START * unit_rows(D.W_enc.T, generator).T)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from interp.model.experts import hidden
+from interp.model.experts import hidden, scored
 from interp.model.solver import is_linear
 from interp.model.state import state_shape
 from interp.model.tap import Attention
@@ -81,7 +81,8 @@ class Site:
     kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
     at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
-    experts each token is sent to by the module at `place`. kind "state": what the mixer at `place` holds after each token.
+    experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
+    experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
     """
 
     kind: str
@@ -243,6 +244,12 @@ def _module_site(place: Place, trace: Trace) -> Site | None:
     return Site("module", place, ("batch", "pos", *tail))
 
 
+def _router_site(place: Place, trace: Trace) -> Site | None:
+    site, call = _module_site(place, trace), trace.of(place.path)[place.call]
+    number = scored(call, call.outputs[place.key]) if site is not None else None
+    return site if site is None or number is None else replace(site, kind="router", product=number)
+
+
 def _scale_site(place: Place, trace: Trace) -> Site | None:
     """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
     call = trace.of(place.path)[place.call]
@@ -280,7 +287,7 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
     ]
     for make, places in made:
         for name, place in places.items():
-            site = make(place, trace)
+            site = _router_site(place, trace) if name.endswith(".router") else make(place, trace)
             if site is not None:
                 yield name, site
     calls = trace.inside(trace.span(block.path, block.call, block.until))
@@ -340,7 +347,8 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             _with_factors(sites, block)
             _with_mid(sites, block)
             several = any(c in block.sites for s in block.sums for _, c in s.writes)
-            if several and sites.pop("resid_mid", None):
+            if several and "resid_mid" in sites:
+                del sites["resid_mid"]
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
             states = dict(_state_sites(block, trace))
             sites |= {n: site for n, site in states.items() if isinstance(site, Site)}

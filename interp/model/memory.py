@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,13 +57,10 @@ def available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def shape_bytes(shape: tuple[int | str, ...], batch: int, length: int, positions: int, dtype: torch.dtype) -> int:
-    """Bytes a site of this shape takes for [batch, length] tokens of which `positions` a prompt are kept."""
+def numbers(shape: tuple[int | str, ...], batch: int, length: int, positions: int) -> int:
+    """How many a site of this shape holds for [batch, length] tokens of which `positions` a prompt are kept; 0: unknown shape."""
     sizes = {"batch": batch, "pos": positions, "query": positions, "key": length}
-    total = dtype.itemsize
-    for size in shape:
-        total *= sizes[size] if isinstance(size, str) else size
-    return total
+    return math.prod(sizes[size] if isinstance(size, str) else size for size in shape) if shape else 0
 
 
 def growth(name: str, site: Site, t: Tensor, small: Mapping[str, int], large: Mapping[str, int]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
-from interp.model.inputs import first_name, home, probe_inputs
+from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -32,7 +31,7 @@ from interp.model.live import (
 )
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
-from interp.model.session import Session, Stop, report_unfired, submodule
+from interp.model.session import Keep, Session, Stop, report_unfired, submodule
 from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
@@ -94,7 +93,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
-        return next(self.module.parameters()).dtype
+        return dtype_of(self.module)
 
     @cached_property
     def wiring(self) -> Wiring:
@@ -129,7 +128,8 @@ class Model:
         with torch.no_grad():
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
-        self.__dict__.pop("_expanded", None)
+        for known in ("_expanded", "_ready", "_numbers"):
+            self.__dict__.pop(known, None)
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens bridge around a copy of this model; see `interp.interop.lens.to_transformer_lens`."""
@@ -219,32 +219,39 @@ class Model:
 
     def inputs(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
         """Keyword arguments for the wrapped model from text, texts, ids, `Tokens`, a float tensor or a dict."""
+        if isinstance(x, Tensor):
+            if x.is_floating_point():
+                return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
+            return self._named(x if x.ndim > 1 else x.reshape(1, -1))
         if isinstance(x, Mapping):
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
-        if isinstance(x, Tensor):
-            if x.is_floating_point():
-                return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
-            ids, mask = torch.atleast_2d(x).to(self.device), None
-        elif isinstance(x, Tokens):
-            ids, mask = x.ids, None if bool(x.mask.all()) else x.mask.long()
-        else:
+        if not isinstance(x, Tokens):
             raise WrongUse(
                 f"{type(x).__name__} is no input: give text, a list of texts, token ids, a float tensor or a dict."
             )
+        return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
+
+    def _named(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Any]:
+        """Token ids under the name the wrapped model gives them, with a decoder's first token if it has one."""
         if ids.numel() == 0:
             raise WrongUse(f"the input has no tokens: its shape is {tuple(ids.shape)}.")
-        inputs: dict[str, Any] = {self._main_input: ids} | ({} if mask is None else {"attention_mask": mask})
-        if getattr(self.config, "is_encoder_decoder", False):
-            start = getattr(self.config, "decoder_start_token_id", None) or 0
-            inputs["decoder_input_ids"] = torch.full_like(ids[:, :1], start)
-        return inputs
+        ids = ids.to(self.device)
+        if not self._has_decoder:
+            return {self._main_input: ids}
+        start = getattr(self.config, "decoder_start_token_id", None) or 0
+        return {self._main_input: ids, "decoder_input_ids": torch.full_like(ids[:, :1], start)}
 
     @cached_property
     def _main_input(self) -> str:
         """What the wrapped model calls its token ids."""
         return first_name(self.module)
+
+    @cached_property
+    def _has_decoder(self) -> bool:
+        """Whether the wrapped model is an encoder and a decoder."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
 
     # ------------------------------------------------------------ what is done with it
 
@@ -317,15 +324,28 @@ class Model:
         return "wiring" in self.__dict__ and self.wiring.post_norm
 
     @contextmanager
-    def _watched(self, edits: Sequence[Edit], reads: Sequence[str] = (), **options: Any) -> Iterator[Session]:
+    def _watched(
+        self, edits: Sequence[Edit], reads: Sequence[str] = (), keep: Keep | None = None, stop: bool = False
+    ) -> Iterator[Session]:
         """Hooks for these edits after those of the enclosing `edit`, whose own hooks step aside."""
         edits = [*self._active, *edits]
-        table = self._sites([*(e.site for e in edits), *reads])[1]
-        session = Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally, **options)
+        session = self._hooks(edits, reads) if edits else self._ready(tuple(reads))
+        if session.undo:  # in use: a recording within a recording
+            session = self._hooks(edits, reads)
+        session.keep, session.stop = keep, stop
         with self._bare() as outer, session:
             yield session
         if outer is not None:
             outer.fired |= session.fired
+
+    def _hooks(self, edits: Sequence[Edit], reads: Sequence[str] = ()) -> Session:
+        table = self._sites([*(e.site for e in edits), *reads])[1]
+        return Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally)
+
+    @cached_property
+    def _ready(self) -> Callable[[tuple[str, ...]], Session]:
+        """Hooks that only read; the last ones are kept."""
+        return lru_cache(maxsize=8)(lambda reads: self._hooks((), reads))
 
     def _run(
         self,
@@ -431,21 +451,24 @@ class Model:
         """Refuse a recording that will not fit: by a quick count, and exactly (see `plan`) where that comes near."""
         if not any(isinstance(inputs.get(k), Tensor) for k in ("input_ids", "decoder_input_ids")):
             return
-        table, large, share = self._sites(names)[1], _lengths(inputs), _share(pos, inputs)
+        large, share = _lengths(inputs), _share(pos, inputs)
         length = max(large["pos"], large["decoder"])
         kept = length if share is None else round(share * large["pos"])
-        dtype_kept, shapes = dtype or self.dtype, Counter(table[n].shape for n in names)
-        rough = copies * sum(
-            count * memory.shape_bytes(shape, large["batch"], length, kept, dtype_kept)
-            for shape, count in shapes.items()
-            if shape
-        )
-        if rough < memory.SMALL:
+        numbers = copies * self._numbers(tuple(names), large["batch"], length, kept)
+        if 8 * numbers < memory.SMALL:
             return
+        rough = numbers * (dtype or self.dtype).itemsize
         free = memory.available(torch.device(device) if device else self.device)
         if free is not None and rough > 0.2 * free:
             costs = self.plan(inputs, names, pos=pos, dtype=dtype, device=device).by_site
             memory.check_plan({n: copies * size for n, size in costs.items()}, free)
+
+    @cached_property
+    def _numbers(self) -> Callable[[tuple[str, ...], int, int, int], int]:
+        """How many numbers sites hold for a batch of a length, of which some positions are kept; the last counts stay."""
+        return lru_cache(maxsize=64)(
+            lambda names, *run: sum(memory.numbers(self._sites(names)[1][n].shape, *run) for n in names)
+        )
 
     # ------------------------------------------------------------ edits
 
@@ -476,7 +499,7 @@ class Model:
         for edit in mine:
             edit.check(table[edit.site].shape, {})
             self._tally[edit.origin] = 0
-        session = Session(self.module, table, [*before, *mine], prompt=lambda: self._prompt, tally=self._tally)
+        session = self._hooks([*before, *mine])
         with self._bare() as outer:
             self._active = [*before, *mine]
             try:
@@ -588,7 +611,7 @@ class Model:
         lengths = x.mask.sum(1)
         if int(lengths.min()) == int(lengths.max()) == x.mask.shape[1]:
             return x
-        left = not getattr(self.config, "is_encoder_decoder", False)
+        left = not self._has_decoder
         if left and int(lengths.min()) < int(lengths.max()):
             self._check_left_padding()
         return self.pad([i[m].tolist() for i, m in zip(x.ids, x.mask, strict=True)], left=left, bos=bos)
@@ -623,7 +646,7 @@ class Model:
         """What was recorded while generating, for the tokens that were read, padded on the right."""
         ids = getattr(out, "sequences", out)[:, :-1]
         mask = torch.ones_like(ids, dtype=torch.bool)
-        start = 1 if getattr(self.config, "is_encoder_decoder", False) else tokens.ids.shape[1]
+        start = 1 if self._has_decoder else tokens.ids.shape[1]
         mask[:, :start] = tokens.mask if start > 1 else True
         if ends is not None:
             ended = torch.isin(ids[:, start:], torch.as_tensor(ends, device=ids.device)).long().cumsum(1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp.errors import Failed, WrongUse
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
-from interp.model.experts import effect, hidden, routing
+from interp.model.experts import Scores, effect, hidden, routing
 from interp.model.live import signature
 from interp.model.positions import Positions, of_call
 from interp.model.state import CACHE, beside, stepped
@@ -37,8 +37,8 @@ class Session:
     """Hooks that apply `edits` and hand what `reads` name to `keep(site, tensor, positions)`.
 
     Reads see edited values. Without edits, nothing the model computes changes. With `stop`, the pass ends after the
-    last read. `tally` counts how often each edit changed a tensor. Leaving the context removes every hook, also after an
-    exception.
+    last read. `tally` counts how often each edit changed a tensor. What is visited where is worked out once; entering
+    the context puts the hooks in place, leaving it removes every one, also after an exception.
     """
 
     def __init__(
@@ -60,31 +60,26 @@ class Session:
         self.reads = list(reads)
         self.fired: set[int] = set()
         self.visits: dict[tuple[str, str], dict[int, list[Visit]]] = {}  # (path, side) -> number of the call -> visits
+        self.taps: dict[str, dict[int, dict[str, str]]] = {}  # path -> number of the call -> inner name -> site
         self.undo: list[Callable[[], None]] = []
         self.counts: dict[tuple[str, str], int] = {}
         self.left: set[str] = set(self.reads)
-        self.main: Positions | None = None
+        self.arguments: Mapping[str, Any] = {}  # of the pass that runs
+        self.before: Positions | None = None
         self.generating: Tensor | None = None
-        self.decoder: Positions | None = None
         self.aside = False  # a module runs once more beside the pass: its hooks sleep
+        self.inside: list[str] = []  # sites for which a module's forward is replaced
+        self._arrange()
 
     # ------------------------------------------------------------ in and out
 
     def __enter__(self) -> Session:
         try:
             self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
-            taps: dict[str, dict[tuple[int, str], str]] = {}
-            for name in [*self.edits, *(n for n in self.reads if n not in self.edits)]:
+            for name in self.inside:
                 site = self.sites[name]
-                if site.kind == "tap":
-                    taps.setdefault(site.place.path, {})[site.place.call, site.inner] = name
-                elif site.kind == "state":
-                    self._install_state(name, site)
-                elif name in self.edits:
-                    self._install_edit(name, site)
-            for name in self.reads:
-                self._install_read(name, self.sites[name])
-            for path, names in taps.items():
+                (self._install_state if site.kind == "state" else self._install_router)(name, site)
+            for path, names in self.taps.items():
                 self._install_tap(path, names)
             for (path, side), visits in self.visits.items():
                 self._listen(path, side, visits)
@@ -95,12 +90,26 @@ class Session:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+        self.keep = None
+        self._at({})
 
     def close(self) -> None:
         """Take every hook away."""
         while self.undo:
             self.undo.pop()()
-        self.visits.clear()
+
+    def _arrange(self) -> None:
+        """Work out what is visited where: edits before reads, so that reads see edited values."""
+        for name in dict.fromkeys([*self.edits, *self.reads]):
+            site = self.sites[name]
+            if site.kind == "tap":
+                self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
+            elif site.kind == "state" or (site.kind == "router" and name in self.edits):
+                self.inside.append(name)
+            elif name in self.edits:
+                self._install_edit(name, site)
+        for name in self.reads:
+            self._install_read(name, self.sites[name])
 
     def unfired(self) -> list[Edit]:
         """Edits that have changed nothing so far."""
@@ -111,13 +120,30 @@ class Session:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before every forward pass: where its columns stand."""
-        arguments = _by_name(type(module), args, kwargs) if args else kwargs
         prompt = self.prompt()
         again = prompt is not None and prompt is self.generating  # a later pass of one generation
-        self.main, self.generating = of_call(arguments, prompt=prompt, before=self.main if again else None), prompt
-        started = None if prompt is None else torch.ones_like(prompt)  # a decoder is given its start token alone
-        self.decoder = of_call(arguments, "decoder_", prompt=started)
+        self.before, self.generating = self.main if again else None, prompt
+        self._at(_by_name(type(module), args, kwargs) if args else kwargs)
+        if prompt is not None or self.arguments.get("past_key_values") is not None:
+            _ = self.main, self.decoder  # now: the pass makes its cache longer
         self.fresh()
+
+    def _at(self, arguments: Mapping[str, Any]) -> None:
+        """A pass with these arguments runs."""
+        self.arguments = arguments
+        for positions in ("main", "decoder"):
+            self.__dict__.pop(positions, None)
+
+    @cached_property
+    def main(self) -> Positions | None:
+        """Where the columns of the pass stand, if its arguments say."""
+        return of_call(self.arguments, prompt=self.generating, before=self.before)
+
+    @cached_property
+    def decoder(self) -> Positions | None:
+        """The same of a decoder's columns; generating, it is given its start token alone."""
+        started = None if self.generating is None else torch.ones_like(self.generating)
+        return of_call(self.arguments, "decoder_", prompt=started)
 
     def fresh(self) -> None:
         """All counters back to zero: a pass begins, or a generation, whose encoder runs before the model's own call."""
@@ -206,7 +232,7 @@ class Session:
     def _canonical(self, site: Site, t: Tensor) -> Tensor:
         """A module's tensor in the site's shape: batch and positions apart, the right half, heads apart."""
         t = (site.read or site.place).rows(t)
-        if self.main is not None and t.ndim == 2 and len(site.shape) > 2 and t.shape[0] == self.main.index.numel():
+        if t.ndim == 2 < len(site.shape) and self.main is not None and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         if site.place.half is not None:
             t = t.chunk(2, dim=-1)[site.place.half]
@@ -326,7 +352,7 @@ class Session:
     def _scale(self, site: Site, t: Tensor) -> Tensor:
         assert site.norm is not None
         t = site.place.rows(t)
-        if self.main is not None and t.ndim == 2 and t.shape[0] == self.main.index.numel():
+        if t.ndim == 2 and self.main is not None and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         return site.norm.scale(t)
 
@@ -362,16 +388,17 @@ class Session:
 
         return self.at(place, visit)
 
-    def _install_tap(self, path: str, names: dict[tuple[int, str], str]) -> None:
-        """Run one module under a `Tap` that shows it the sites in `names` ((number of the call, inner name) -> site)."""
+    def _install_tap(self, path: str, names: dict[int, dict[str, str]]) -> None:
+        """Run one module under a `Tap` that shows it the sites in `names` (number of the call -> inner name -> site)."""
         module, key = self._module(path), (path, "tap")
         original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = self.counts[key] = self.counts.get(key, -1) + 1
-            here = {inner: name for (at, inner), name in names.items() if at == call}
+            if call not in names:
+                return original(*args, **kwargs)
             batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
-            with self._tap(here, batch) if here else nullcontext():
+            with self._tap(names[call], batch):
                 return original(*args, **kwargs)
 
         self._put(module, forward)
@@ -388,6 +415,25 @@ class Session:
 
         module.__dict__["forward"] = forward  # some wrappers hand attributes on to what they wrap
         self.undo.append(restore)
+
+    def _install_router(self, name: str, site: Site) -> None:
+        """Run a router that picks experts with other scores than it computed."""
+        module, key = self._module(site.place.path), (site.place.path, "router")
+        original = module.forward
+
+        def visit(number: int, t: Tensor) -> Tensor:
+            if number != site.product:
+                return t
+            old = self._canonical(site, t)
+            new = self.change(name, old)
+            return t if new is old else self._back(site, t, new)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            with Scores(int(site.shape[-1]), visit) if call == site.place.call else nullcontext():
+                return original(*args, **kwargs)
+
+        self._put(module, forward)
 
     def _install_state(self, name: str, site: Site) -> None:
         """Step through a mixer beside its own call, which alone makes the output; in its place if its state is edited."""
@@ -457,7 +503,7 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
 
 def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a module's forward by name."""
-    known = signature(kind)
+    known = signature(kind.forward)
     arguments = known.bind_partial(None, *args, **kwargs).arguments
     rest = next((n for n, p in known.parameters.items() if p.kind is p.VAR_KEYWORD), "")
     return arguments | arguments.pop(rest, {})

@@ -19,6 +19,7 @@ from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vec
 def is_linear(call: Call) -> bool:
     """A module with a weight matrix, other than an embedding: what it returns is that matrix at work."""
     weight = getattr(call.module, "weight", None)
+    weight = weight() if callable(weight) and not isinstance(weight, Tensor) else weight  # of a packed matrix
     return isinstance(weight, Tensor) and weight.ndim == 2 and call.into is not None
 
 
@@ -417,7 +418,7 @@ class _Solver(Stream):
             return
         total = self.sums[-1]
         parts = [(link.scale, link.base), *((c, self.out(w)) for w, c in link.writes[:-1])]
-        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, union-attr, misc]
+        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, misc]
         if place is None:
             self.refused["resid_mid"] = "the sublayers work in parallel: nothing reads the stream between them"
             return

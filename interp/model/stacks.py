@@ -69,7 +69,8 @@ def carries(trace: Trace, call: Call) -> bool:
 
     handles = [module.register_forward_hook(again) for module in made]
     try:
-        return not same(rerun(call, 2 * call.into), call.out)  # type: ignore[operator]
+        assert call.into is not None
+        return not same(rerun(call, 2 * call.into), call.out)
     finally:
         for handle in handles:
             handle.remove()
@@ -159,7 +160,7 @@ def _told_apart(parts: dict[str, list[str]]) -> dict[str, str]:
     groups: dict[str, dict[str, list[str]]] = {}
     for path, words in parts.items():
         groups.setdefault(words[depth] if depth < len(words) else "", {})[path] = words
-    named = {}
+    named: dict[str, str] = {}
     for word, group in groups.items():
         known = next((to for start, to in WORDS.items() if word.startswith(start)), word)
         first = f"stages.{known}." if known.isdigit() else f"{known}." if known else ""

@@ -93,7 +93,8 @@ def channel_axis(call: Call) -> int | None:
         return None
     moved = call.into.clone()
     moved[(0,) * moved.ndim] += 1.0
-    change = (rerun(call, moved) - call.out)[0]  # type: ignore[index]
+    assert call.out is not None
+    change = (rerun(call, moved) - call.out)[0]
     spread = [axis for axis in range(change.ndim) if change.select(axis, -1).abs().max() > 0 and change.shape[axis] > 1]
     return 1 if change.ndim > 1 and spread == [0] else -1
 

@@ -62,9 +62,13 @@ class Probe(Edit):
         self.zeros.append((zero, positions))
         return x + zero, True
 
+    def where(self) -> Positions:
+        """The positions of the site's tensor."""
+        return self.zeros[0][1]
+
 
 def slopes(
-    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Positions], None]
+    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Callable[[], Positions]], None]
 ) -> None:
     """Hand d metric / d site of every probe to `keep`; no parameter's .grad is touched."""
     value = metric(output_tensor(output))
@@ -77,10 +81,10 @@ def slopes(
     missed = [p.site for p in probes if not p.zeros]
     if missed:
         raise WrongUse(f"the run never reached {', '.join(missed)}: these modules are not called for this input.")
-    zeros = [p.zeros[0] for p in probes]
-    found = torch.autograd.grad(value.sum(), [z for z, _ in zeros], allow_unused=True)
-    for probe, (zero, positions), slope in zip(probes, zeros, found, strict=True):
-        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, lambda positions=positions: positions)
+    zeros = [p.zeros[0][0] for p in probes]
+    found = torch.autograd.grad(value.sum(), zeros, allow_unused=True)
+    for probe, zero, slope in zip(probes, zeros, found, strict=True):
+        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, probe.where)
 
 
 # ---------------------------------------------------------------- sweeps

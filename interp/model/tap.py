@@ -90,10 +90,10 @@ def _orders(equation: str, kind: str) -> tuple[Order, Order]:
     if "." in equation or {len(first), len(second), len(made)} != {4}:
         return None, None
     if kind == "score":
-        (batch, head, query, key), summed = made, set(first) & set(second) - set(made)
+        (batch, head, query, key), summed = list(made), set(first) & set(second) - set(made)
         wanted = [(first, [batch, head, query, *summed]), (second, [batch, head, key, *summed])]
     else:
-        (batch, head, query, key), rest = first, set(second) - set(first)
+        (batch, head, query, key), rest = list(first), set(second) - set(first)
         wanted = [(second, [batch, head, key, *rest]), (made, [batch, head, query, *rest])]
     if any(set(labels) != set(order) for labels, order in wanted):
         return None, None

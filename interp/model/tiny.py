@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -201,24 +201,28 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
             changes[name] = special(value, ids)
         else:
             changes[name] = cut(name, value)
-    changes |= kept_layers(given, layers, getattr(config, "to_dict", dict)().get("per_layer_config") or {})
+    said: dict[str, Any] = getattr(config, "to_dict", dict)()
+    changes |= kept_layers(given, layers, said.get("per_layer_config") or {})
     if "mrope_section" in (getattr(config, "ignore_keys_at_rope_validation", None) or ()):
         changes |= _with_sections(changes)
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
     usual, said = _usual(type(config)), changes | row
+    missing = object()
     return type(config)(
-        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, usual)}
+        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)}
     )
 
 
-@cache
-def _usual(kind: Any) -> dict[str, Any]:
+def _told(kind: Any) -> dict[str, Any]:
     """What a config class says by default; nothing, if it knows no default that holds."""
     try:
         return fields(kind())
     except Exception:
         return {}
+
+
+_usual: Callable[[Any], dict[str, Any]] = cache(_told)
 
 
 def _with_sections(changes: dict[str, Any]) -> dict[str, Any]:

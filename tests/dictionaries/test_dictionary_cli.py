@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from typer import Typer
 from typer.testing import CliRunner
 
+import interp
+from interp.cli import dictionaries as dictionaries_command
 from interp.cli import eval as eval_command
 from interp.cli.train import app
-from interp.dictionaries import load_dictionary
+from interp.dictionaries import KINDS, load_dictionary
 from interp.files import load_tensors, save_tensors
 
 SMALL = ["--k", "3", "--latents", "50", "--batch", "32", "--steps", "20", "--lr", "1e-3", "--seed", "0"]
@@ -93,6 +96,9 @@ def test_dry_run_writes_nothing(files: dict[str, str]) -> None:
         (["sae", "--rows", "X", "--targets", "Y"], "An autoencoder's target is its input"),
         (["sae", "--rows", "X", "--skip"], "An autoencoder's target is its input"),
         (["transcoder", "--rows", "X"], "needs --targets"),
+        (["transcoder", "--rows", "X", "--targets", "Y", "--kind", "pursuit"], "pursuit has no transcoder"),
+        (["sae", "--rows", "X", "--kind", "l1", "--k", "3"], "(kind l1) has no 'k'"),
+        (["sae", "--rows", "X", "--sparsity", "3"], "(kind topk) has no 'sparsity'"),
         (["sae", "--rows", "two"], "holds a, b: it should hold one tensor, or one named 'x' or 'rows'"),
         (["sae", "--rows", "nowhere"], "nowhere does not exist"),
         (["sae", "--rows", "X", "--k", "51", "--latents", "50"], "k=51 of latents=50"),
@@ -125,7 +131,34 @@ def test_nan_is_exit_status_1(files: dict[str, str], rows: Tensor) -> None:
     assert 1 <= int(found[1]) <= 13
 
 
+def test_the_list_of_kinds_is_that_of_the_page() -> None:
+    app = Typer()
+    app.command()(dictionaries_command.dictionaries)
+    names = CliRunner().invoke(app, ["--names"]).stdout.split()
+    assert names == list(KINDS)
+    assert [kind["name"] for kind in run(app)["kinds"]] == names
+    page = Path(__file__).parents[2].joinpath("docs", "dictionaries.md").read_text(encoding="utf-8")
+    assert dictionaries_command.table() in page, "docs/dictionaries.md holds what `interp dictionaries` prints"
+
+
 # ------------------------------------------------------------ from a model
+
+
+@pytest.mark.slow("records, trains and measures twelve times")
+def test_every_kind_of_a_model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`for k in $(interp dictionaries --names)`: train and eval succeed, in a model that is loaded once."""
+    loaded: Any = cache(interp.model.load)
+    monkeypatch.setattr(interp.model, "load", loaded)
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"the {i}th of {i * 7} words, and so on {i % 13}" for i in range(60)))
+    for name in KINDS:
+        given = ["--site", "blocks.1.resid_post", "--kind", name, "--steps", "3", "--batch", "32", "--latents", "50"]
+        source = [str(tiny_folder), "--text", str(text), "--tokens", "200", "--context", "32"]
+        told = run(app, "sae", *source, *given, "-o", str(tmp_path / name))
+        assert (told["kind"], told["steps"]) == (name, 3)
+        measured = evaluate(str(tmp_path / name), *source)
+        assert measured["rows"] >= 200
+        assert measured["fvu"] > 0 and measured["kl"]["replaced"] > 0
 
 
 @pytest.mark.slow("loads a model five times")
