@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from interp.errors import WrongUse, nearest
@@ -32,6 +32,7 @@ MEANING = {
     "pattern": "attention probabilities [batch, head, query, key]",
     "sink": "the share of each query's attention that goes to no key; read only [batch, pos, head]",
     "result": "what each head adds, before the bias [batch, pos, head, d_model]",
+    "state": "what the mixer's cache holds after each token; an edit reaches the tokens after it [batch, pos, ...]",
     "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
     "up": "GLU: output of the up projection [batch, pos, d_mlp]",
     "pre": "input of the activation function [batch, pos, d_mlp]",
@@ -68,7 +69,12 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
-_BLOCK = re.compile(r"^((?:[a-z_]+\.)?blocks\.(?:\d+|\*)\.)(.+)$")
+READ_ONLY = {"sink": "it is what the keys leave over; edit attn.pattern or attn.scores"}
+NO_GRADIENT = {
+    "sink": "it is what the keys leave over; ask for attn.pattern",
+    "state": "mixers write it in place, some in kernels that have no backward pass",
+}
+_BLOCK = re.compile(r"^((?:\w+\.)*blocks\.(?:\d+|\*)\.)(.+)$")
 
 
 def canonical(name: str, post_norm: bool = False) -> str:
@@ -94,6 +100,14 @@ def position_axis(site: str) -> int:
     return 2 if pattern_like(site) else 1
 
 
+def refuse(sites: Iterable[str], refused: dict[str, str], what: str) -> None:
+    """Raise `WrongUse` for the first site whose last name stands in `refused`, which says why."""
+    for site in sites:
+        why = None if site.startswith(MODULE) else refused.get(site.rsplit(".", 1)[-1])
+        if why is not None:
+            raise WrongUse(f"{site!r} {what}: {why}.")
+
+
 def meaning(site: str) -> str:
     """What a canonical site holds, with its shape, or `""` for a `module:` site."""
     parts = site.split(".")
@@ -117,7 +131,9 @@ def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) ->
     )
 
 
-def expand(patterns: str | Iterable[str], known: Sequence[str], refused: dict[str, str], post_norm: bool) -> list[str]:
+def expand(
+    patterns: str | Iterable[str], known: Collection[str], refused: dict[str, str], post_norm: bool
+) -> list[str]:
     """Canonical names of all sites that match the globs, in the model's order, each once.
 
     Raises `WrongUse` if a pattern matches nothing.
@@ -130,6 +146,6 @@ def expand(patterns: str | Iterable[str], known: Sequence[str], refused: dict[st
         name = canonical(pattern, post_norm)
         matches = [name] if name in known else [site for site in known if fnmatchcase(site, name)]
         if not matches:
-            raise explain_unknown(name, known, refused)
+            raise explain_unknown(name, list(known), refused)
         found |= dict.fromkeys(matches)
     return list(found)

@@ -12,6 +12,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "sites.md"
 OUTSIDE = ("embed", "pos_embed", "final_norm", "final_norm.scale", "logits")
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 MLP = ("in", "out", "write", "sum", "norm.scale", "gate", "up", "pre", "post", "router", "experts.post")
+MIXER = ("in", "state", "out", "write", "norm.scale")
 START = """# Sites
 
 Written by `python -m tests.sites` from `interp/sites.py`. `{i}` is a block's number, counted from 0; globs work everywhere
@@ -23,8 +24,7 @@ REST = """
 
 - `encoder.`, `decoder.`, `vision.`, `audio.`, `text.` stand before `blocks` where a model has several stacks.
 - `blocks.{i}.cross_attn.*` has the sites of `attn`, with keys and values from the encoder.
-- `blocks.{i}.mixer.in`, `.out`, `.write`: state-space and linear-attention blocks. Several sublayers of a kind in a block
-  are numbered (`mlp2.write`).
+- Several sublayers of a kind in a block are numbered (`mlp2.write`).
 - `module:dotted.path` is the output of any module at all, `module:dotted.path:in` its input, `module:dotted.path@2` its
   third call in a forward pass.
 """
@@ -37,9 +37,10 @@ def page() -> str:
         "Outside the blocks": OUTSIDE,
         "The stream": [f"blocks.{{i}}.{name}" for name in STREAM],
         "Attention": [f"blocks.{{i}}.attn.{name}" for name in attention],
+        "State-space and linear-attention mixers": [f"blocks.{{i}}.mixer.{name}" for name in MIXER],
         "MLP": [f"blocks.{{i}}.mlp.{name}" for name in MLP],
     }
-    assert {*OUTSIDE, *STREAM, *attention, *MLP} == set(MEANING)
+    assert {*OUTSIDE, *STREAM, *attention, *MIXER, *MLP} == set(MEANING)
     parts = [START]
     for title, sites in sections.items():
         parts.append(f"\n## {title}\n\n| site | what it holds | shape | TransformerLens |\n| --- | --- | --- | --- |\n")

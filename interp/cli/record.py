@@ -21,7 +21,8 @@ def record(
     tokens: Annotated[int | None, typer.Option(help="stop after this many rows")] = None,
     context: Annotated[int, typer.Option(help="tokens a window")] = 512,
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32 rows")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32 or int8 rows")] = "bfloat16",
+    max_fvu: Annotated[float, typer.Option(help="share of a site's variance that int8 rows may lose")] = 1e-3,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     max_memory: Annotated[str | None, typer.Option(help="refuse batches whose recording takes more, as 500MB")] = None,
@@ -59,10 +60,12 @@ def record(
         resume=resume,
         batch=batch,
         context=context,
+        max_fvu=max_fvu,
         meta=meta,
     )
-    sites = dict(store.widths)
-    return answer({"path": str(out), "rows": store.rows, "sites": sites, "dtype": dtype}, as_json, _show)
+    lost = {"fvu": store.index.told("fvu"), "lost": store.index.told("lost")} if dtype == "int8" else {}
+    result = {"path": str(out), "rows": store.rows, "sites": dict(store.widths), "dtype": dtype}
+    return answer(result | lost, as_json, _show)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def check(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
 @app.command()
 @guarded
 def info(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
-    """Print rows, sites, widths, dtype, seed, piles, bytes, and how the store was made."""
+    """Print rows, sites, widths, dtype, seed, piles, bytes, what int8 rows have lost, and how the store was made."""
     from interp.store import open_store
 
     index = open_store(folder).index
@@ -42,6 +42,7 @@ def info(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
         "seed": index.seed,
         "piles": len(index.piles),
         "shards": len(index.shards),
+        **({"fvu": index.told("fvu"), "lost": index.told("lost")} if index.dtype == "int8" else {}),
         "meta": index.meta,
     }
     answer(result, as_json, _show_info)

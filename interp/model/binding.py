@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from interp.model.experts import hidden
+from interp.model.experts import hidden, scored
 from interp.model.solver import is_linear
+from interp.model.state import state_shape
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
-from interp.model.wiring import Block, Place, Wiring
+from interp.model.wiring import Block, Coefficient, Place, Wiring
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,7 +38,7 @@ class Heads:
     columns: Tensor
     count: int
 
-    @property
+    @cached_property
     def start(self) -> int | None:
         """First column if they are consecutive, so that a view will do."""
         first = int(self.columns[0])
@@ -45,8 +47,11 @@ class Heads:
     def split(self, t: Tensor) -> Tensor:
         """[..., columns] to [..., head, d_head]; a view where the layout allows."""
         n = len(self.columns)
-        part = t.narrow(-1, self.start, n) if self.start is not None else t[..., self.columns.to(t.device)]
-        return part.unflatten(-1, (self.count, n // self.count))
+        if self.start is None:
+            t = t[..., self.columns.to(t.device)]
+        elif n < t.shape[-1]:
+            t = t.narrow(-1, self.start, n)
+        return t.view(*t.shape[:-1], self.count, n // self.count)
 
     def join(self, t: Tensor, heads: Tensor) -> Tensor:
         """`t` with the heads' columns replaced."""
@@ -64,9 +69,9 @@ class Norm:
 
     def scale(self, x: Tensor) -> Float[Tensor, "... 1"]:
         """s = √(mean((x - μ)²) + eps), μ the mean over the last axis if centred, else 0."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide - wide.mean(-1, keepdim=True) if self.centred else wide
-        return (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        square = wide.var(-1, correction=0, keepdim=True) if self.centred else wide.square().mean(-1, keepdim=True)
+        return (square + self.eps).sqrt()
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Site:
     kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
     at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
-    experts each token is sent to by the module at `place`.
+    experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
+    experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
     """
 
     kind: str
@@ -88,9 +94,10 @@ class Site:
     count: int = 0  # query heads
     groups: int = 1  # query heads that share a key head
     read: Place | None = None
-    base: tuple[tuple[Place, float], ...] = ()  # resid_pre and the writes before
+    base: tuple[tuple[Place, Coefficient], ...] = ()  # what the sum starts from and the writes before
     norm: Norm | None = None
-    factor: float = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    factor: Coefficient = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
+    offset: str = ""  # and what is added to it
 
 
 @dataclass(frozen=True)
@@ -102,17 +109,27 @@ class Binding:
 
 
 def match(target: Tensor, source: Tensor) -> Tensor | None:
-    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none."""
+    """For every column of target [n, a] the column of source [n, b] parallel to it, or None if one has none.
+
+    Of several parallel columns (an attention that looks at one constant token makes many) the nearest is taken.
+    """
     tolerance = CLOSE.get(target.dtype, ROUGH)
-    t, s = (torch.nn.functional.normalize(x.double(), dim=0) for x in (target, source))
-    cosine, column = (t.T @ s).abs().max(dim=1)
-    return column if bool((cosine > 1 - tolerance).all()) else None
+    t, s = target.double(), source.double()
+    cosine = (nn.functional.normalize(t, dim=0).T @ nn.functional.normalize(s, dim=0)).abs()
+    parallel = cosine > 1 - tolerance
+    column = torch.cdist(t.T, s.T).masked_fill(~parallel, torch.inf).argmin(dim=1)
+    return column if bool(parallel.any(dim=1).all()) else None
 
 
 def distinct_heads(t: Tensor) -> Tensor:
     """t [batch, head, pos, d_head] without repeats of the same key or value head for a group of query heads."""
     keep = [0] + [h for h in range(1, t.shape[1]) if not torch.equal(t[:, h], t[:, h - 1])]
     return t[:, keep]
+
+
+def grid(t: Tensor, length: int) -> int:
+    """How many axes the positions of a tensor take: 2 where its rows and columns make up the length [batch, row, column, d]."""
+    return 2 if t.ndim == 4 and t.shape[1] * t.shape[2] == length and length not in t.shape[1:3] else 1
 
 
 def rows(t: Tensor, batch: int, at_zero: bool = False) -> Tensor:
@@ -135,6 +152,7 @@ class _Attention:
         wanted = rows(flat, self.batch, at_zero)
         for call in calls:
             t = call.out if side == "out" else call.into
+            t = t if t is None else t.flatten(1, grid(t, flat.shape[1]))
             if t is None or t.shape[0] not in (self.batch, self.batch * flat.shape[1]) or t.ndim > 4:
                 continue
             have = rows(t, self.batch, at_zero)
@@ -190,12 +208,9 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
 
     def at(call: Call, heads: Heads, side: str) -> Site:
         key = call.key_in() if side == "in" else next(iter(call.outputs))
-        return Site(
-            "module",
-            Place(call.path, side, key, call.number),
-            ("batch", "pos", heads.count, len(heads.columns) // heads.count),
-            heads,
-        )
+        t = (call.inputs if side == "in" else call.outputs)[key]
+        where = Place(call.path, side, key, call.number, grid=grid(t, q.shape[2]))
+        return Site("module", where, ("batch", "pos", heads.count, len(heads.columns) // heads.count), heads)
 
     for name, target in (("q_raw", q), ("k_raw", k)):
         found = find.raw(target)
@@ -210,29 +225,36 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     if seen.sink is not None:
         yield "sink", tap("sink", ("pos", heads))
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
+    if mixed and mixed[0].into.shape[-1] != len(mixed[1].columns):  # type: ignore[union-attr]
+        mixed = None  # something else stands beside the heads
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
-        call, columns = mixed
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
-        yield "result", Site("result", Place(call.path, "in", call.key_in(), call.number), shape, columns)
+        yield "result", Site("result", at(*mixed, "in").place, shape, mixed[1])
 
 
 def _module_site(place: Place, trace: Trace) -> Site | None:
     calls = trace.of(place.path)
     if len(calls) <= place.call:
         return None
-    tensor = (calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key]
+    tensor = place.rows((calls[place.call].inputs if place.side == "in" else calls[place.call].outputs)[place.key])
     tail = [*tensor.shape][1 if tensor.ndim == 2 else 2 :] if tensor.ndim >= 2 else []
     if place.half is not None:
         tail[-1] //= 2
     return Site("module", place, ("batch", "pos", *tail))
 
 
+def _router_site(place: Place, trace: Trace) -> Site | None:
+    site, call = _module_site(place, trace), trace.of(place.path)[place.call]
+    number = scored(call, call.outputs[place.key]) if site is not None else None
+    return site if site is None or number is None else replace(site, kind="router", product=number)
+
+
 def _scale_site(place: Place, trace: Trace) -> Site | None:
     """The divisor of a norm: the rule (centred or not, which eps) that makes its output affine in x / s, per channel."""
     call = trace.of(place.path)[place.call]
     assert call.into is not None and call.out is not None
-    x, y = call.into.flatten(0, -2).double(), call.out.flatten(0, -2).double()
+    x, y = (place.rows(t).flatten(0, -2).double() for t in (call.into, call.out))
     known = {v for m in call.module.modules() for n, v in vars(m).items() if "eps" in n and isinstance(v, float)}
     errors: dict[Norm, float] = {}
     for norm in (Norm(centred, eps) for centred in (False, True) for eps in sorted({*known, 0.0})):
@@ -265,10 +287,10 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
     ]
     for make, places in made:
         for name, place in places.items():
-            site = make(place, trace)
+            site = _router_site(place, trace) if name.endswith(".router") else make(place, trace)
             if site is not None:
                 yield name, site
-    calls = trace.inside(trace.of(block.path)[block.call])
+    calls = trace.inside(trace.span(block.path, block.call, block.until))
     for role, core in block.cores.items():
         at, seen = next(
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
@@ -278,14 +300,33 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
                 yield f"{role}.{name}", site
 
 
+def _state_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
+    """The state of every mixer of a block, or why it has none."""
+    config = getattr(trace.of("")[0].module, "config", None)
+    for name, place in block.sites.items():
+        if name.startswith("mixer") and name.endswith(".in"):
+            found = state_shape(trace.of(place.path)[place.call], place.key, config)
+            site = found if isinstance(found, str) else Site("state", place, ("batch", "pos", *found))
+            yield name.removesuffix("in") + "state", site
+
+
 def _with_mid(sites: dict[str, Site], block: Block) -> None:
     """resid_mid is read where a norm reads it; an edit has to reach the stream, so it goes through the write before."""
     mid, made = block.sites.get("resid_mid"), next((s for s in block.sums if s.site == "resid_mid"), None)
     if mid is None or mid.side == "out" or made is None or "resid_mid" not in sites:
         return
-    terms = [(block.sites["resid_pre"], 1.0), *((block.sites[w], c) for w, c in made.writes)]
-    last = terms.pop()
-    sites["resid_mid"] = Site("sum", last[0], sites["resid_mid"].shape, read=mid, base=(*terms, last))
+    terms = [(block.sites[made.base], made.scale), *((block.sites[w], c) for w, c in made.writes)]
+    shape, offset = sites["resid_mid"].shape, made.constant
+    sites["resid_mid"] = Site("sum", terms[-1][0], shape, read=mid, base=tuple(terms), offset=offset)
+
+
+def _with_factors(sites: dict[str, Site], block: Block) -> None:
+    """A write holds its multiplier and the constant that is added with it."""
+    for total in block.sums:
+        for number, (write, factor) in enumerate(total.writes, 1):
+            offset = total.constant if number == len(total.writes) else ""
+            if write in sites and factor not in block.sites:
+                sites[write] = replace(sites[write], factor=factor, offset=offset)
 
 
 ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
@@ -303,10 +344,15 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
         for number, block in enumerate(stack.blocks):
             prefix = f"{stack.prefix}blocks.{number}."
             sites = dict(_block_sites(block, trace))
-            for write, coefficient in (w for total in block.sums for w in total.writes):
-                if write in sites and coefficient != 1.0:
-                    sites[write] = replace(sites[write], factor=coefficient)
+            _with_factors(sites, block)
             _with_mid(sites, block)
+            several = any(c in block.sites for s in block.sums for _, c in s.writes)
+            if several and "resid_mid" in sites:
+                del sites["resid_mid"]
+                binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
+            states = dict(_state_sites(block, trace))
+            sites |= {n: site for n, site in states.items() if isinstance(site, Site)}
+            binding.refused.update({prefix + n: why for n, why in states.items() if isinstance(why, str)})
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})
@@ -317,8 +363,8 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
 
 def output_matrix(module: nn.Module, width: int, like: Tensor) -> Tensor:
     """W with module(z) = z W + b, found by feeding it the identity [width, d_model]."""
-    eye = torch.eye(width, dtype=like.dtype, device=like.device)
-    return module.forward(eye) - module.forward(torch.zeros_like(eye[:1]))
+    rows = module.forward(torch.eye(width + 1, width, dtype=like.dtype, device=like.device))  # the last row is zeros
+    return rows[:-1] - rows[-1:]
 
 
 def as_mapping(sites: Mapping[str, Site]) -> dict[str, tuple[int | str, ...]]:

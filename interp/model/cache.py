@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ class Cache(Mapping[str, Tensor]):
     mask: Bool[Tensor, "batch pos"] | None = None
     bos: bool | None = None
     post_norm: bool = False
-    words: tuple[tuple[str, ...], ...] | None = None  # each prompt's tokens as text, for axes
+    decode: Callable[[list[int]], str] | None = None  # the tokenizer's
     pos: Any = "all"  # the positions that were kept
     gradients: dict[str, Tensor] | None = None
 
@@ -49,6 +50,14 @@ class Cache(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.values_by_site)
+
+    @cached_property
+    def words(self) -> tuple[tuple[str, ...], ...] | None:
+        """Each prompt's real tokens as text, for axes; None where there is no tokenizer."""
+        if self.decode is None or self.tokens is None or self.mask is None:
+            return None
+        rows = [ids[keep].tolist() for ids, keep in zip(self.tokens, self.mask, strict=True)]
+        return tuple(tuple(self.decode([i]) for i in row) for row in rows)
 
     @property
     def logits(self) -> Tensor:

@@ -12,7 +12,7 @@ import signal
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -21,14 +21,15 @@ import torch
 from interp.model.inputs import fitting, probe_inputs
 from interp.model.load import load
 from interp.model.proof import by_letter, doctor
+from interp.model.stacks import repeated
 from interp.model.tiny import tiny
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import repeated
 
 LETTERS = "abcdefgh"
 MEMORY = 8 << 30  # bytes of address space a type may take
 Row = dict[str, Any]
+Job = Callable[[str, float], Row]
 
 
 def cover(kind: str, limit: float = 10.0) -> Row:
@@ -70,7 +71,7 @@ def _fill(row: Row, kind: str) -> None:
     row |= {"inputs": list(fitting(twin)), "softmaxes": run.softmaxes, "attentions": len(run.attentions)}
     row |= {"repeated": repeated(twin, run), "stage": "prove"}
     wrapped = load(model)
-    row["proofs"] = {letter: _brief(proof) for letter, proof in by_letter(doctor(wrapped)).items()}
+    row["proofs"] = {letter: _brief(proof) for letter, proof in by_letter(doctor(wrapped, gradients=1)).items()}
     blocks = [block for stack in wrapped.wiring.stacks for block in stack.blocks]
     row |= {"blocks": len(blocks), "solved": sum(bool(b.sums) for b in blocks), "sites": len(wrapped.sites())}
     row["named"] = sum(len(b.cores) for b in blocks)
@@ -86,8 +87,8 @@ def _brief(proof: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- many types
 
 
-def _work(pipe: Connection, limit: float) -> None:
-    """Cover the types that come through the pipe, until it closes."""
+def _work(pipe: Connection, limit: float, job: Job) -> None:
+    """Do the job for the types that come through the pipe, until it closes."""
     import transformers
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -96,13 +97,16 @@ def _work(pipe: Connection, limit: float) -> None:
     pipe.send(None)  # ready: imports are not the first type's time
     while True:
         try:
-            pipe.send(cover(pipe.recv(), limit))
+            pipe.send(job(pipe.recv(), limit))
         except EOFError:
             return
 
 
-def cover_all(kinds: Iterable[str], workers: int = 2, limit: float = 10.0) -> Iterator[Row]:
-    """The rows of all types, as they are done, from `workers` processes. One that dies or hangs is replaced."""
+def cover_all(kinds: Iterable[str], workers: int = 2, limit: float = 10.0, job: Job = cover) -> Iterator[Row]:
+    """The rows that `job(kind, limit)` makes of all types, as they are done, from `workers` processes.
+
+    A process that dies, or gives no answer in twenty times the limit, costs its row and is replaced.
+    """
     context = multiprocessing.get_context("spawn")
     todo = deque(kinds)
     busy: dict[Any, tuple[Any, str, float]] = {}
@@ -110,7 +114,7 @@ def cover_all(kinds: Iterable[str], workers: int = 2, limit: float = 10.0) -> It
 
     def begin() -> tuple[Connection, Any]:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, limit), daemon=True)
+        process = context.Process(target=_work, args=(theirs, limit, job), daemon=True)
         process.start()
         theirs.close()
         ours.recv()

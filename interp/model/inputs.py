@@ -54,6 +54,11 @@ def first_name(model: nn.Module) -> str:
     return said if said in named or not named else named[0]
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of its first parameter; float32 if it has none."""
+    return next((p.dtype for p in model.parameters()), torch.float32)
+
+
 def home(model: nn.Module) -> torch.device:
     """Where the model takes its inputs: its first parameter's device, or where its offloaded weights are brought to run."""
     device = next((p.device for p in model.parameters() if not p.is_meta), None)
@@ -100,7 +105,7 @@ def _possible(model: nn.Module) -> list[Row]:
 def _runs(model: nn.Module, row: Row) -> bool:
     from interp.model.twin import Lifted
 
-    lifted = Lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    lifted = Lifted() if dtype_of(model) == torch.float64 else nullcontext()
     try:
         with torch.no_grad(), lifted:
             model(**_made(model, row, 2, 7, torch.Generator().manual_seed(0)))
@@ -111,13 +116,17 @@ def _runs(model: nn.Module, row: Row) -> bool:
 
 def _made(model: nn.Module, row: Row, batch: int, length: int, generator: torch.Generator) -> dict[str, Any]:
     config, accepted = model.config, inspect.signature(model.forward).parameters
-    where, dtype = home(model), next(model.parameters()).dtype
+    where, dtype = home(model), dtype_of(model)
     inputs: dict[str, Any] = {}
     for name, spec in row.items():
         value = _value(config, spec, batch, length, generator)
         value = value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         inputs[name] = value.to(where) if isinstance(value, Tensor) else value
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted and "decoder_input_ids" not in row:
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        and "decoder_input_ids" in accepted
+        and "decoder_input_ids" not in row
+    ):
         inputs["decoder_input_ids"] = _tokens(config, (batch, length - 2), generator).to(where)
     anything = any(a.kind is a.VAR_KEYWORD for a in accepted.values())
     if "use_cache" in accepted or (anything and "input_ids" in row and hasattr(text_config(config), "use_cache")):
@@ -207,7 +216,11 @@ def _with_places(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _features(model: nn.Module, inputs: dict[str, Any], kind: str) -> int:
     """How many vectors the model puts in the places of all pictures (or sounds) together."""
-    make = getattr(model, f"get_{kind}_features", None) or getattr(model.model, f"get_{kind}_features")
+    make = next(
+        (f for m in (model, getattr(model, "model", None)) if (f := getattr(m, f"get_{kind}_features", None))), None
+    )
+    if make is None:
+        return 0  # the text looks at them by cross-attention
     taken = inspect.signature(make).parameters
     with torch.no_grad():
         made = make(**{name: value for name, value in inputs.items() if name in taken})
@@ -227,7 +240,7 @@ def _like(model: nn.Module, batch: int, length: int, generator: torch.Generator)
         if not isinstance(value, Tensor) or value.dtype == torch.bool:
             inputs[name] = value
         elif value.is_floating_point():
-            dtype = next(model.parameters()).dtype
+            dtype = dtype_of(model)
             inputs[name] = torch.randn(batch, *value.shape[1:], generator=generator).to(value.device, dtype)
         else:
             shape = (batch, length) if value.ndim == 2 else (batch, *value.shape[1:])

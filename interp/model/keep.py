@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,19 +22,21 @@ class Kept:
     def __init__(self, pos: Pos, dtype: torch.dtype | None, device: Any, clone: bool) -> None:
         self.pos, self.dtype, self.device, self.clone = pos, dtype, device, clone
         self.values: dict[str, Tensor] = {}
-        self.versions: dict[str, tuple[Tensor, int]] = {}
+        self.versions: dict[str, int] = {}
 
-    def __call__(self, site: str, x: Tensor, positions: Positions) -> None:
-        kept = self.cut(site, x, positions).detach().to(device=self.device, dtype=self.dtype)
-        self.values[site] = kept.clone() if self.clone and kept.data_ptr() == x.data_ptr() else kept
-        self.versions[site] = (self.values[site], self.values[site]._version)
+    def __call__(self, site: str, x: Tensor, where: Callable[[], Positions]) -> None:
+        kept = self.cut(site, x.detach() if x.requires_grad else x, where)
+        if self.device is not None or self.dtype is not None:
+            kept = kept.to(device=self.device, dtype=self.dtype)
+        self.values[site] = kept = kept.clone() if self.clone and kept.data_ptr() == x.data_ptr() else kept
+        self.versions[site] = kept._version
 
-    def cut(self, site: str, x: Tensor, positions: Positions) -> Tensor:
+    def cut(self, site: str, x: Tensor, where: Callable[[], Positions]) -> Tensor:
         """The positions asked for."""
         if isinstance(self.pos, str) and self.pos == "all":
             return x
         axis = position_axis(site)
-        chosen = positions.select(self.pos).to(x.device)
+        chosen = where().select(self.pos).to(x.device)
         counts = chosen.sum(1)
         if int(counts.min()) != int(counts.max()) or int(counts.max()) == 0:
             raise WrongUse(
@@ -44,7 +47,7 @@ class Kept:
 
     def changed(self) -> bool:
         """Whether the model later wrote into a recorded tensor in place; then the run is repeated with copies."""
-        return any(t._version != version for t, version in self.versions.values())
+        return any(self.values[site]._version != version for site, version in self.versions.items())
 
 
 class Joined:
@@ -54,8 +57,8 @@ class Joined:
         self.parts: dict[str, list[Tensor]] = {}
         self.seen: dict[str, int] = {}
 
-    def __call__(self, site: str, x: Tensor, positions: Positions) -> None:
-        axis, total = position_axis(site), int(positions.index.max()) + 1
+    def __call__(self, site: str, x: Tensor, where: Callable[[], Positions]) -> None:
+        axis, total = position_axis(site), int(where().index.max()) + 1
         fresh = min(total - self.seen.get(site, 0), x.shape[axis])
         if fresh > 0:
             part = x.detach().narrow(axis, x.shape[axis] - fresh, fresh)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from interp.errors import Failed, WrongUse, check_keys
@@ -53,17 +55,29 @@ def _plain(module: nn.Module, path: str, done: dict[int, nn.Module], found: list
     return new
 
 
+PACKED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+
+
+def quantised(module: nn.Module) -> str:
+    """What says that a model is quantised: a parameter of whole numbers, packed weights, or its config; "" if nothing does."""
+    for name, p in module.named_parameters():
+        if not (p.is_floating_point() or p.is_complex()):
+            return f"parameter {name!r} holds {p.dtype}"
+    for name, part in module.named_modules():
+        if part.__dict__.get("dtype") in PACKED:
+            return f"{name!r} holds {part.dtype}"
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    return "" if config is None else "its config has a quantization_config"
+
+
 def check_differentiable(module: nn.Module) -> None:
     """Raise `WrongUse` for a quantised model: its products have no gradients to rely on."""
-    whole = next((n for n, p in module.named_parameters() if not p.is_floating_point()), None)
-    config = getattr(getattr(module, "config", None), "quantization_config", None)
-    if whole is None and config is None:
-        return
-    why = f"parameter {whole!r} is quantised" if whole is not None else "its config has a quantization_config"
-    raise WrongUse(
-        f"gradients were asked for, but {type(module).__name__} is quantised ({why}): load the model in float32 or bfloat16, "
-        "or leave out grad=."
-    )
+    why = quantised(module)
+    if why:
+        raise WrongUse(
+            f"gradients were asked for, but {type(module).__name__} is quantised ({why}): load the model in float32 or "
+            "bfloat16, or leave out grad=."
+        )
 
 
 def check_mask(model: Model) -> None:
@@ -72,8 +86,8 @@ def check_mask(model: Model) -> None:
     Decided by the forward's signature, and for text models by running a float64 twin: a prompt in a padded batch must
     get what it gets alone.
     """
-    accepted = inspect.signature(model.module.forward).parameters
-    if "attention_mask" not in accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    known = accepted(model.module)
+    if "attention_mask" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         raise _ignored(model, "its forward takes no attention_mask")
     error = model._padding_error
     if error is not None and not error <= 1e-8:
@@ -118,7 +132,21 @@ def check_options(module: nn.Module, options: Iterable[str]) -> None:
 
 def main_inputs(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a single pass: no cache is built that nobody will read."""
-    accepted = inspect.signature(module.forward).parameters
-    if "use_cache" in accepted and "use_cache" not in inputs and "past_key_values" not in inputs:
-        return inputs | {"use_cache": False}
-    return inputs
+    if "use_cache" in inputs or "past_key_values" in inputs or "use_cache" not in accepted(module):
+        return inputs
+    return inputs | {"use_cache": False}
+
+
+def accepted(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a module's forward, as its class has it unless the module has one of its own."""
+    return (
+        inspect.signature(module.forward).parameters
+        if "forward" in vars(module)
+        else signature(type(module).forward).parameters
+    )
+
+
+@cache
+def signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a class's forward, `self` first, looked at once."""
+    return inspect.signature(forward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from interp.model.binding import Site
 if TYPE_CHECKING:
     import pandas as pd
 
+SMALL = 2**24  # bytes: what a process needs to breathe anyway; less is not compared with what is free
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -55,13 +57,10 @@ def available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def site_bytes(site: Site, batch: int, length: int, positions: int, dtype: torch.dtype) -> int:
-    """Bytes a recorded site takes for [batch, length] tokens of which `positions` a prompt are kept."""
+def numbers(shape: tuple[int | str, ...], batch: int, length: int, positions: int) -> int:
+    """How many a site of this shape holds for [batch, length] tokens of which `positions` a prompt are kept; 0: unknown shape."""
     sizes = {"batch": batch, "pos": positions, "query": positions, "key": length}
-    total = dtype.itemsize
-    for size in site.shape:
-        total *= sizes[size] if isinstance(size, str) else size
-    return total
+    return math.prod(sizes[size] if isinstance(size, str) else size for size in shape) if shape else 0
 
 
 def growth(name: str, site: Site, t: Tensor, small: Mapping[str, int], large: Mapping[str, int]) -> float:

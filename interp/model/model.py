@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
-from interp.model.inputs import first_name, home, probe_inputs
+from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -31,13 +31,14 @@ from interp.model.live import (
 )
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
-from interp.model.session import Session, Stop, report_unfired
+from interp.model.session import Keep, Session, Stop, report_unfired, submodule
+from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
-from interp.model.wiring import Place, Wiring, solve
-from interp.sites import MODULE, expand, explain_unknown
+from interp.model.wiring import Place, Wiring
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -92,7 +93,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
-        return next(self.module.parameters()).dtype
+        return dtype_of(self.module)
 
     @cached_property
     def wiring(self) -> Wiring:
@@ -102,7 +103,7 @@ class Model:
         with Lifted(), torch.no_grad():
             wiring = solve(twin, _probed(twin))
             unseen = _probed(twin, batch=3, length=9, seed=1)
-        return prove_sums(wiring, unseen, tolerance=1e-8)
+            return prove_sums(wiring, unseen, tolerance=1e-8)
 
     @cached_property
     def binding(self) -> Binding:
@@ -127,6 +128,8 @@ class Model:
         with torch.no_grad():
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
+        for known in ("_expanded", "_ready", "_numbers"):
+            self.__dict__.pop(known, None)
 
     def to_transformer_lens(self) -> Any:
         """A TransformerLens bridge around a copy of this model; see `interp.interop.lens.to_transformer_lens`."""
@@ -154,21 +157,28 @@ class Model:
 
     def _sites(self, patterns: str | Iterable[str]) -> tuple[list[str], dict[str, Site]]:
         """Names that match, and the table of sites with the `module:` ones added."""
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        only_modules = all(p.startswith(MODULE) for p in patterns)
-        known = {} if only_modules else self.binding.sites
-        refused = {} if only_modules else self.binding.refused
-        post_norm = False if only_modules or not known else self.wiring.post_norm
-        names = expand(patterns, list(known), refused, post_norm)
-        return names, known | {n: self._module_site(n) for n in names if n.startswith(MODULE)}
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        if all(p.startswith(MODULE) for p in patterns):
+            return list(dict.fromkeys(patterns)), {n: self._module_site(n) for n in patterns}
+        names = self._expanded(patterns)
+        modules = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
+        return list(names), self.binding.sites | modules if modules else self.binding.sites
+
+    @cached_property
+    def _expanded(self) -> Callable[[tuple[str, ...]], list[str]]:
+        """`expand` for this model; the globs last asked for are remembered."""
+        sites, refused = self.binding.sites, self.binding.refused
+        return lru_cache(maxsize=64)(lambda patterns: expand(patterns, sites, refused, self.wiring.post_norm))
 
     def _module_site(self, name: str) -> Site:
         """`module:path`, `module:path:in`, `module:path@2` (its third call)."""
         path, _, side = name.removeprefix(MODULE).partition(":")
         path, _, call = path.partition("@")
-        modules = dict(self.module.named_modules())
-        if path not in modules or side not in ("", "in", "out") or (call and not call.isdigit()):
-            raise explain_unknown(name, [MODULE + m for m in modules], {})
+        found = None
+        with suppress(KeyError, AttributeError):
+            found = submodule(self.module, path)
+        if found is None or side not in ("", "in", "out") or (call and not call.isdigit()):
+            raise explain_unknown(name, [MODULE + m for m, _ in self.module.named_modules()], {})
         return Site("module", Place(path, side or "out", None, int(call or 0)), ())
 
     # ------------------------------------------------------------ what goes in
@@ -209,27 +219,39 @@ class Model:
 
     def inputs(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
         """Keyword arguments for the wrapped model from text, texts, ids, `Tokens`, a float tensor or a dict."""
+        if isinstance(x, Tensor):
+            if x.is_floating_point():
+                return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
+            return self._named(x if x.ndim > 1 else x.reshape(1, -1))
         if isinstance(x, Mapping):
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
-        if isinstance(x, Tensor):
-            if x.is_floating_point():
-                return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
-            x = Tokens(torch.atleast_2d(x).to(self.device), torch.atleast_2d(torch.ones_like(x, dtype=torch.bool)))
         if not isinstance(x, Tokens):
             raise WrongUse(
                 f"{type(x).__name__} is no input: give text, a list of texts, token ids, a float tensor or a dict."
             )
-        if x.ids.numel() == 0:
-            raise WrongUse(f"the input has no tokens: its shape is {tuple(x.ids.shape)}.")
-        inputs: dict[str, Any] = {first_name(self.module): x.ids}
-        if not bool(x.mask.all()):
-            inputs["attention_mask"] = x.mask.long()
-        if getattr(self.config, "is_encoder_decoder", False):
-            start = getattr(self.config, "decoder_start_token_id", None) or 0
-            inputs["decoder_input_ids"] = torch.full_like(x.ids[:, :1], start)
-        return inputs
+        return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
+
+    def _named(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Any]:
+        """Token ids under the name the wrapped model gives them, with a decoder's first token if it has one."""
+        if ids.numel() == 0:
+            raise WrongUse(f"the input has no tokens: its shape is {tuple(ids.shape)}.")
+        ids = ids.to(self.device)
+        if not self._has_decoder:
+            return {self._main_input: ids}
+        start = getattr(self.config, "decoder_start_token_id", None) or 0
+        return {self._main_input: ids, "decoder_input_ids": torch.full_like(ids[:, :1], start)}
+
+    @cached_property
+    def _main_input(self) -> str:
+        """What the wrapped model calls its token ids."""
+        return first_name(self.module)
+
+    @cached_property
+    def _has_decoder(self) -> bool:
+        """Whether the wrapped model is an encoder and a decoder."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
 
     # ------------------------------------------------------------ what is done with it
 
@@ -264,27 +286,34 @@ class Model:
         """
         names = self._sites(sites)[0]
         inputs, mine = self.inputs(x, bos), self._resolved(edits)
-        tokens, mask = inputs.get(first_name(self.module)), inputs.get("attention_mask")
+        tokens, mask = inputs.get(self._main_input), inputs.get("attention_mask")
         tokens = None if tokens is None or tokens.is_floating_point() else tokens
         self._check_mask(inputs)
         self._check_edits(mine, inputs)
         if grad is not None:
             check_differentiable(self.module)
+            refuse(
+                [*names, *(e.site for e in [*self._active, *mine])],
+                NO_GRADIENT,
+                "has no gradient, nor lets one through",
+            )
         self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
         for clone in (False, True):
             kept, slope = Kept(pos, dtype, device, clone), Kept(pos, dtype, device, False)
             self._run(mine, names, kept, inputs, strict, grad, slope)
             if not kept.changed():
                 break
-        ones = None if tokens is None else torch.ones_like(tokens, dtype=torch.bool)
-        real = ones if mask is None else mask.bool()
+        if mask is not None:
+            mask = mask.bool()
+        elif tokens is not None:
+            mask = torch.ones_like(tokens, dtype=torch.bool)
         return Cache(
             {n: kept.values[n] for n in names},
             tokens,
-            real,
+            mask,
             bos,
             self._post_norm,
-            self._words(tokens, real),
+            getattr(self.tokenizer, "decode", None),
             pos,
             None if grad is None else {n: slope.values[n] for n in names},
         )
@@ -294,23 +323,29 @@ class Model:
         """Whether aliases mean sums before the norm; False while nothing but `module:` sites was asked for."""
         return "wiring" in self.__dict__ and self.wiring.post_norm
 
-    def _words(self, tokens: Tensor | None, mask: Tensor | None) -> tuple[tuple[str, ...], ...] | None:
-        """Each prompt's real tokens as text."""
-        if self.tokenizer is None or tokens is None or mask is None:
-            return None
-        rows = [ids[keep].tolist() for ids, keep in zip(tokens, mask, strict=True)]
-        return tuple(tuple(self.tokenizer.decode([i]) for i in row) for row in rows)
-
     @contextmanager
-    def _watched(self, edits: Sequence[Edit], reads: Sequence[str] = (), **options: Any) -> Iterator[Session]:
+    def _watched(
+        self, edits: Sequence[Edit], reads: Sequence[str] = (), keep: Keep | None = None, stop: bool = False
+    ) -> Iterator[Session]:
         """Hooks for these edits after those of the enclosing `edit`, whose own hooks step aside."""
         edits = [*self._active, *edits]
-        table = self._sites([*(e.site for e in edits), *reads])[1]
-        session = Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally, **options)
+        session = self._hooks(edits, reads) if edits else self._ready(tuple(reads))
+        if session.undo:  # in use: a recording within a recording
+            session = self._hooks(edits, reads)
+        session.keep, session.stop = keep, stop
         with self._bare() as outer, session:
             yield session
         if outer is not None:
             outer.fired |= session.fired
+
+    def _hooks(self, edits: Sequence[Edit], reads: Sequence[str] = ()) -> Session:
+        table = self._sites([*(e.site for e in edits), *reads])[1]
+        return Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally)
+
+    @cached_property
+    def _ready(self) -> Callable[[tuple[str, ...]], Session]:
+        """Hooks that only read; the last ones are kept."""
+        return lru_cache(maxsize=8)(lambda reads: self._hooks((), reads))
 
     def _run(
         self,
@@ -416,18 +451,24 @@ class Model:
         """Refuse a recording that will not fit: by a quick count, and exactly (see `plan`) where that comes near."""
         if not any(isinstance(inputs.get(k), Tensor) for k in ("input_ids", "decoder_input_ids")):
             return
-        table, large, share = self._sites(names)[1], _lengths(inputs), _share(pos, inputs)
+        large, share = _lengths(inputs), _share(pos, inputs)
         length = max(large["pos"], large["decoder"])
         kept = length if share is None else round(share * large["pos"])
-        rough = sum(
-            memory.site_bytes(table[n], large["batch"], length, kept, dtype or self.dtype)
-            for n in names
-            if table[n].shape
-        )
+        numbers = copies * self._numbers(tuple(names), large["batch"], length, kept)
+        if 8 * numbers < memory.SMALL:
+            return
+        rough = numbers * (dtype or self.dtype).itemsize
         free = memory.available(torch.device(device) if device else self.device)
-        if free is not None and copies * rough > 0.2 * free:
+        if free is not None and rough > 0.2 * free:
             costs = self.plan(inputs, names, pos=pos, dtype=dtype, device=device).by_site
             memory.check_plan({n: copies * size for n, size in costs.items()}, free)
+
+    @cached_property
+    def _numbers(self) -> Callable[[tuple[str, ...], int, int, int], int]:
+        """How many numbers sites hold for a batch of a length, of which some positions are kept; the last counts stay."""
+        return lru_cache(maxsize=64)(
+            lambda names, *run: sum(memory.numbers(self._sites(names)[1][n].shape, *run) for n in names)
+        )
 
     # ------------------------------------------------------------ edits
 
@@ -438,6 +479,7 @@ class Model:
             if not isinstance(edit, Edit) or type(edit) is Edit:
                 raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
             names = self._sites(edit.site)[0]
+            refuse(names, READ_ONLY, "can be recorded, but not edited")
             source = getattr(edit, "source", None)
             if isinstance(source, Cache):
                 for name in names:
@@ -457,7 +499,7 @@ class Model:
         for edit in mine:
             edit.check(table[edit.site].shape, {})
             self._tally[edit.origin] = 0
-        session = Session(self.module, table, [*before, *mine], prompt=lambda: self._prompt, tally=self._tally)
+        session = self._hooks([*before, *mine])
         with self._bare() as outer:
             self._active = [*before, *mine]
             try:
@@ -569,7 +611,7 @@ class Model:
         lengths = x.mask.sum(1)
         if int(lengths.min()) == int(lengths.max()) == x.mask.shape[1]:
             return x
-        left = not getattr(self.config, "is_encoder_decoder", False)
+        left = not self._has_decoder
         if left and int(lengths.min()) < int(lengths.max()):
             self._check_left_padding()
         return self.pad([i[m].tolist() for i, m in zip(x.ids, x.mask, strict=True)], left=left, bos=bos)
@@ -604,7 +646,7 @@ class Model:
         """What was recorded while generating, for the tokens that were read, padded on the right."""
         ids = getattr(out, "sequences", out)[:, :-1]
         mask = torch.ones_like(ids, dtype=torch.bool)
-        start = 1 if getattr(self.config, "is_encoder_decoder", False) else tokens.ids.shape[1]
+        start = 1 if self._has_decoder else tokens.ids.shape[1]
         mask[:, :start] = tokens.mask if start > 1 else True
         if ends is not None:
             ended = torch.isin(ids[:, start:], torch.as_tensor(ends, device=ids.device)).long().cumsum(1)
@@ -612,7 +654,7 @@ class Model:
         values = kept.values(mask)
         order = (~mask).long().argsort(dim=1, stable=True)
         ids, mask = ids.gather(1, order), mask.gather(1, order)
-        return Cache(values, ids, mask, bos, self._post_norm, self._words(ids, mask))
+        return Cache(values, ids, mask, bos, self._post_norm, getattr(self.tokenizer, "decode", None))
 
     @cached_property
     def _left_padding_error(self) -> float:
@@ -666,8 +708,8 @@ def _usable(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _share(pos: Pos, inputs: Mapping[str, Any]) -> float | None:
     """The part of each prompt's positions that `pos` keeps; None: all, and nothing is copied."""
-    where = of_call(inputs)
-    if where is None or (isinstance(pos, str) and pos == "all"):
+    where = None if isinstance(pos, str) and pos == "all" else of_call(inputs)
+    if where is None:
         return None
     return int(where.select(pos).sum(1).max()) / where.index.shape[1]
 

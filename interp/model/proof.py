@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.inputs import first_name
-from interp.model.sweep import output_tensor
-from interp.model.trace import Call, Trace, trace
-from interp.model.wiring import Block, Place, Sum, Wiring, repeated
+from interp.model.live import main_inputs
+from interp.model.stacks import repeated
+from interp.model.sweep import Metric, output_tensor
+from interp.model.trace import Trace, rerun, trace
+from interp.model.wiring import Block, Coefficient, Sum, Wiring, vector
+from interp.sites import NO_GRADIENT
 
 if TYPE_CHECKING:
     from interp.model.model import Model
@@ -57,29 +60,44 @@ def by_letter(proofs: Sequence[Proof]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- sums of the stream
 
 
-def _value(trace: Trace, place: Place, shape: torch.Size) -> Tensor:
+def _value(trace: Trace, block: Block, name: str) -> Tensor:
+    """A site of a block in float64, its positions on one axis and its channels last."""
+    place = block.sites[name]
     call = trace.of(place.path)[place.call]
-    return (call.inputs if place.side == "in" else call.outputs)[place.key].reshape(shape)
+    return place.rows((call.inputs if place.side == "in" else call.outputs)[place.key]).double()
 
 
-def sum_error(trace: Trace, block: Block, claim: Sum) -> float:
-    """||site - (base + Σ c · write)|| / ||site||  in float64."""
-    shape = trace.of(block.path)[block.call].out.shape  # type: ignore[union-attr]
-    at = {
-        name: _value(trace, block.sites[name], shape).double() for name in [claim.site, claim.base, *dict(claim.writes)]
-    }
-    made = at[claim.base] + sum(c * at[w] for w, c in claim.writes)
-    return float((at[claim.site] - made).norm() / at[claim.site].norm())
+def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> Tensor:
+    """coefficient · t, for a number, a value per channel, or a site with a value for every position (and pair of streams)."""
+    if not isinstance(coefficient, str):
+        return coefficient * t
+    if coefficient not in block.sites:
+        return vector(trace.root, coefficient, t.to(next(trace.root.parameters()).dtype)).double() * t
+    weight = _value(trace, block, coefficient)
+    if weight.ndim == 4:
+        return torch.einsum("bpmn,bpmd->bpnd", weight, t)
+    return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
-def norm_error(trace: Trace, block: Block, site: str, total: str) -> float:
+def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
+    """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
+    site = _value(trace, block, claim.site)
+    terms = [(claim.base, claim.scale), *(claim.writes if writes else ())]
+    made = sum(_times(trace, block, c, _value(trace, block, name)).reshape(site.shape) for name, c in terms)
+    if claim.constant and writes:
+        made = made + _times(trace, block, claim.constant, torch.ones_like(site))
+    return float((site - made).norm() / site.norm())
+
+
+def norm_error(trace: Trace, block: Block, site: str, total: str, scale: str) -> float:
     """||site - norm(sum)|| / ||site||, with the norm module called again on the sum."""
-    place = block.sites[total]
-    call: Call = trace.of(place.path)[place.call]
+    place, at = block.scales[scale], block.sites[total]
+    norm, read = trace.of(place.path)[place.call], trace.of(at.path)[at.call]
+    given = at.rows((read.inputs if at.side == "in" else read.outputs)[at.key])
     with torch.no_grad():
-        again = call.module(call.inputs[place.key])
-    out = _value(trace, block.sites[site], again.shape)
-    return float((again - out).norm() / out.norm())
+        again = place.rows(rerun(norm, place.unrows(given.reshape(place.rows(norm.into).shape), norm.into)))  # type: ignore[arg-type]
+    out = _value(trace, block, site)
+    return float((again.reshape(out.shape) - out).norm() / out.norm())
 
 
 def block_errors(trace: Trace, block: Block) -> list[tuple[str, float]]:
@@ -112,13 +130,15 @@ def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
 # ---------------------------------------------------------------- the doctor
 
 
-def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
+def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = None) -> list[Proof]:
     """All proofs, on the float64 twin where the identity is exact, on the model itself where it is about its own numbers.
 
-    `wiring` puts another wiring than the solved one to the proof, as it is.
+    `wiring` puts another wiring than the solved one to the proof, as it is. `gradients`: proof (g) on so many sites, evenly
+    spaced in depth; None: on one of every kind.
     """
     from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
+    from interp.model.state import prove_states
     from interp.model.twin import Lifted, twin_of
     from interp.model.weights import prove_weights
 
@@ -136,8 +156,8 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
-        "g": lambda: [_gradients(twin, inputs)],
-        "h": lambda: [prove_weights(twin, inputs)],
+        "g": lambda: [_gradients(twin, inputs, gradients)],
+        "h": lambda: [prove_weights(twin, inputs), *prove_states(twin)],
     }
     with Lifted():
         return proofs + [proof for letter, prove in on_twin.items() for proof in _tried(letter, prove)]
@@ -189,7 +209,7 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
     seen, run = [], trace(twin.module, inputs)
     for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
         claimed = {(c.path, c.call) for c in block.cores.values()}
-        found = [c for c, _ in run.cores(run.of(block.path)[block.call])]
+        found = [c for c, _ in run.cores(run.span(block.path, block.call, block.until))]
         seen += [c.path for c in found if (c.path, c.number) not in claimed]
     if seen:
         why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"
@@ -241,26 +261,16 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
 
 
 def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
-    """(e) With all writes zeroed a pre-norm block is the identity; a post-norm block is norm(norm(x))."""
+    """(e) With all writes zeroed every sum is what it is added to, so that a block is the identity, or its norms."""
     from interp.model.edits import Zero
 
-    worst, seen = 0.0, False
-    for stack in twin.wiring.stacks:
-        for number, block in enumerate(stack.blocks):
-            prefix = f"{stack.prefix}blocks.{number}."
-            writes = [w for s in block.sums for w, _ in s.writes]
-            if not writes:
-                continue
-            seen = True
-            ends = twin.record(
-                inputs,
-                [prefix + "resid_pre", prefix + "resid_post"],
-                edits=[Zero(prefix + w) for w in dict.fromkeys(writes)],
-            )
-            expected = ends[prefix + "resid_pre"]
-            for _, total in block.norms:
-                expected = twin.module.get_submodule(block.sites[total].path)(expected)
-            worst = max(worst, _off(ends[prefix + "resid_post"], expected))
+    blocks = {f"{s.prefix}blocks.{n}.": b for s in twin.wiring.stacks for n, b in enumerate(s.blocks)}
+    writes = [p + w for p, block in blocks.items() for total in block.sums for w, _ in total.writes]
+    with twin.edit(*(Zero(w) for w in dict.fromkeys(writes))):
+        run = trace(twin.module, inputs)
+    errors = [sum_error(run, block, total, writes=False) for block in blocks.values() for total in block.sums]
+    errors += [norm_error(run, block, *norm) for block in blocks.values() for norm in block.norms]
+    worst, seen = max(errors, default=0.0), bool(writes)
     return Proof(
         "e",
         "zeroed writes leave the identity (post-norm: the norms)",
@@ -273,35 +283,51 @@ def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
 COORDINATES = 3
 
 
-def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
-    """(g) Σ d metric / d x_j over three coordinates agrees with the central difference along them, for a site of each kind."""
-    from interp.model.edits import Replace
+def _gradients(twin: Model, inputs: dict[str, Any], most: int | None) -> Proof:
+    """(g) d m / d x_j = (m(x + h e_j) - m(x - h e_j)) / 2h, one coordinate at a time, for a site of each kind.
 
-    def metric(out: Tensor) -> Tensor:
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-        return (out * weights).sum()
+    The three coordinates of a site with the largest |slope|: there a central difference is far from rounding, and a
+    gradient that is wrong where it matters is wrong there. h is 1e-5 of the site's root mean square. A slope below 1e-10
+    of Σ |w · output| / h counts as that large: less cannot be told from rounding.
+    """
+
+    def weighted(out: Tensor) -> Tensor:
+        return out * torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
     claim = "gradients at recorded sites match central differences"
-    names = list({re.sub(r"\d+", "*", n): n for n in twin.binding.sites if editable(n) and n != "logits"}.values())
+    sites = [n for n in twin.binding.sites if editable(n) and n != "logits" and n.rsplit(".", 1)[-1] not in NO_GRADIENT]
+    names = list({re.sub(r"\d+", "*", n): n for n in sites}.values())
     if not names:
         return Proof("g", claim, None, 1e-4, "no site to change")
-    cache, errors = twin.record(inputs, names, grad=metric), {}
+    if most is not None and most < len(names):
+        names = [names[(2 * i + 1) * len(names) // (2 * most)] for i in range(most)]
+    with torch.no_grad():
+        size = float(weighted(output_tensor(twin.module(**inputs))).abs().sum())
+    cache, errors = twin.record(inputs, names, grad=lambda out: weighted(out).sum()), dict[str, float]()
     for name in names:
-        slope, value = cache.grad[name], cache[name]
+        slope, value = cache.grad[name].flatten(), cache[name]
         seen = value[value.abs() < 1e9]  # not the mask of the scores
         step = 1e-5 * float(seen.square().mean().sqrt().clamp(min=1e-3))
-        places = slope.abs().flatten().topk(min(COORDINATES, slope.numel())).indices
-        unit = torch.zeros_like(value).flatten()
-        unit[places] = slope.flatten()[places].sign()  # so that the three cannot cancel
-        ends = []
-        for sign in (step, -step):
-            change = sign * unit.view_as(value)
-            with twin.edit(Replace(name, change.add)), torch.no_grad():
-                ends.append(metric(output_tensor(twin.module(**inputs))))
-        wanted = float((slope.flatten() * unit).sum())
-        errors[name] = abs(float(ends[0] - ends[1]) / (2 * step) - wanted) / max(wanted, 1e-12)
+        for place in slope.abs().topk(min(COORDINATES, slope.numel())).indices.tolist():
+            off = abs(_difference(twin, inputs, weighted, name, value, place, step) - float(slope[place]))
+            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step))
     worst = max(errors, key=lambda n: errors[n])
     return Proof("g", claim, errors[worst], 1e-4, f"{worst} is off")
+
+
+def _difference(
+    twin: Model, inputs: dict[str, Any], metric: Metric, name: str, value: Tensor, place: int, step: float
+) -> float:
+    """(m(x + h e) - m(x - h e)) / 2h, m the sum of `metric`, e the unit vector of one coordinate of a site."""
+    from interp.model.edits import Replace
+
+    ends = []
+    for h in (step, -step):
+        change = value.new_zeros(value.numel())
+        change[place] = h
+        with twin.edit(Replace(name, change.view(value.shape).add)), torch.no_grad():
+            ends.append(float(metric(output_tensor(twin.module(**inputs))).sum()))
+    return (ends[0] - ends[1]) / (2 * step)
 
 
 def editable(name: str) -> bool:
@@ -342,7 +368,7 @@ def _is_causal(twin: Model) -> bool:
     other[0, -1] = other[0, 0] if other[0, 0] != other[0, -1] else other[0, 1]
     try:
         with torch.no_grad():
-            a, b = (output_tensor(twin.module(**twin.inputs(i))) for i in (ids, other))
+            a, b = (output_tensor(twin.module(**main_inputs(twin.module, twin.inputs(i)))) for i in (ids, other))
     except (TypeError, ValueError, AttributeError):  # it wants more than text
         return False
     return a.ndim == 3 and a.shape[1] == 6 and bool((a[:, :-1] - b[:, :-1]).abs().max() < 1e-10)
@@ -370,7 +396,9 @@ def padding_error(twin: Model, left: bool) -> float:
     if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
         inputs = {name: value for name, value in inputs.items() if name in named}
     with torch.no_grad():
-        together, alone = output_tensor(twin.module(**inputs)), output_tensor(twin.module(**twin.inputs(short)))
+        together, alone = (
+            output_tensor(twin.module(**main_inputs(twin.module, x))) for x in (inputs, twin.inputs(short))
+        )
     return float((together[1][mask[1]] - alone[0]).abs().max())
 
 

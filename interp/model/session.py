@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from interp.errors import Failed, WrongUse
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
-from interp.model.experts import effect, hidden, routing
+from interp.model.experts import Scores, effect, hidden, routing
+from interp.model.live import signature
 from interp.model.positions import Positions, of_call
+from interp.model.state import CACHE, beside, stepped
 from interp.model.tap import Tap
-from interp.model.trace import Key, replace_in
-from interp.model.wiring import Place
+from interp.model.trace import Key, replace_in, tensors_in
+from interp.model.wiring import Coefficient, Place, vector
 from interp.sites import position_axis
 
 Change = Callable[[Tensor], Tensor | None]
+Keep = Callable[[str, Tensor, Callable[[], Positions]], None]
+Visit = Callable[..., Any]  # of a module's (args, kwargs) or of its output; None: it goes on as it is
 
 
 class Stop(BaseException):
@@ -33,8 +37,8 @@ class Session:
     """Hooks that apply `edits` and hand what `reads` name to `keep(site, tensor, positions)`.
 
     Reads see edited values. Without edits, nothing the model computes changes. With `stop`, the pass ends after the
-    last read. `tally` counts how often each edit changed a tensor. Leaving the context removes every hook, also after an
-    exception.
+    last read. `tally` counts how often each edit changed a tensor. What is visited where is worked out once; entering
+    the context puts the hooks in place, leaving it removes every one, also after an exception.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Session:
         sites: dict[str, Site],
         edits: Iterable[Edit] = (),
         reads: Iterable[str] = (),
-        keep: Callable[[str, Tensor, Positions], None] | None = None,
+        keep: Keep | None = None,
         stop: bool = False,
         prompt: Callable[[], Tensor | None] = lambda: None,
         tally: MutableMapping[Edit, int] | None = None,
@@ -55,29 +59,30 @@ class Session:
             self.edits.setdefault(edit.site, []).append(edit)
         self.reads = list(reads)
         self.fired: set[int] = set()
+        self.visits: dict[tuple[str, str], dict[int, list[Visit]]] = {}  # (path, side) -> number of the call -> visits
+        self.taps: dict[str, dict[int, dict[str, str]]] = {}  # path -> number of the call -> inner name -> site
         self.undo: list[Callable[[], None]] = []
-        self.counts: dict[int, int] = {}
+        self.counts: dict[tuple[str, str], int] = {}
         self.left: set[str] = set(self.reads)
-        self.main: Positions | None = None
+        self.arguments: Mapping[str, Any] = {}  # of the pass that runs
+        self.before: Positions | None = None
         self.generating: Tensor | None = None
-        self.decoder: Positions | None = None
+        self.aside = False  # a module runs once more beside the pass: its hooks sleep
+        self.inside: list[str] = []  # sites for which a module's forward is replaced
+        self._arrange()
 
     # ------------------------------------------------------------ in and out
 
     def __enter__(self) -> Session:
         try:
             self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
-            taps: dict[str, dict[tuple[int, str], str]] = {}
-            for name in [*self.edits, *(n for n in self.reads if n not in self.edits)]:
+            for name in self.inside:
                 site = self.sites[name]
-                if site.kind == "tap":
-                    taps.setdefault(site.place.path, {})[site.place.call, site.inner] = name
-                elif name in self.edits:
-                    self._install_edit(name, site)
-            for name in self.reads:
-                self._install_read(name, self.sites[name])
-            for path, names in taps.items():
+                (self._install_state if site.kind == "state" else self._install_router)(name, site)
+            for path, names in self.taps.items():
                 self._install_tap(path, names)
+            for (path, side), visits in self.visits.items():
+                self._listen(path, side, visits)
         except BaseException:
             self.close()
             raise
@@ -85,11 +90,26 @@ class Session:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
+        self.keep = None
+        self._at({})
 
     def close(self) -> None:
         """Take every hook away."""
         while self.undo:
             self.undo.pop()()
+
+    def _arrange(self) -> None:
+        """Work out what is visited where: edits before reads, so that reads see edited values."""
+        for name in dict.fromkeys([*self.edits, *self.reads]):
+            site = self.sites[name]
+            if site.kind == "tap":
+                self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
+            elif site.kind == "state" or (site.kind == "router" and name in self.edits):
+                self.inside.append(name)
+            elif name in self.edits:
+                self._install_edit(name, site)
+        for name in self.reads:
+            self._install_read(name, self.sites[name])
 
     def unfired(self) -> list[Edit]:
         """Edits that have changed nothing so far."""
@@ -100,24 +120,40 @@ class Session:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before every forward pass: where its columns stand."""
-        signature = inspect.signature(type(module).forward)
-        arguments = signature.bind_partial(module, *args, **kwargs).arguments
-        rest = next((n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), "")
-        arguments |= arguments.pop(rest, {})
         prompt = self.prompt()
         again = prompt is not None and prompt is self.generating  # a later pass of one generation
-        self.main, self.generating = of_call(arguments, prompt=prompt, before=self.main if again else None), prompt
-        started = None if prompt is None else torch.ones_like(prompt)  # a decoder is given its start token alone
-        self.decoder = of_call(arguments, "decoder_", prompt=started)
+        self.before, self.generating = self.main if again else None, prompt
+        self._at(_by_name(type(module), args, kwargs) if args else kwargs)
+        if prompt is not None or self.arguments.get("past_key_values") is not None:
+            _ = self.main, self.decoder  # now: the pass makes its cache longer
         self.fresh()
+
+    def _at(self, arguments: Mapping[str, Any]) -> None:
+        """A pass with these arguments runs."""
+        self.arguments = arguments
+        for positions in ("main", "decoder"):
+            self.__dict__.pop(positions, None)
+
+    @cached_property
+    def main(self) -> Positions | None:
+        """Where the columns of the pass stand, if its arguments say."""
+        return of_call(self.arguments, prompt=self.generating, before=self.before)
+
+    @cached_property
+    def decoder(self) -> Positions | None:
+        """The same of a decoder's columns; generating, it is given its start token alone."""
+        started = None if self.generating is None else torch.ones_like(self.generating)
+        return of_call(self.arguments, "decoder_", prompt=started)
 
     def fresh(self) -> None:
         """All counters back to zero: a pass begins, or a generation, whose encoder runs before the model's own call."""
         self.counts.clear()
         self.left = set(self.reads)
 
-    def positions(self, name: str, batch: int, length: int) -> Positions:
+    def positions(self, name: str, x: Tensor) -> Positions:
         """The positions of a tensor at a site; counted from 0 where the call's tokens do not say."""
+        axis = position_axis(name)
+        batch, length = x.shape[0], x.shape[axis] if x.ndim > axis else 1
         source = (
             self.decoder if name.startswith("decoder.") and name.rsplit(".", 2)[-2:] not in _SOURCE_SIDE else self.main
         )
@@ -132,77 +168,88 @@ class Session:
 
     def change(self, name: str, x: Tensor) -> Tensor:
         """All edits of a site applied to x, in its canonical shape."""
-        axis = position_axis(name)
-        positions = self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1).to(x.device)
-        for edit in self.edits.get(name, ()):
+        if name not in self.edits:
+            return x
+        positions = self.positions(name, x).to(x.device)
+        for edit in self.edits[name]:
             x, fired = edit.apply(x, positions)
             if fired:
-                self.fired.add(id(edit))
-                self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
+                self._count(edit)
         return x
+
+    def _count(self, edit: Edit) -> None:
+        self.fired.add(id(edit))
+        self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
 
     def take(self, name: str, x: Tensor) -> None:
         """Hand a recorded tensor over; end the pass if it was the last."""
         if name not in self.left:
             return
-        axis = position_axis(name)
         assert self.keep is not None
-        self.keep(name, x, self.positions(name, x.shape[0], x.shape[axis] if x.ndim > axis else 1))
+        self.keep(name, x, partial(self.positions, name, x))
         self.left.discard(name)
         if self.stop and not self.left:
             raise Stop
 
     def at(self, place: Place, visit: Change) -> None:
         """Call `visit(tensor)` at a module's input or output; a tensor it returns goes on in place of the old one."""
-        module, number = self._module(place), len(self.undo)
+        self._visit(place, partial(_at_input if place.side == "in" else _at_output, visit, place.key))
 
-        def turn() -> bool:
-            self.counts[number] = self.counts.get(number, -1) + 1
-            return self.counts[number] == place.call
+    def _visit(self, place: Place, visit: Visit) -> None:
+        self.visits.setdefault((place.path, place.side), {}).setdefault(place.call, []).append(visit)
+
+    def _listen(self, path: str, side: str, visits: dict[int, list[Visit]]) -> None:
+        """One hook for all that is visited at a module's input, or at its output."""
+        module, counts, key = self._module(path), self.counts, (path, side)
 
         def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            key = place.key if place.key is not None else _first_key(args, kwargs)
-            holder = args if isinstance(key, int) else kwargs
-            if not turn() or (key not in holder if holder is kwargs else key >= len(args)):  # type: ignore[operator]
+            if self.aside:
                 return None
-            changed = visit(holder[key])  # type: ignore[index]
-            if changed is None:
-                return None
-            return (replace_in(args, key, changed), kwargs) if holder is args else (args, kwargs | {key: changed})
+            number = counts[key] = counts.get(key, -1) + 1
+            for visit in visits.get(number, ()):
+                args, kwargs = visit(args, kwargs) or (args, kwargs)
+            return args, kwargs
 
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
-            if not turn():
+            if self.aside:
                 return None
-            key = place.key if isinstance(output, Tensor) or place.key is not None else _first_key(output, {})
-            changed = visit(output if isinstance(output, Tensor) else output[key])
-            return None if changed is None else replace_in(output, None if isinstance(output, Tensor) else key, changed)
+            number = counts[key] = counts.get(key, -1) + 1
+            for visit in visits.get(number, ()):
+                changed = visit(output)
+                output = output if changed is None else changed
+            return output
 
-        if place.side == "in":
+        if side == "in":
             self._hook(module.register_forward_pre_hook(on_input, with_kwargs=True))
         else:
             self._hook(module.register_forward_hook(on_output))
 
-    def _module(self, place: Place) -> nn.Module:
-        return self.module.get_submodule(place.path)
+    def _module(self, path: str) -> nn.Module:
+        return submodule(self.module, path)
 
     # ------------------------------------------------------------ kinds of sites
 
     def _canonical(self, site: Site, t: Tensor) -> Tensor:
         """A module's tensor in the site's shape: batch and positions apart, the right half, heads apart."""
-        if self.main is not None and t.ndim == 2 and len(site.shape) > 2 and t.shape[0] == self.main.index.numel():
+        t = (site.read or site.place).rows(t)
+        if t.ndim == 2 < len(site.shape) and self.main is not None and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         if site.place.half is not None:
             t = t.chunk(2, dim=-1)[site.place.half]
         if site.factor != 1.0:
-            t = site.factor * t
+            t = self._value(site.factor, t) * t
+        if site.offset and site.kind == "module":
+            t = t + self._value(site.offset, t)
         if site.heads is None:
             return t
         return site.heads.split(t.flatten(2) if t.ndim == 4 else t)
 
     def _back(self, site: Site, t: Tensor, new: Tensor) -> Tensor:
         """The inverse of `_canonical`: `t` with the site's part replaced by `new`."""
-        new = new if site.factor == 1.0 else new / site.factor
+        new = new - self._value(site.offset, t) if site.offset else new
+        new = new if site.factor == 1.0 else new / self._value(site.factor, new)
         if site.heads is None and site.place.half is None:
+            new = site.place.unrows(new, t)
             return new.reshape(t.shape) if new.numel() == t.numel() else new  # a sweep turns one row for all into many
         shape, t = t.shape, t.reshape(*new.shape[:2], -1)
         if site.heads is not None:
@@ -210,6 +257,10 @@ class Session:
         parts = list(t.chunk(2, dim=-1))
         parts[site.place.half] = new  # type: ignore[index]
         return torch.cat(parts, dim=-1).reshape(shape)
+
+    def _value(self, coefficient: Coefficient, like: Tensor) -> Tensor | float:
+        """A number, or the value per channel that a name means."""
+        return vector(self.module, coefficient, like) if isinstance(coefficient, str) else coefficient
 
     def _install_edit(self, name: str, site: Site) -> None:
         if site.kind == "sum":
@@ -231,20 +282,23 @@ class Session:
     def _edit_sum(self, name: str, site: Site) -> None:
         """resid_mid' reaches the stream through the write before it: write' = write + (resid_mid' - resid_mid) / c."""
         seen: list[Tensor] = []
-        first, *middle = site.base[:-1]
-        last, coefficient = site.base[-1]
+        *before, (last, coefficient) = site.base
 
-        def start(t: Tensor) -> None:
-            seen[:] = [t]
+        def add(t: Tensor, place: Place, weight: Coefficient) -> None:
+            if place is before[0][0]:
+                seen.clear()
+            rows = place.rows(t)
+            seen.append(self._value(weight, rows) * rows)
 
-        self.at(first[0], start)
-        for place, weight in middle:
-            self.at(place, lambda t, weight=weight: seen.append(weight * t))  # type: ignore[misc]
+        for place, weight in before:
+            self.at(place, partial(add, place=place, weight=weight))
 
         def finish(t: Tensor) -> Tensor | None:
-            mid = sum(seen[1:], seen[0]) + coefficient * t
+            rows = last.rows(t)
+            mid = sum(seen[1:], seen[0]) + self._value(coefficient, rows) * rows
+            mid = mid + self._value(site.offset, mid) if site.offset else mid
             new = self.change(name, mid)
-            return None if new is mid else t + (new - mid) / coefficient
+            return None if new is mid else t + last.unrows((new - mid) / self._value(coefficient, rows), t)
 
         self.at(last, finish)
 
@@ -264,7 +318,7 @@ class Session:
     def _edit_scale(self, name: str, site: Site) -> None:
         """out' = b + (out - b) · s / s', b the norm's answer to zeros."""
         found: list[tuple[Tensor, Tensor]] = []
-        module = self._module(site.place)
+        module = self._module(site.place.path)
 
         def start(t: Tensor) -> None:
             old = self._scale(site, t)
@@ -274,8 +328,9 @@ class Session:
             old, new = found[0]
             if new is old:
                 return None
-            bias = module.forward(torch.zeros_like(t.flatten(0, -2)[:1]))[0]
-            return bias + (t - bias) * (old / new).to(t).reshape(*t.shape[:-1], 1)
+            rows, zeros = (site.place.rows(x) for x in (t, _first(module.forward(torch.zeros_like(t)))))
+            bias = zeros.flatten(0, -2)[0]
+            return site.place.unrows(bias + (rows - bias) * (old / new).to(t).reshape(*rows.shape[:-1], 1), t)
 
         self.at(replace(site.place, side="in", key=None), start)
         self.at(site.place, finish)
@@ -283,7 +338,7 @@ class Session:
     def _edit_experts(self, name: str, site: Site) -> None:
         """out' = out + Σ_k weight_k · (post' - post)_k W_down[expert_k]."""
         found: list[Tensor] = []
-        module = self._module(site.place)
+        module = self._module(site.place.path)
 
         def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             old = self._experts(site, args, kwargs)
@@ -291,25 +346,18 @@ class Session:
             _, index, weights = routing(args, kwargs)
             found[:] = [] if new is old else [effect(module, index, weights, (new - old).flatten(0, 1))]
 
-        self._arguments(site.place, start)
+        self._visit(replace(site.place, side="in"), start)
         self.at(site.place, lambda t: t + found[0].to(t).reshape(t.shape) if found else None)
-
-    def _arguments(self, place: Place, visit: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
-        """Call `visit(args, kwargs)` before a module's call."""
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            visit(args, kwargs)
-
-        self._hook(self._module(place).register_forward_pre_hook(before, with_kwargs=True))
 
     def _scale(self, site: Site, t: Tensor) -> Tensor:
         assert site.norm is not None
-        if self.main is not None and t.ndim == 2 and t.shape[0] == self.main.index.numel():
+        t = site.place.rows(t)
+        if t.ndim == 2 and self.main is not None and t.shape[0] == self.main.index.numel():
             t = t.reshape(*self.main.index.shape, -1)
         return site.norm.scale(t)
 
     def _experts(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        post = hidden(self._module(site.place), args, kwargs)
+        post = hidden(self._module(site.place.path), args, kwargs)
         assert post is not None
         shape = self.main.index.shape if self.main is not None else (1, -1)
         return post.reshape(*shape, *post.shape[1:])
@@ -317,32 +365,47 @@ class Session:
     def _result(self, site: Site, t: Tensor) -> Tensor:
         """result[head] = z[head] W_O[head]  [batch, pos, head, d_model]."""
         assert site.heads is not None
-        matrix = output_matrix(self._module(site.place), t.shape[-1], t)[site.heads.columns.to(t.device)]
-        z = self._canonical(site, t)
-        return torch.einsum("bphe,hed->bphd", z, matrix.unflatten(0, (site.heads.count, -1)))
+        matrix = output_matrix(self._module(site.place.path), t.shape[-1], t)
+        with torch._C.DisableTorchFunction():  # these products are not the model's
+            z, W_O = self._canonical(site, t), site.heads.split(matrix.T).permute(1, 2, 0)
+            return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind == "tap":
+        if site.kind in ("tap", "state"):
             return None
         if site.kind == "experts":
-            return self._arguments(site.place, lambda a, k: self.take(name, self._experts(site, a, k)))
+            into = replace(site.place, side="in")
+            return self._visit(into, lambda a, k: self.take(name, self._experts(site, a, k)))
+        if site.kind == "result":
+            return self.at(site.place, lambda t: self.take(name, self._result(site, t)))
+        place, convert = site.read or site.place, self._canonical
         if site.kind == "scale":
-            return self.at(replace(site.place, side="in", key=None), lambda t: self.take(name, self._scale(site, t)))
-        place = site.read or site.place
-        convert = self._result if site.kind == "result" else self._canonical
-        return self.at(place, lambda t: self.take(name, convert(site, t)))
+            place, convert = replace(site.place, side="in", key=None), self._scale
 
-    def _install_tap(self, path: str, names: dict[tuple[int, str], str]) -> None:
-        """Run one module under a `Tap` that shows it the sites in `names` ((number of the call, inner name) -> site)."""
-        module, number = self.module.get_submodule(path), len(self.undo)
-        original, own = module.forward, module.__dict__.get("forward")
+        def visit(t: Tensor) -> None:
+            with torch._C.DisableTorchFunction():  # a tap around this module need not see it
+                self.take(name, convert(site, t))
+
+        return self.at(place, visit)
+
+    def _install_tap(self, path: str, names: dict[int, dict[str, str]]) -> None:
+        """Run one module under a `Tap` that shows it the sites in `names` (number of the call -> inner name -> site)."""
+        module, key = self._module(path), (path, "tap")
+        original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = self.counts[number] = self.counts.get(number, -1) + 1
-            here = {inner: name for (at, inner), name in names.items() if at == call}
-            batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
-            with self._tap(here, batch) if here else nullcontext():
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            if call not in names:
                 return original(*args, **kwargs)
+            batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
+            with self._tap(names[call], batch):
+                return original(*args, **kwargs)
+
+        self._put(module, forward)
+
+    def _put(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Another forward for a module, until the hooks are taken away."""
+        own = module.__dict__.get("forward")
 
         def restore() -> None:
             if own is None:
@@ -352,6 +415,66 @@ class Session:
 
         module.__dict__["forward"] = forward  # some wrappers hand attributes on to what they wrap
         self.undo.append(restore)
+
+    def _install_router(self, name: str, site: Site) -> None:
+        """Run a router that picks experts with other scores than it computed."""
+        module, key = self._module(site.place.path), (site.place.path, "router")
+        original = module.forward
+
+        def visit(number: int, t: Tensor) -> Tensor:
+            if number != site.product:
+                return t
+            old = self._canonical(site, t)
+            new = self.change(name, old)
+            return t if new is old else self._back(site, t, new)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            with Scores(int(site.shape[-1]), visit) if call == site.place.call else nullcontext():
+                return original(*args, **kwargs)
+
+        self._put(module, forward)
+
+    def _install_state(self, name: str, site: Site) -> None:
+        """Step through a mixer beside its own call, which alone makes the output; in its place if its state is edited."""
+        module: Any = self._module(site.place.path)
+        original, key = module.forward, (site.place.path, "state")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.aside:
+                return original(*args, **kwargs)
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            if call != site.place.call:
+                return original(*args, **kwargs)
+            given, edited = kwargs.get(CACHE), name in self.edits
+            cache = given if edited and given is not None else beside(given, self.module.config, module.layer_idx)
+            change = self._change_of_state(name) if edited else None
+            self.aside = True
+            try:
+                with nullcontext() if edited else torch.no_grad():
+                    out, states = stepped(module, site.place.key, args, kwargs, cache, change)
+            finally:
+                self.aside = False
+            self.take(name, states)
+            return out if edited else original(*args, **kwargs)
+
+        self._put(module, forward)
+
+    def _change_of_state(self, name: str) -> Callable[[int, Tensor], Tensor]:
+        """What stands in place of the state after token t: the edits of all positions so far, of which only t's is used."""
+        fired: set[Edit] = set()
+
+        def change(t: int, states: Tensor) -> Tensor:
+            positions = self.positions(name, states).to(states.device)
+            for edit in self.edits[name]:
+                if bool(edit.selected(states, positions)[:, t].any()):
+                    states, changed = edit.apply(states, positions)
+                    if changed and edit not in fired:  # one tensor, however many of its positions
+                        fired.add(edit)
+                        self._count(edit)
+            return states[:, t]
+
+        return change
 
     def _tap(self, names: dict[str, str], batch: int) -> Tap:
         """A tap for the sites in `names` (inner name -> site)."""
@@ -369,6 +492,44 @@ class Session:
 
 
 _SOURCE_SIDE = (["cross_attn", "k"], ["cross_attn", "v"], ["cross_attn", "k_raw"])
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path, as `named_modules` names it; raises `KeyError` if there is none."""
+    for name in path.split(".") if path else ():
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
+
+
+def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a module's forward by name."""
+    known = signature(kind.forward)
+    arguments = known.bind_partial(None, *args, **kwargs).arguments
+    rest = next((n for n, p in known.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+    return arguments | arguments.pop(rest, {})
+
+
+def _at_input(visit: Change, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Visit the tensor at `key` (None: the first) of a call's arguments, if it was given."""
+    key = _first_key(args, kwargs) if key is None else key
+    if isinstance(key, int):
+        changed = visit(args[key]) if key < len(args) else None
+        return None if changed is None else (replace_in(args, key, changed), kwargs)
+    changed = visit(kwargs[key]) if key in kwargs else None
+    return None if changed is None else (args, kwargs | {key: changed})
+
+
+def _at_output(visit: Change, key: Key, output: Any) -> Any:
+    """Visit the tensor at `key` (None: the first) of what a module returned."""
+    if isinstance(output, Tensor):
+        return visit(output)
+    key = _first_key(output, {}) if key is None else key
+    changed = visit(output[key])
+    return None if changed is None else replace_in(output, key, changed)
+
+
+def _first(output: Any) -> Tensor:
+    return next(t for _, t in tensors_in(output))
 
 
 def _first_key(args: Any, kwargs: dict[str, Any]) -> Key:

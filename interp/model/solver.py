@@ -1,83 +1,41 @@
-"""Who writes to the residual stream, solved: least squares of a block's output over what its submodules return."""
+"""One block's wiring: its stream as `interp.model.stream` explains it, with a name for every sublayer that writes to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interp.model.trace import Call, Trace, replace_in
-from interp.model.wiring import Block, Core, Place, Sum, moved
-
-EXACT = 1e-9  # relative residual below which a float64 sum counts as solved
-
-
-class Unsolved(Exception):
-    """The stream could not be explained; the text is the report."""
-
-
-class Undecided(Unsolved):
-    """Several explanations are as good."""
-
+from interp.model.stream import Link, Stream, Unsolved, alone, is_norm
+from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, rerun, same, tensors_in
+from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vector
 
 # ---------------------------------------------------------------- questions asked of a call
-
-
-def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Equal values in the same order, whatever the batch and position axes look like (some blocks flatten them)."""
-    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
-
-
-def _rerun(call: Call, tensor: Tensor) -> Tensor:
-    """The module's first output when its first tensor argument is `tensor`."""
-    key = call.key_in()
-    args = replace_in(call.args, key, tensor) if isinstance(key, int) else call.args
-    kwargs = call.kwargs | {key: tensor} if isinstance(key, str) else call.kwargs
-    out = call.module(*args, **kwargs)
-    return (
-        out
-        if isinstance(out, Tensor)
-        else next(t for t in (out.values() if isinstance(out, dict) else out) if isinstance(t, Tensor))
-    )
-
-
-def is_norm(call: Call) -> bool:
-    """Its result does not change when its one tensor argument is doubled, up to the norm's epsilon; it has no matrices."""
-    if call.into is None or call.out is None or len(call.inputs) != 1 or call.into.shape != call.out.shape:
-        return False
-    if any(p.ndim > 1 for p in call.module.parameters()):
-        return False
-    return bool((_rerun(call, 2 * call.into) - call.out).norm() < 0.01 * call.out.norm())
 
 
 def is_linear(call: Call) -> bool:
     """A module with a weight matrix, other than an embedding: what it returns is that matrix at work."""
     weight = getattr(call.module, "weight", None)
+    weight = weight() if callable(weight) and not isinstance(weight, Tensor) else weight  # of a packed matrix
     return isinstance(weight, Tensor) and weight.ndim == 2 and call.into is not None
 
 
 def passes_through(call: Call) -> bool:
-    """A norm, or a module that treats every channel alone (dropout, layer scale, activation function)."""
-    if call.into is None or call.out is None or len(call.inputs) != 1 or call.into.shape != call.out.shape:
-        return False
-    if is_norm(call):
-        return True
-    shifted = call.into.clone()
-    shifted[..., 0] += 1.0
-    return bool((_rerun(call, shifted) - call.out)[..., 1:].abs().max() == 0)
+    """A norm, or a module that treats every value alone."""
+    return len(call.inputs) == 1 and (is_norm(call) or alone(call))
 
 
-def mixes_positions(call: Call) -> bool:
-    """Moving one position's input changes another position's output."""
+def mixes_positions(call: Call, axis: int = -1) -> bool:
+    """Moving one position's input changes another position's output; with one position there is nothing to mix."""
     assert call.into is not None and call.out is not None
     shifted = call.into.clone()
-    flat = shifted.ndim == 2  # batch and positions in one axis
-    (shifted if flat else shifted[:, 0])[0] += 1.0
-    change = (_rerun(call, shifted) - call.out).abs()
-    return bool((change[1:] if flat else change[0, 1:]).max() > 1e-12)
+    shifted.movedim(axis, -1)[(0,) * (shifted.ndim - 1)] += 1.0
+    change = (rerun(call, shifted) - call.out).movedim(axis, -1).abs()
+    others = (change if change.ndim == 2 else change[0]).flatten(0, -2)[1:]  # some flatten batch and positions
+    return bool((others > 1e-12).any())
 
 
 def scaled_by_channel(a: Tensor | None, b: Tensor) -> bool:
@@ -104,14 +62,14 @@ def same_values(a: Tensor | None, b: Tensor | None) -> bool:
 # ---------------------------------------------------------------- the stream of one block
 
 
-class _Solver:
+class _Solver(Stream):
     def __init__(self, trace: Trace, call: Call) -> None:
-        self.call, self.calls, self.cores = call, trace.inside(call), trace.cores(call)
-        assert call.into is not None and call.out is not None
-        self.x, self.y = call.into, call.out
-        self.sites = {"resid_pre": self.place(call, "in"), "resid_post": self.place(call, "out")}
+        super().__init__(trace, call)
+        self.cores = trace.cores(call)
+        self.several = False  # streams, beside one another on an axis of their own
+        self.sites = self.ends()
         self.sums: list[Sum] = []
-        self.norms: list[tuple[str, str]] = []
+        self.norms: list[tuple[str, str, str]] = []
         self.found_cores: dict[str, Core] = {}
         self.scales: dict[str, Place] = {}
         self.experts: dict[str, Place] = {}
@@ -119,104 +77,44 @@ class _Solver:
 
     def place(self, call: Call, side: str) -> Place:
         key = call.key_in() if side == "in" else next(iter(call.outputs))
-        return Place(call.path, side, key, call.number)
+        t = (call.inputs if side == "in" else call.outputs)[key]
+        axis = self.axis if call is self.call else self.axis_of(call, t)
+        apart = t.movedim(axis, -1).shape[1:-1]
+        grid = len(apart) if len(apart) > 1 and apart.numel() == self.positions and not self.several else 1
+        packed = self.x.ndim == 2 and t.ndim == 2
+        batch = None if packed else int(t.ndim == 3 and self.trace.batch == t.shape[1] != t.shape[0] and axis == -1)
+        return Place(call.path, side, key, call.number, None, axis, grid, batch)
+
+    def ends(self) -> dict[str, Place]:
+        """Where the block's stream comes in and goes out; of a group of calls, where its first call's input was made."""
+        if not self.call.until:
+            return {"resid_pre": self.place(self.call, "in"), "resid_post": self.place(self.call, "out")}
+        first, last = self.calls[0], [c for c in self.calls if c.path == self.call.until][-1]
+        made = [c for c in self.trace.calls if c.end < first.start and same(self.out(c), self.x)]
+        pre = self.place(min(made, key=lambda c: c.start), "out") if made else self.place(first, "in")
+        return {"resid_pre": pre, "resid_post": self.place(last, "out")}
 
     def name(self, call: Call) -> str:
         return call.path.removeprefix(self.call.path + ".")
 
-    def children(self, call: Call) -> list[Call]:
-        """The calls made directly by a call."""
-        below = [c for c in self.calls if call.start < c.start and c.end < call.end]
-        return [c for c in below if not any(o.start < c.start and c.end < o.end for o in below)]
-
-    def columns(self, nodes: Sequence[Call]) -> list[Call]:
-        """Nodes that can be terms: the stream's shape, not the stream itself, equal ones merged to the outermost."""
-        kept: list[Call] = []
-        for node in sorted(nodes, key=lambda c: c.start):
-            out = node.out
-            if out is None or out.numel() != self.y.numel() or out.shape[-1] != self.y.shape[-1] or same(out, self.x):
-                continue
-            if not any(same(out, k.out) for k in kept):
-                kept.append(node)
-        return kept
-
-    def fit(self, target: Tensor, terms: Sequence[Tensor]) -> list[float] | None:
-        """Coefficients of `target` over `terms` by least squares, or None if they do not explain it exactly.
-
-        A term that adds less than `EXACT` of the target gets the coefficient 0.
-        """
-        if not terms:
-            return None
-        a, b = torch.stack([t.flatten() for t in terms], dim=1), target.flatten()
-        lengths = a.norm(dim=0).clamp(min=1e-300)
-        solution = torch.linalg.lstsq(a / lengths, b, driver="gelsd")
-        share = solution.solution
-        if (a / lengths @ share - b).norm() > EXACT * b.norm():
-            return None
-        if int(solution.rank) < a.shape[1]:
-            raise Undecided("two submodules return linearly dependent tensors, so who writes is undecided")
-        kept = share.abs() > EXACT * b.norm()
-        return [round(c, 9) for c in torch.where(kept, share / lengths, 0.0).tolist()]
-
-    def pre_norm(self) -> list[tuple[Call, float]] | None:
-        """y - x over the outputs of the direct children, then of their children where these do not suffice."""
-        nodes = self.children(self.call)
-        while nodes:
-            terms = self.columns(nodes)
-            try:
-                found = self.fit(self.y - self.x, [t.out for t in terms])  # type: ignore[misc]
-            except Undecided:
-                terms = [t for t in terms if not self.only_names(t)]
-                found = self.fit(self.y - self.x, [t.out for t in terms])  # type: ignore[misc]
-            if found is not None:
-                return [(t, c) for t, c in zip(terms, found, strict=True) if c]
-            deeper = [d for n in nodes for d in (self.children(n) or [n])]
-            if len(deeper) == len(nodes):
-                return None
-            nodes = deeper
-        return None
-
-    def only_names(self, call: Call) -> bool:
-        """It returns what it receives, and no module made that: a mark in the stream, not a write."""
-        return same(call.into, call.out) and self.producer(call.into, call.start) is None
-
-    def post_norm(self) -> list[tuple[Call, list[tuple[Call, float]]]]:
-        """The chain y = norm(base + Σ writes), base = norm(...), ..., base = x, last link first: (norm, writes)."""
-        leaves = [c for c in self.calls if not self.children(c)]
-        chain, target = [], self.y
-        while not same(target, self.x):
-            norm = next((c for c in leaves if same(c.out, target) and is_norm(c)), None)
-            if norm is None:
-                raise Unsolved("no sum of submodule outputs gives the block's output, and no norm returns it")
-            assert norm.into is not None
-            terms = self.columns([c for c in leaves if c.end < norm.start])
-            found = self.fit(norm.into, [self.x, *(t.out for t in terms)])  # type: ignore[list-item]
-            if found is None:
-                raise Unsolved(f"the input of {self.name(norm)} is no sum of submodule outputs")
-            writes = [(t, c) for t, c in zip(terms, found[1:], strict=True) if c]
-            base = next((t for t, c in writes if is_norm(t)), None) if not found[0] else None
-            target = self.x if base is None else base.out  # type: ignore[assignment]
-            outermost = [(self.producer(t.out, norm.start) or t, c) for t, c in writes if t is not base]
-            chain.append((norm, outermost))
-        return chain
-
     # ------------------------------------------------------------ sublayers
 
-    def producer(self, tensor: Tensor | None, before: int) -> Call | None:
-        """The outermost call that returned this very tensor before the given moment."""
-        equal = [c for c in self.calls if c.end < before and same(c.out, tensor)]
-        return min(equal, key=lambda c: c.start, default=None)
-
-    def maker(self, node: Call) -> Call:
+    def maker(self, node: Call) -> Call | None:
         """The call whose result `node` receives: as it is, times a factor per channel, or in another order."""
-        assert node.into is not None
-        made = self.producer(node.into, node.start)
+        into = self.into(node)
+        made = self.producer(into, node.start)
         earlier = [c for c in reversed(self.calls) if c.end < node.start]
         for alike in (scaled_by_channel, reordered):
-            made = made or next((c for c in earlier if alike(c.out, node.into)), None)
+            made = made or next((c for c in earlier if alike(self.out(c), into)), None)  # type: ignore[arg-type]
+        return None if made is None else self.producer(self.out(made), node.start) or made
+
+    def behind(self, node: Call) -> Call:
+        """The last call before `node` whose result reaches it, where it receives no module's result as it is."""
+        earlier = [c for c in reversed(self.calls) if c.end < node.start and not same(c.into, c.out)]
+        made = next((c for c in earlier if self.reaches(c, node)), None)
         if made is None:
             raise Unsolved(f"nothing in the block returns what {self.name(node)} receives")
-        return self.producer(made.out, node.start) or made
+        return self.producer(self.out(made), node.start) or made
 
     def feeds(self, call: Call) -> Call | None:
         """The call of this sublayer that returned what a call receives; None where a norm or another attention returned it."""
@@ -243,25 +141,60 @@ class _Solver:
     def reaches(self, source: Call, target: Call) -> bool:
         """Doubling what `source` returns changes what `target` receives."""
         seen: list[Tensor] = []
-        change = source.module.register_forward_hook(lambda m, a, o: 2 * o)
-        look = target.module.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
-        self.call.module(*self.call.args, **self.call.kwargs)
-        change.remove()
-        look.remove()
+
+        def double(module: nn.Module, args: Any, out: Any) -> Any:
+            key, t = next(tensors_in(out))
+            return replace_in(out, key, 2 * t)
+
+        def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.append(first_in(args, kwargs).clone())
+
+        handles = [
+            source.module.register_forward_hook(self.only(source, double)),
+            target.module.register_forward_pre_hook(self.only(target, look), with_kwargs=True),
+        ]
+        self.again(handles)
         return not same(seen[0], target.into)
+
+    def only(self, call: Call, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, at one call among those of its module in the block."""
+        mine = [c for c in (self.trace.calls if self.call.until else self.calls) if c.path == call.path]
+        turn, count = mine.index(call), iter(range(10**9))
+        return lambda *given: hook(*given) if next(count) == turn else None
+
+    def again(self, handles: Sequence[Any]) -> None:
+        """Run the block again with hooks in place, and take them away."""
+        try:
+            self.call.module(*self.call.args, **self.call.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def core_in(self, call: Call) -> tuple[Call, Any] | None:
         return next(((c, a) for c, a in self.cores if call.start <= c.start and c.end <= call.end), None)
 
     def core_before(self, call: Call) -> tuple[Call, Any] | None:
-        """The attention whose z a call receives, heads side by side."""
-        return next(((c, a) for c, a in self.cores if c.start < call.start and same_values(a.z, call.into)), None)
+        """The attention whose z a call receives, heads side by side, alone or beside something else."""
+        earlier = [(c, a) for c, a in self.cores if c.start < call.start]
+        found = next(((c, a) for c, a in earlier if same_values(a.z, call.into)), None)
+        if found is None and not any(same(c.out, call.into) and is_norm(c) for c in self.calls):
+            found = next(((c, a) for c, a in earlier if same(c.out, call.into)), None)
+        return found
+
+    def mixes(self, call: Call) -> bool:
+        """It moves values between positions."""
+        assert call.into is not None
+        return mixes_positions(call, self.axis_of(call, call.into))
 
     def sublayer(self, write: Call) -> tuple[str, Call, Call]:
         """(role, the call whose output is `out`, the call whose input is `in`) of the sublayer that makes a write."""
         node = write
-        while passes_through(node) and not self.core_in(node):
-            node = self.maker(node)
+        while passes_through(node) and not self.core_in(node) and not same(self.into(node), self.x):
+            made = self.maker(node)
+            around = next((c for c, _ in self.cores if c.start < node.start and node.end < c.end), None)
+            if made is None and around is not None:  # the rest of an attention after its last module
+                return self.role(around), node, around
+            node = made or self.behind(node)
         entry = node
         while not self.children(entry) and not self.core_in(entry):  # a bare matrix: what feeds it belongs to it
             before = self.feeds(entry)
@@ -273,10 +206,15 @@ class _Solver:
             entry = before
         core = self.core_in(entry) or self.core_before(entry)
         if core is not None:
-            entry, attention = (entry if self.core_in(entry) else core[0]), core[1]
-            crossed = attention.k.shape[-2] != attention.q.shape[-2]
-            return ("cross_attn" if crossed else "attn"), node, entry
-        return ("mixer" if mixes_positions(entry) else "mlp"), node, entry
+            entry = entry if self.core_in(entry) else core[0]
+        return self.role(entry), node, entry
+
+    def role(self, entry: Call) -> str:
+        """What kind of sublayer begins with a call."""
+        core = self.core_in(entry)
+        if core is None:
+            return "mixer" if self.mixes(entry) else "mlp"
+        return "cross_attn" if core[1].k.shape[-2] != core[1].q.shape[-2] else "attn"
 
     def add_sublayer(self, write: Call) -> str:
         """Name the sites of the sublayer that makes this write; returns the name of the write."""
@@ -288,7 +226,8 @@ class _Solver:
             f"{role}.out": self.place(out, "out"),
             f"{role}.write": self.place(write, "out"),
         }
-        norm = next((c for c in self.calls if c.end < entry.start and same(c.out, entry.into) and is_norm(c)), None)
+        before = (c for c in self.calls if c.end < entry.start and same(self.out(c), self.into(entry)))
+        norm = next((c for c in before if is_norm(c)), None)
         if norm is not None:
             self.scales[f"{role}.norm.scale"] = self.place(norm, "out")
         core = self.core_in(entry) or self.core_before(out)
@@ -391,72 +330,107 @@ class _Solver:
             factor[slice(None) if half is None else half] = 2
             return out * factor.repeat_interleave(out.shape[-1] // len(factor))
 
-        handles = [
-            matrix.module.register_forward_hook(double),
-            reader.module.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone())),
-        ]
-        try:
-            self.call.module(*self.call.args, **self.call.kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        self.again(
+            [
+                matrix.module.register_forward_hook(self.only(matrix, double)),
+                reader.module.register_forward_pre_hook(self.only(reader, lambda m, a: seen.append(a[0].clone()))),
+            ]
+        )
         assert reader.into is not None
         return bool((seen[0] - 2 * reader.into).norm() < 1e-9 * reader.into.norm())
 
     # ------------------------------------------------------------ the whole block
 
-    def find_mid(self, writes: list[tuple[Call, float]], names: list[str]) -> None:
-        """resid_mid = resid_pre + all writes but the last, if something in the block returns or reads that tensor."""
-        if len(writes) < 2:
+    def solve(self) -> Block:
+        """The block's wiring: its links from first to last, each with a name for the tensor it ends in."""
+        links = self.links()
+        if not links:
+            raise Unsolved("the block returns what it receives")
+        if any(isinstance(c, Place) for link in links for c in (link.scale, *(c for _, c in link.writes))):
+            self.several = True
+            self.sites = self.ends()
+        site, role, last = "resid_pre", "", max(i for i, link in enumerate(links) if link.norm is None)
+        for number, link in enumerate(links):
+            following = links[number + 1] if number + 1 < len(links) else None
+            before = "resid_mid" if number == last - 1 else ""  # the last sublayer reads this link's end
+            if link.norm is not None:
+                site = self.add_norm(link, site, role, "resid_post" if following is None else before)
+            else:
+                site, role = self.add_sum(link, site, following, before)
+                if number == last:
+                    self.find_mid(link)
+        found = (self.found_cores, self.scales, self.experts, self.refused)
+        sums, norms = tuple(self.sums), tuple(self.norms)
+        return Block(self.call.path, self.call.number, self.call.until, self.sites, sums, norms, *found)
+
+    def add_norm(self, link: Link, total: str, role: str, site: str) -> str:
+        """Name what a norm returns; `resid_start` where the block begins with it. Returns the name."""
+        assert link.norm is not None
+        role = role or "resid_start"
+        site = "resid_start" if total == "resid_pre" and site != "resid_post" else site or f"{role}.normed"
+        scale = f"{total if total.endswith('.normed') else role}.norm.scale"
+        if site != "resid_post":
+            self.sites[site] = self.place(link.norm, "out")
+        self.scales[scale] = self.place(link.norm, "out")
+        self.norms.append((site, total, scale))
+        return site
+
+    def add_sum(self, link: Link, base: str, following: Link | None, site: str) -> tuple[str, str]:
+        """Name the sublayers that write in a link and the tensor it ends in; returns its name and the last one's role."""
+        link.writes.sort(key=lambda w: w[0].end)
+        names = [self.add_sublayer(w) for w, _ in link.writes]
+        role = names[-1].split(".")[0]
+        if following is None:
+            site = "resid_post"
+        elif following.norm is not None:
+            site = f"{role}.sum"
+            self.sites[site] = self.place(following.norm, "in")
+        else:
+            site = site or f"{role}.resid"
+            self.sites[site] = self.stands(link.target) or self.sites[base]
+        factors = [self.named(c, f"{role}.spread") for _, c in link.writes]
+        writes = tuple(zip(names, factors, strict=True))
+        self.sums.append(Sum(site, base, writes, self.named(link.scale, f"{role}.mix"), link.constant))
+        return site, role
+
+    def named(self, coefficient: Coefficient | Place, site: str) -> Coefficient:
+        """A coefficient of a sum; one that has a value for every position becomes a site."""
+        if not isinstance(coefficient, Place):
+            return coefficient
+        self.sites[site] = coefficient
+        return site
+
+    def stands(self, tensor: Tensor) -> Place | None:
+        """Where a tensor of the stream is returned, or else read."""
+
+        def it(t: Tensor | None) -> bool:
+            return t is not None and t.numel() == tensor.numel() and near(t, tensor)
+
+        out = next((self.place(c, "out") for c in self.calls if it(self.out(c)) and not passes_through(c)), None)
+        return out or next((self.place(c, "in") for c in self.calls if it(self.into(c))), None)
+
+    def find_mid(self, link: Link) -> None:
+        """resid_mid in the last sum: all its writes but the last, if something in the block returns or reads that tensor."""
+        if "resid_mid" in self.sites:
+            return
+        if len(link.writes) < 2:
             self.refused["resid_mid"] = "a block has one sublayer, so the stream has no middle"
             return
-        mid = self.x + sum((c * w.out.view_as(self.x) for w, c in writes[:-1] if w.out is not None), self.x * 0)
-
-        def is_mid(t: Tensor | None) -> bool:
-            if t is None or t.numel() != mid.numel():
-                return False
-            return bool((t.flatten() - mid.flatten()).norm() <= EXACT * mid.norm())
-
-        out = next((self.place(c, "out") for c in self.calls if is_mid(c.out) and not passes_through(c)), None)
-        read = next((self.place(c, "in") for c in self.calls if is_mid(c.into)), None)
-        if out is None and read is None:
+        total = self.sums[-1]
+        parts = [(link.scale, link.base), *((c, self.out(w)) for w, c in link.writes[:-1])]
+        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, misc]
+        if place is None:
             self.refused["resid_mid"] = "the sublayers work in parallel: nothing reads the stream between them"
             return
-        self.sites["resid_mid"] = out or read  # type: ignore[assignment]
-        pairs = [(n, c) for n, (_, c) in zip(names, writes, strict=True)]
-        self.sums = [
-            Sum("resid_mid", "resid_pre", tuple(pairs[:-1])),
-            Sum("resid_post", "resid_mid", tuple(pairs[-1:])),
+        self.sites["resid_mid"] = place
+        self.sums[-1:] = [
+            Sum("resid_mid", total.base, total.writes[:-1], total.scale),
+            Sum(total.site, "resid_mid", total.writes[-1:], 1.0, total.constant),
         ]
 
-    def solve(self) -> Block:
-        """The block's wiring, as a block that adds to the stream or as one that normalises after adding."""
-        writes = self.pre_norm()
-        if writes is not None:
-            writes = sorted(writes, key=lambda w: w[0].end)
-            names = [self.add_sublayer(w) for w, _ in writes]
-            self.sums = [Sum("resid_post", "resid_pre", tuple((n, c) for n, (_, c) in zip(names, writes, strict=True)))]
-            self.find_mid(writes, names)
-        else:
-            self.solve_post_norm()
-        found = (self.found_cores, self.scales, self.experts, self.refused)
-        return Block(self.call.path, self.call.number, self.sites, tuple(self.sums), tuple(self.norms), *found)
-
-    def solve_post_norm(self) -> None:
-        """Sums at the inputs of the norms, each link's sublayers named in order."""
-        links = self.post_norm()[::-1]
-        base = "resid_pre"
-        for number, (norm, writes) in enumerate(links):
-            names = [self.add_sublayer(w) for w, _ in writes]
-            role, last = names[-1].split(".")[0], number == len(links) - 1
-            site = "resid_post" if last else "resid_mid" if number == len(links) - 2 else f"{role}.normed"
-            self.sites[f"{role}.sum"] = self.place(norm, "in")
-            self.scales[f"{role}.norm.scale"] = self.place(norm, "out")
-            if not last:
-                self.sites[site] = self.place(norm, "out")
-            self.sums.append(Sum(f"{role}.sum", base, tuple((n, c) for n, (_, c) in zip(names, writes, strict=True))))
-            self.norms.append((site, f"{role}.sum"))
-            base = site
+    def times(self, coefficient: Any, t: Tensor) -> Tensor:
+        """coefficient · t, for a number or a value per channel."""
+        return t * (vector(self.trace.root, coefficient, t) if isinstance(coefficient, str) else coefficient)
 
 
 def routed(call: Call) -> Tensor:
@@ -492,7 +466,7 @@ def _holds(trace: Trace, block: Block) -> bool:
 
 def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block:
     """The wiring of one block; that of a block like it, if it holds here too; if unsolved, its ends and the report."""
-    for other in reversed(solved[-8:]) if call.number == 0 else ():
+    for other in reversed(solved[-8:]) if call.number == 0 and not call.until else ():
         first = trace.of(other.path)[other.call]
         if other.sums and _shape(trace, first) == _shape(trace, call):
             block = moved(other, call.path)
@@ -502,4 +476,6 @@ def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block
     try:
         return solver.solve()
     except Unsolved as report:
-        return Block(call.path, call.number, solver.sites).ends(f"the wiring could not be solved: {report}")
+        return Block(call.path, call.number, call.until, solver.ends()).ends(
+            f"the wiring could not be solved: {report}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,19 @@ def output_tensor(output: Any) -> Tensor:
         return output
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
         return output["logits"]
-    parts = output.values() if isinstance(output, Mapping) else output
-    found = next((t for t in parts if isinstance(t, Tensor) and t.is_floating_point()), None)
+    found = next((t for t in _tensors(output) if t.is_floating_point()), None)
     if found is None:
         raise WrongUse("the model returns no floating-point tensor, so there is nothing to measure.")
     return found
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors in an output, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 # ---------------------------------------------------------------- gradients
@@ -54,9 +62,13 @@ class Probe(Edit):
         self.zeros.append((zero, positions))
         return x + zero, True
 
+    def where(self) -> Positions:
+        """The positions of the site's tensor."""
+        return self.zeros[0][1]
+
 
 def slopes(
-    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Positions], None]
+    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Callable[[], Positions]], None]
 ) -> None:
     """Hand d metric / d site of every probe to `keep`; no parameter's .grad is touched."""
     value = metric(output_tensor(output))
@@ -69,10 +81,10 @@ def slopes(
     missed = [p.site for p in probes if not p.zeros]
     if missed:
         raise WrongUse(f"the run never reached {', '.join(missed)}: these modules are not called for this input.")
-    zeros = [p.zeros[0] for p in probes]
-    found = torch.autograd.grad(value.sum(), [z for z, _ in zeros], allow_unused=True)
-    for probe, (zero, positions), slope in zip(probes, zeros, found, strict=True):
-        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, positions)
+    zeros = [p.zeros[0][0] for p in probes]
+    found = torch.autograd.grad(value.sum(), zeros, allow_unused=True)
+    for probe, zero, slope in zip(probes, zeros, found, strict=True):
+        keep(probe.site, torch.zeros_like(zero) if slope is None else slope, probe.where)
 
 
 # ---------------------------------------------------------------- sweeps

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pkgutil
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from interp.model.twin import names, randomise
 
 LAYERS = 3
 LARGE = 10_000_000
+KINDS = 4  # a list with more values than these does not say of what kind a layer is
+FREE = 3  # token ids below are as they were
 
 
 def model_types() -> list[str]:
@@ -36,77 +40,200 @@ def config_class(kind: str) -> Any:
 
 
 def model_classes(kind: str) -> Iterator[Any]:
-    """The classes that can be built from a type's config, those with a head first, in the order of the data table."""
+    """The classes that are built from a type's config, those with a head first, in the order of the data table."""
     import transformers
     from transformers.models.auto import modeling_auto
 
-    seen: set[str] = set()
+    config, seen = config_class(kind), set()
+    parts = {getattr(v, "__class__", None) for v in fields(start(kind)).values()}
     for mapping in names()["heads"]:
         given = getattr(modeling_auto, f"MODEL_{mapping}MAPPING_NAMES", {}).get(kind, ())
         for name in (given,) if isinstance(given, str) else given:
-            if name not in seen:
-                seen.add(name)
-                yield getattr(transformers, name)
+            build = getattr(transformers, name, None)
+            if build and build not in seen and build.config_class not in parts:
+                seen.add(build)
+                yield build
     if not seen:
-        yield from _parts(config_class(kind))
+        yield from _written_for(config)
 
 
-def _parts(config: Any) -> list[Any]:
-    """Model classes of a config that stands in no auto mapping: a part of other models, defined beside them."""
+def _written_for(config: Any) -> Iterator[Any]:
+    """The model classes of a config that stands in no auto mapping: a part of other models, in the modules beside it."""
     from transformers import PreTrainedModel
 
-    modeling = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
-    found = [c for c in vars(modeling).values() if isinstance(c, type) and issubclass(c, PreTrainedModel)]
-    return [c for c in found if c.config_class is config and c.__module__ == modeling.__name__ and "forward" in vars(c)]
+    package = importlib.import_module(config.__module__.rpartition(".")[0])
+    for found in pkgutil.iter_modules(package.__path__):
+        if found.name.startswith("modeling_"):
+            for c in vars(importlib.import_module(f"{package.__name__}.{found.name}")).values():
+                model = isinstance(c, type) and issubclass(c, PreTrainedModel) and c.config_class is config
+                if model and "forward" in vars(c):
+                    yield c
 
 
-def cut(name: str, value: Any) -> Any:
-    """A config field's value, cut to the size that the first fitting rule of the data table gives; others as they are."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    listed = isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value)
-    if not whole and not listed:
-        return value
-    for pattern, size in names()["tiny"]:
-        if re.fullmatch(pattern, name):
-            if whole:
-                return min(value, size)
-            return type(value)(size * v // value[0] if max(value) > size else v for v in value)
-    return value
+def start(kind: str) -> Any:
+    """The config of a type by default, or by its row of the data table where the class knows no default that holds."""
+    return config_class(kind)(**names()["start"].get(kind, {}))
 
 
 def fields(config: Any) -> dict[str, Any]:
-    """The fields of a config that its class takes and that say something: what is derived from others is left out."""
-    taken = {**getattr(type(config), "__dataclass_fields__", {})}
-    return {k: v for k, v in vars(config).items() if k in taken and not k.startswith("_")}
+    """The fields of a config that its class takes, by the names it takes them by, and the stages a backbone gives out."""
+    taken, held = getattr(type(config), "__dataclass_fields__", {}), vars(config)
+    stored = {k: getattr(type(config), "attribute_map", {}).get(k, k) for k in taken if not k.startswith("_")}
+    given = {k: held[v] for k, v in stored.items() if v in held}
+    return given | ({"out_indices": list(config.out_indices)} if "_out_indices" in held else {})
 
 
-def tiny_config(config: Any, layers: int = LAYERS) -> Any:
-    """A new config of the same class: sizes cut, sub-configs likewise, `layers` layers, one of each kind if it names kinds."""
+def cut(name: str, value: Any) -> Any:
+    """A config field's value, cut by the first fitting rule of the data table: at most its size.
+
+    Lists: `scale` cuts the least entry to the size and keeps the others' ratios to it, in quarters of the size; `each` cuts
+    every entry; `divide` divides them, so that lists of several parts stay in step; `first` keeps as many entries, for
+    another rule to cut.
+    """
+    listed = isinstance(value, (list, tuple))
+    if not listed and not _whole(value):
+        return value
+    for pattern, size, *given in names()["tiny"]:
+        how = given[0] if given else "scale"
+        if re.fullmatch(pattern, name):
+            if how == "first":
+                value = value[:size] if listed else value
+            elif listed or how != "divide":
+                return _cut_list(value, size, how) if listed else min(value, size)
+    return value
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _cut_list(values: Any, size: int, how: str) -> Any:
+    if not values or not all(_whole(v) for v in values) or max(values) <= size:
+        return values
+    least, unit = min(values), max(size // 4, 1)
+    new = {
+        "each": lambda v: min(v, size),
+        "divide": lambda v: max(v // size, min(v, unit * 2)),
+        "scale": lambda v: unit * max(round(size * v / least / unit), 1) if least > 0 else v,
+    }[how]
+    return type(values)(new(v) for v in values)
+
+
+def kept_layers(given: dict[str, Any], layers: int, own: dict[int, Any]) -> dict[str, Any]:
+    """What a config says layer by layer, for so many of its layers: the first of each kind, then the first of all.
+
+    Lists with an entry a layer (kinds, if they hold few values), lists of layers' indices (by name) and what layers have of
+    their `own` are cut alike.
+    """
+    name = next((n for n in names()["depth"] if _whole(given.get(n))), None)
+    if name is None:
+        return {}
+    layers = max(layers, len(given.get("out_indices", ())))
+    depth, lists = given[name], {k: v for k, v in given.items() if isinstance(v, (list, tuple))}
+    index = {k: v for k, v in lists.items() if re.fullmatch(names()["indices"], k)}
+    each = {k: v for k, v in lists.items() if len(v) == depth and k not in index}
+    kinds = [[repr(e) for e in v] for v in each.values()] + [
+        [str(i in v) for i in range(depth)] for v in index.values()
+    ]
+    kinds.append([repr(own.get(i)) for i in range(depth)])
+    said = list(zip(*(k for k in kinds if len(set(k)) <= KINDS), strict=True))
+    first = [said.index(kind) for kind in dict.fromkeys(said)]
+    chosen = sorted([*first, *(i for i in range(depth) if i not in first)][: max(layers, len(first))])
+    new = {k: cut(k, type(v)(v[i] for i in chosen)) for k, v in each.items()}
+    new |= {k: type(v)(n for n, i in enumerate(chosen) if i in v) for k, v in index.items()}
+    if own:
+        new["per_layer_config"] = {n: _own(given, own[i]) for n, i in enumerate(chosen) if i in own}
+    if "out_indices" in given:
+        new["out_indices"] = list(range(len(chosen) + 1))[-len(given["out_indices"]) :]
+    return new | {name: len(chosen)}
+
+
+def _own(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What one layer has of its own: sizes in their ratios to what all layers have."""
+    return {
+        k: max(cut(k, given[k]) * v // given[k], 1) if _whole(v) and _whole(given.get(k)) else cut(k, v)
+        for k, v in own.items()
+    }
+
+
+def special(value: Any, ids: dict[int, int]) -> Any:
+    """A special token's id, or a list of them, in the cut vocabulary, from its end; `ids` holds what became of which."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(special(v, ids) for v in value)
+    if not _whole(value) or value < FREE:
+        return value
+    return ids.setdefault(value, names()["tokens"] - 1 - len(ids))
+
+
+def sections(rope: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """A rope's parameters with its sections (of time, height, width) in the same ratios for so many pairs of dims."""
+    if "rope_theta" not in rope:  # one rope a kind of layers
+        return {k: sections(v, pairs) if isinstance(v, dict) else v for k, v in rope.items()}
+    ratios = rope.get("mrope_section") or [1, 1, 1]
+    ends = [round(pairs * sum(ratios[: i + 1]) / sum(ratios)) for i in range(len(ratios))]
+    return rope | {"mrope_section": [b - a for a, b in zip([0, *ends], ends, strict=False)]}
+
+
+def instead(config: Any) -> Any:
+    """The config, or if its models need a package of their own, one that the data table gives for it."""
+    row = names()["instead"].get(getattr(config, "model_type", ""))
+    if row is None:
+        return config
+    return config_class(row["model_type"])(**{k: v for k, v in row.items() if k != "model_type"})
+
+
+def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = None, row: Any = None) -> Any:
+    """A new config of the same class, by the data table: sizes cut, sub-configs likewise, `layers` layers of every kind.
+
+    A `row` holds what the table says of this type (or of this part of a type) alone.
+    """
     from transformers import PretrainedConfig
 
-    kind, given = type(config), fields(config)
-    changes: dict[str, Any] = {}
+    ids = {} if ids is None else ids
+    row = {**names()["types"].get(getattr(config, "model_type", ""), {}), **(row or {})}
+    given, changes = fields(config), {}
     for name, value in given.items():
         if isinstance(value, PretrainedConfig):
-            changes[name] = tiny_config(value, layers)
+            changes[name] = tiny_config(instead(value), layers, ids, row.pop(name, None))
+        elif value is None:
+            changes[name] = next((v for pattern, v in names()["unset"] if re.fullmatch(pattern, name)), None)
+        elif re.fullmatch(names()["special"], name):
+            changes[name] = special(value, ids)
         else:
-            new = cut(name, value)
-            if new is not value and new != value:
-                changes[name] = new
-    heads, kv = given.get("num_attention_heads"), given.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(kv, int):
-        changes["num_key_value_heads"] = 4 if kv == heads else 1 if kv == 1 else 2
-    kinds = given.get("layer_types")
-    if isinstance(kinds, (list, tuple)) and kinds:
-        distinct = list(dict.fromkeys(kinds))
-        chosen = (distinct + list(kinds))[: max(layers, len(distinct))]
-        changes |= {"num_hidden_layers": len(chosen), "layer_types": chosen}
-    token = iter(range(names()["tokens"] - 1, 2, -1))
-    for name, value in given.items():
-        if re.fullmatch(r".*token_(id|index)", name) and isinstance(value, int) and value >= 3:
-            changes[name] = next(token)
-    changes |= names()["types"].get(getattr(config, "model_type", ""), {})
-    return kind(**changes)
+            changes[name] = cut(name, value)
+    said: dict[str, Any] = getattr(config, "to_dict", dict)()
+    changes |= kept_layers(given, layers, said.get("per_layer_config") or {})
+    if "mrope_section" in (getattr(config, "ignore_keys_at_rope_validation", None) or ()):
+        changes |= _with_sections(changes)
+    if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
+        changes["num_key_value_heads"] = changes["num_attention_heads"]
+    usual, said = _usual(type(config)), changes | row
+    missing = object()
+    return type(config)(
+        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)}
+    )
+
+
+def _told(kind: Any) -> dict[str, Any]:
+    """What a config class says by default; nothing, if it knows no default that holds."""
+    try:
+        return fields(kind())
+    except Exception:
+        return {}
+
+
+_usual: Callable[[Any], dict[str, Any]] = cache(_told)
+
+
+def _with_sections(changes: dict[str, Any]) -> dict[str, Any]:
+    """A rope of sections: where it turns only a part of a head, heads of 16 of which it turns half, so that all have dims."""
+    rope, dims = (
+        changes["rope_parameters"],
+        changes.get("head_dim") or changes["hidden_size"] // changes["num_attention_heads"],
+    )
+    if rope.get("partial_rotary_factor", 1) < 1:
+        return {"rope_parameters": sections(rope | {"partial_rotary_factor": 0.5}, 4), "head_dim": 16}
+    return {"rope_parameters": sections(rope, dims // 2)}
 
 
 def check_size(build: Any, config: Any) -> None:
@@ -125,7 +252,7 @@ def tiny(kind: str, seed: int = 0) -> nn.Module:
     errors = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = tiny_config(config_class(kind)())
+        config = tiny_config(start(kind))
         for build in model_classes(kind):
             try:
                 torch.manual_seed(seed)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from interp.model.tap import Attention, Tap
 
+EXACT = 1e-9  # relative difference below which float64 tensors count as the same
 Key = int | str | None  # where a tensor sits in a call's arguments or result; None: it is the result itself
 
 
@@ -26,6 +27,11 @@ def tensors_in(value: Any) -> Iterator[tuple[Key, Tensor]]:
         yield from ((i, v) for i, v in enumerate(value) if isinstance(v, Tensor))
 
 
+def first_in(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """The first floating-point tensor among a call's arguments."""
+    return next(t for _, t in [*tensors_in(args), *tensors_in(kwargs)] if t.is_floating_point())
+
+
 def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
     """`value` with the tensor at `key` replaced."""
     if key is None:
@@ -35,6 +41,16 @@ def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
         return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
     value[key] = tensor
     return value
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Equal values in the same order, whatever the batch and position axes look like (some blocks flatten them)."""
+    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    """The same up to rounding."""
+    return a.numel() == b.numel() and bool((a.flatten() - b.flatten()).norm() <= EXACT * b.norm())
 
 
 @dataclass(eq=False)
@@ -51,6 +67,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     products: int = 0  # products run before it was entered
+    until: str = ""  # a group of calls that no module makes as one (see `Trace.span`): its last module
 
     @property
     def out(self) -> Tensor | None:
@@ -67,6 +84,14 @@ class Call:
         return next(k for k, t in self.inputs.items() if t.is_floating_point())
 
 
+def rerun(call: Call, tensor: Tensor) -> Tensor:
+    """The module's first output when its first tensor argument is `tensor`."""
+    key = call.key_in()
+    args = replace_in(call.args, key, tensor) if isinstance(key, int) else call.args
+    kwargs = call.kwargs | {key: tensor} if isinstance(key, str) else call.kwargs
+    return next(t for _, t in tensors_in(call.module(*args, **kwargs)))
+
+
 @dataclass
 class Trace:
     """Calls in order of entry, and the attention computations with the module that made each."""
@@ -74,6 +99,7 @@ class Trace:
     calls: list[Call]
     attentions: list[tuple[Call, Attention]]
     output: Any
+    batch: int
     softmaxes: int = 0  # calls of softmax and of fused attention, followed by a product or not
 
     @cached_property
@@ -84,9 +110,28 @@ class Trace:
             found.setdefault(call.path, []).append(call)
         return found
 
+    @property
+    def root(self) -> nn.Module:
+        """The model that ran."""
+        return self.calls[0].module
+
     def of(self, path: str) -> list[Call]:
         """All calls of the module at `path`."""
         return self.by_path.get(path, [])
+
+    def span(self, path: str, number: int = 0, until: str = "") -> Call:
+        """The `number`-th call of a module; with `until`, a stand-in for all calls from that one to the last module's next.
+
+        The stand-in receives what the first of them receives and returns what the last returns; to run it again is to run
+        the model.
+        """
+        first = self.of(path)[number]
+        if not until:
+            return first
+        last, root = next(c for c in self.of(until) if c.start >= first.start), self.calls[0]
+        group = Call(path, root.module, number, first.start - 1, last.end + 1, args=root.args, kwargs=root.kwargs)
+        group.inputs, group.outputs, group.until = {first.key_in(): first.into}, last.outputs, until  # type: ignore[dict-item]
+        return group
 
     def inside(self, call: Call) -> list[Call]:
         """All calls made during another."""
@@ -120,9 +165,12 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         call.outputs = {k: t.clone() for k, t in tensors_in(output) if t.is_floating_point()}
 
     def done(attention: Attention) -> None:
-        if attention.product >= 0:
-            attention.product -= stack[-1].products
-        attentions.append((stack[-1], attention))
+        around = [
+            c for c in stack[-2:] if c.products <= attention.product or attention.product < 0
+        ]  # products may be modules
+        owner = around[-1] if around else stack[-1]
+        attention.product -= owner.products if attention.product >= 0 else 0
+        attentions.append((owner, attention))
 
     tap, handles = Tap(done=done, batch=batch), []
     for path, module in model.named_modules():
@@ -135,4 +183,4 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(calls, attentions, output, tap.softmaxes)
+    return Trace(calls, attentions, output, batch, tap.softmaxes)

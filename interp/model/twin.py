@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from interp.errors import Failed
 from interp.model.inputs import EXAMPLES, parts
+from interp.model.live import quantised
 
 
 class Lifted(TorchFunctionMode):
@@ -54,6 +55,7 @@ def names() -> dict[str, Any]:
 def shrunk(config: Any) -> Any:
     """A copy of the config with few heads and channels and all layers; ratios of heads to kv heads are kept in kind."""
     config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
     for part in parts(config):
         heads, kv = getattr(part, "num_attention_heads", None), getattr(part, "num_key_value_heads", None)
         for field, size in names()["sizes"].items():
@@ -92,9 +94,11 @@ def randomise(model: nn.Module, seed: int) -> None:
 def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     """A random float64 CPU model of the same kind: a copy if the model is small, else one built from a shrunk config.
 
-    Raises `Failed` if the model is large and has no config a small one can be built from.
+    What is quantised is not copied: the twin of the config has plain matrices. Raises `Failed` if the model is large or
+    quantised and has no config a small one can be built from.
     """
-    if sum(p.numel() for p in model.parameters()) <= SMALL and not any(p.is_meta for p in model.parameters()):
+    small = sum(p.numel() for p in model.parameters()) <= SMALL and not any(p.is_meta for p in model.parameters())
+    if small and not quantised(model):
         twin = nn.Module.to(copy.deepcopy(model), "cpu", torch.float64)  # some models have a `to` of their own
     else:
         try:
@@ -106,8 +110,8 @@ def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     twin.eval().requires_grad_(False)
     if model in EXAMPLES:
         EXAMPLES[twin] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in EXAMPLES[model].items()}
-    given = [c for m in twin.modules() for c in (getattr(m, "config", None), getattr(m, "cfg", None)) if hasattr(c, "__dict__")]
-    for config in {id(c): c for c in given}.values():
+    held: list[Any] = [getattr(m, name, None) for m in twin.modules() for name in ("config", "cfg")]
+    for config in {id(c): c for c in held if hasattr(c, "__dict__")}.values():
         config._experts_implementation = "eager"  # grouped products of experts know no float64
         if isinstance(getattr(config, "dtype", None), torch.dtype):
             config.dtype = torch.float64

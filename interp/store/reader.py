@@ -9,21 +9,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
+from interp.store.int8 import Coding, decode
 from interp.store.layout import (
+    CHECKSUMS,
     DTYPES,
     IDS,
     INDEX,
     JOURNAL,
     PART_BYTES,
     Index,
-    column_of,
-    gather,
+    checksum_of,
+    columns_of,
     raw,
     read_index,
     shard_name,
+    start_reading,
+    words,
 )
 from interp.store.shuffle import pile_order, row_order
 
@@ -43,8 +48,9 @@ class Store:
         self.rows: int = index.rows
         self.widths: dict[str, int] = dict(index.widths)
         self.sites: list[str] = list(index.widths)
-        self.dtype: torch.dtype = DTYPES[index.dtype]
+        self.dtype: torch.dtype = torch.float32 if index.dtype == "int8" else DTYPES[index.dtype]
         self.meta: dict[str, Any] = index.meta
+        self._pivots = {site: Coding.from_json(told).pivot for site, told in index.int8.items()}
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {self.rows:,} rows, {self.index.dtype}, {self.widths})"
@@ -59,7 +65,9 @@ class Store:
         start: int = 0,
         drop_last: bool = False,
     ) -> Iterator[Any]:
-        """Serve every row once per epoch: dicts site → [size, width] in the store's dtype, in an exactly uniform order.
+        """Serve every row once per epoch: dicts site → [size, width], in an exactly uniform order.
+
+        Rows have the dtype of the store; int8 rows come as float32.
 
         With `with_ids`, pairs `(rows, ids)` with `ids` int64 [size]. The last batch of an epoch may be smaller;
         `drop_last` leaves it out. `start` is the number of batches served before: the rest is the same as without the
@@ -85,13 +93,23 @@ class Store:
         self, size: int, seed: int, with_ids: bool, sites: list[str], epochs: int, start: int, drop_last: bool
     ) -> Iterator[Any]:
         each = self.rows // size if drop_last else -(-self.rows // size)
-        column = {site: column_of(site) for site in sites}
-        columns = [*column.values()] + [IDS] * with_ids
+        columns = self._columns(sites) + [IDS] * with_ids
         for epoch in range(start // each if each else epochs, epochs):
             first = max(0, start - epoch * each)
             for batch in self._epoch(size, seed, epoch, columns, first * size, min(each * size, self.rows)):
-                rows = {site: batch[column[site]] for site in sites}
+                rows = self._rows(batch, sites)
                 yield (rows, batch[IDS][:, 0].clone()) if with_ids else rows
+
+    def _columns(self, sites: list[str]) -> list[str]:
+        return [column for site in sites for column in columns_of(site, self.widths[site], self.index.dtype)]
+
+    def _rows(self, batch: dict[str, Tensor], sites: list[str]) -> dict[str, Tensor]:
+        """Columns to rows."""
+        parts = {site: [batch[column] for column in self._columns([site])] for site in sites}
+        return {
+            site: decode(of_site[0], of_site[1], self._pivots[site]) if site in self._pivots else of_site[0]
+            for site, of_site in parts.items()
+        }
 
     def _epoch(
         self, size: int, seed: int, epoch: int, columns: list[str], first: int, stop: int
@@ -99,48 +117,61 @@ class Store:
         """The rows `first` to `stop` of one epoch's order, in batches; a batch may take rows of several piles."""
         batch: dict[str, Tensor] = {}
         filled = 0
-        for piled, order in self._piles(seed, epoch, columns, first):
+        for piled, order in self._piles(seed, epoch, columns, first, stop):
             while len(order) and first < stop:
                 if not filled:
                     size = min(size, stop - first)
                     batch = self.index.empty(columns, size)
                 part, order = order.split([n := min(len(order), size - filled), len(order) - n])
                 for column in columns:
-                    gather(piled[column], part, batch[column][filled : filled + n])
+                    out = words(batch[column][filled : filled + n])
+                    torch.index_select(words(piled[column]), 0, part, out=out)
                 filled, first = filled + n, first + n
                 if filled == size:
                     yield batch
                     filled = 0
-            if first == stop:
-                return
 
     def _piles(
-        self, seed: int, epoch: int, columns: list[str], skip: int
+        self, seed: int, epoch: int, columns: list[str], first: int, stop: int
     ) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, " k"]]]:
-        """Each pile in memory with the order of its rows, `skip` rows of the epoch later. Buffers are used again."""
+        """Each pile with rows from `first` to `stop` of the epoch in memory, and the order of those rows.
+
+        Buffers are used again; while the rows of a pile are served, the kernel reads the next one into its cache.
+        """
         buffers = self.index.empty(columns, max(self.index.piles))
-        for pile in pile_order(seed, epoch, len(self.index.piles)).tolist():
-            rows = self.index.piles[pile]
-            if skip >= rows:
-                skip -= rows
-                continue
+        wanted = self._wanted(seed, epoch, first, stop)
+        for (pile, rows, skip), following in zip(wanted, [*wanted[1:], None], strict=True):
             piled = {column: buffer[:rows] for column, buffer in buffers.items()}
             for column in columns:
                 self._load(shard_name(pile, column), piled[column])
+            if following is not None:
+                for column in columns:
+                    start_reading(self.path / shard_name(following[0], column))
             yield piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
-            skip = 0
+
+    def _wanted(self, seed: int, epoch: int, first: int, stop: int) -> list[tuple[int, int, int]]:
+        """The piles that hold rows `first` to `stop` of the epoch: pile, its rows, how many of them come before."""
+        order = pile_order(seed, epoch, len(self.index.piles))
+        rows = np.array(self.index.piles)[order]
+        ends = np.cumsum(rows)
+        begins = ends - rows
+        wanted = (ends > first) & (begins < stop) & (rows > 0)
+        return list(
+            zip(order[wanted].tolist(), rows[wanted].tolist(), (first - begins).clip(0)[wanted].tolist(), strict=True)
+        )
 
     def _load(self, name: str, out: Shaped[Tensor, "n w"]) -> None:
-        """Fill `out` from a shard and verify the checksum; reading and hashing overlap."""
-        data, digest = raw(out), hashlib.sha256()
+        """Fill `out` from a shard and verify the checksum; reading and summing overlap."""
+        data, kind = raw(out), checksum_of(self.index.shards[name])
+        digest = CHECKSUMS[kind]()
         why = _size_error(self.path / name, len(data))
         if not why:
-            with open(self.path / name, "rb") as file, ThreadPoolExecutor(1) as hashing:
+            with open(self.path / name, "rb") as file, ThreadPoolExecutor(1) as summing:
                 for at in range(0, len(data), PART_BYTES):
                     part = data[at : at + PART_BYTES]
                     file.readinto(part)
-                    hashing.submit(digest.update, part)
-            why = _sum_error(digest.hexdigest(), self.index.shards[name]["sha256"])
+                    summing.submit(digest.update, part)
+            why = _sum_error(digest.hexdigest(), self.index.shards[name])
         if why:
             raise Failed(_bad_shard(self.path / name, why))
 
@@ -153,8 +184,7 @@ class Store:
         chosen = self._chosen(sites)
         if not 1 <= n <= self.rows:
             raise WrongUse(f"sample(): {n} rows asked of the {self.rows} in {self.path}.")
-        batch = next(self._epoch(n, seed, SAMPLE_EPOCH, [column_of(site) for site in chosen], 0, n))
-        return {site: batch[column_of(site)] for site in chosen}
+        return self._rows(next(self._epoch(n, seed, SAMPLE_EPOCH, self._columns(chosen), 0, n)), chosen)
 
     @functools.cached_property
     def documents(self) -> Int64[Tensor, " rows"]:
@@ -219,7 +249,7 @@ def _shard_error(path: Path, shard: dict[str, Any]) -> str:
     if why:
         return why
     with open(path, "rb") as file:
-        return _sum_error(hashlib.file_digest(file, "sha256").hexdigest(), shard["sha256"])
+        return _sum_error(hashlib.file_digest(file, CHECKSUMS[checksum_of(shard)]).hexdigest(), shard)
 
 
 def _size_error(path: Path, size: int) -> str:
@@ -229,8 +259,9 @@ def _size_error(path: Path, size: int) -> str:
     return "" if found == size else f"it has {found} bytes, and should have {size}"
 
 
-def _sum_error(found: str, expected: str) -> str:
-    return "" if found == expected else f"it was altered: its sha256 is {found}, and should be {expected}"
+def _sum_error(found: str, shard: dict[str, Any]) -> str:
+    kind = checksum_of(shard)
+    return "" if found == shard[kind] else f"it was altered: its {kind} is {found}, and should be {shard[kind]}"
 
 
 def _bad_shard(path: Path, why: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.errors import WrongUse
 from interp.store.layout import row_bytes
 from interp.store.reader import Store, open_store
-from interp.store.writer import StoreWriter
+from interp.store.writer import MAX_FVU, StoreWriter
 
 if TYPE_CHECKING:
     from interp.model import Model, Tokens
@@ -113,13 +113,15 @@ def record_text(
     batch: int = 16,
     context: int = 512,
     expected_rows: int | None = None,
+    max_fvu: float = MAX_FVU,
     meta: dict[str, Any] | None = None,
 ) -> Store:
     """Record rows of `sites` over `texts` into the folder `out` and open it.
 
     Stops after `tokens` rows. A row is one real token of one window; the document number of a row is its text's.
     Beginning-of-sequence tokens are left out. Interrupted, it goes on with `resume=True` from its last commit and ends
-    in the same bytes. Raises what `StoreWriter.append` raises: NaN or inf are named by site and row, and nothing is lost.
+    in the same bytes. Raises what `StoreWriter.append` raises: NaN or inf are named by site and row, int8 rows that lose
+    more than `max_fvu` of the variance by site and FVU, the first of them at the first batch; and nothing is lost.
     """
     from tqdm.auto import tqdm
 
@@ -128,7 +130,7 @@ def record_text(
     about = {"model": model.id, "sites": names, "context": context, "tokens": tokens} | (meta or {})
     expected = expected_rows or tokens or 1_000_000
     with StoreWriter(
-        out, widths=widths, dtype=dtype, seed=seed, expected_rows=expected, meta=about, resume=resume
+        out, widths=widths, dtype=dtype, seed=seed, expected_rows=expected, meta=about, resume=resume, max_fvu=max_fvu
     ) as writer:
         done = int((writer.cursor or {}).get("windows", 0))
         bar = tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,33 +17,39 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
+from interp.store.int8 import LOST, Coding, begun, encode
 from interp.store.layout import (
+    CHECKSUMS,
     DTYPES,
     IDS,
     INDEX,
     JOURNAL,
     LOCK,
-    ORDER_BYTES,
     PART_BYTES,
     PILE_BYTES,
     SHARD,
+    Crc32,
     Index,
-    column_of,
-    gather,
+    checksum_of,
+    columns_of,
     naming,
     pile_count,
     raw,
     read_index,
     row_bytes,
     shard_name,
+    start_writing,
     sync,
     sync_folder,
 )
 from interp.store.shuffle import piles_of
+from interp.store.waiting import Waiting
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int, Int64, Shaped
+    from jaxtyping import Float, Int
     from torch import Tensor
+
+MAX_FVU = 1e-3  # int8 rows that lose more of the variance are refused unless asked for
 
 
 @dataclass
@@ -50,7 +57,7 @@ class _Shard:
     """A shard being written: what has gone into it, and whether the disk surely has it."""
 
     path: Path
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: Any = field(default_factory=Crc32)
     bytes: int = 0
     synced: bool = False
 
@@ -58,7 +65,8 @@ class _Shard:
 class StoreWriter:
     """Appends rows to a store that can be killed at any moment and go on from its last commit.
 
-    The files at the end depend on the rows, the seed and `expected_rows`, not on where it was committed or killed.
+    The files at the end depend on the rows, the seed and `expected_rows`, not on where it was committed or killed; those
+    of int8 rows also on how the rows were cut into appends, since the pivot is the mean of the first.
 
         writer = StoreWriter(path, widths={"blocks.3.resid_post": 256}, expected_rows=10**6, resume=True)
         for rows, documents, cursor in source(writer.cursor):
@@ -66,8 +74,9 @@ class StoreWriter:
             writer.commit(cursor)
         writer.close()
 
-    `expected_rows` sets the number of piles so that one takes `pile_bytes` of memory to read; the writer's own buffer
-    has that size too. `meta` (JSON) is kept in the index; on resume, that of the first run stands.
+    `expected_rows` sets the number of piles so that one takes `pile_bytes` of memory to read; the writer itself takes no
+    more than that. `meta` (JSON) is kept in the index; on resume, that of the first run stands. int8 rows that lose more
+    than `max_fvu` of the variance of a site are refused.
 
     Raises `WrongUse` if the folder is not empty (unless `resume`), or holds a store of other widths, dtype, seed or
     number of piles; `Failed` if another process is writing there, or naming a file that is damaged.
@@ -84,6 +93,7 @@ class StoreWriter:
         meta: Mapping[str, Any] | None = None,
         resume: bool = False,
         pile_bytes: int = PILE_BYTES,
+        max_fvu: float = MAX_FVU,
     ) -> None:
         self.path = Path(path)
         asked = _asked(widths, dtype, seed, expected_rows, meta, pile_bytes)
@@ -95,20 +105,21 @@ class StoreWriter:
         except BaseException:
             self._lock.close()
             raise
+        self._max_fvu = max_fvu
         self._piles = np.array(self._index.piles)
+        self._codings = {site: Coding.from_json(told) for site, told in self._index.int8.items()}
+        self._rows = self._index.rows
         self._torn = False
-        self._filled = 0
-        self._flushed = self._index.rows
-        self._capacity = max(1, pile_bytes // (row_bytes(widths, asked.dtype) + ORDER_BYTES))
-        self._hashing = ThreadPoolExecutor(1)
-        self._buffers = asked.empty(asked.columns(), self._capacity)
+        room = min(PART_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
+        self._waiting = Waiting(asked, max(1, room))
+        self._summing = ThreadPoolExecutor(1)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> int:
         """Rows appended so far; after `resume=True`, those of the last commit."""
-        return self._flushed + self._filled
+        return self._rows
 
     @property
     def cursor(self) -> dict[str, Any] | None:
@@ -135,19 +146,26 @@ class StoreWriter:
     def append(self, rows: Mapping[str, Float[Tensor, "n width"]], documents: Int[Tensor, " n"]) -> None:
         """Append n rows of every site, converted to the store's dtype; they get the next n row ids.
 
-        `documents` numbers the text each row comes from. Raises `WrongUse` for a wrong site or shape, `Failed` for
-        NaN, inf, or a number too large for the dtype (naming the site and the row; nothing of this append is then
-        written), and `Failed` naming the file if the disk is full.
+        `documents` numbers the text each row comes from. Raises `WrongUse` for a wrong site or shape, and `Failed` for
+        NaN, inf, or a number too large for the dtype (naming the site and the row), for int8 rows that lose too much
+        (naming the site and its FVU; nothing of this append is then written), and naming the file if the disk is full.
         """
         self._check_open()
         count = self._check_shapes(rows, documents)
-        cast = {column_of(site): self._cast(site, values) for site, values in rows.items()}
+        if not count:
+            return
+        columns, codings = self._columns(rows)
         ids = torch.arange(self.rows, self.rows + count)
-        cast[IDS] = torch.stack([ids, documents.detach().to("cpu", torch.int64)], dim=1)
+        columns[IDS] = torch.stack([ids, documents.detach().to("cpu", torch.int64)], dim=1)
+        piles = piles_of(self._index.seed, self.rows, self.rows + count, len(self._piles))
         with self._whole():
-            done = 0
-            while done < count:
-                done += self._fill({column: values[done:] for column, values in cast.items()})
+            self._codings = codings
+            for at in range(0, count, self._waiting.room):
+                part = slice(at, at + self._waiting.room)
+                for pile in self._waiting.full(piles[part]):
+                    self._flush(pile)
+                self._waiting.put({name: values[part] for name, values in columns.items()}, piles[part])
+            self._rows += count
 
     def commit(self, cursor: Mapping[str, Any] | None) -> None:
         """Make all rows so far durable, and with them `cursor` (JSON): where the source has got to.
@@ -198,13 +216,15 @@ class StoreWriter:
     def _commit(self, name: str, cursor: dict[str, Any] | None) -> None:
         """Have all rows on the disk, then say so in the index or journal `name`."""
         with self._whole():
-            self._flush()
+            for pile in np.flatnonzero(self._waiting.counts).tolist():
+                self._flush(pile)
             for shard in self._shards.values():
                 if not shard.synced:
                     with self._naming(shard.path):
                         sync(shard.path)
                     shard.synced = True
-            index = replace(self._index, piles=self._piles.tolist(), shards=self._sums(), cursor=cursor)
+            int8 = {site: coding.as_json(self.rows) for site, coding in self._codings.items()}
+            index = replace(self._index, piles=self._piles.tolist(), shards=self._sums(), cursor=cursor, int8=int8)
             with self._naming(self.path / name):
                 sync_folder(self.path)  # the names of new shards
                 index.write(self.path / name)
@@ -237,60 +257,75 @@ class StoreWriter:
                 raise WrongUse(f"{site} must be real numbers {shape}, not {values.dtype} {tuple(values.shape)}.")
         return count
 
-    def _cast(self, site: str, values: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-        """The rows in the store's dtype, if all are finite there."""
-        cast = values.detach().to("cpu", DTYPES[self._index.dtype])
-        if cast.numel() and not torch.isfinite(torch.stack(cast.aminmax())).all():
-            bad = ~torch.isfinite(cast).all(1)
+    def _columns(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Coding]]:
+        """Every column but the ids, and the codings once these rows are written."""
+        dtype = self._index.dtype
+        columns: dict[str, Tensor] = {}
+        codings: dict[str, Coding] = {}
+        for site, values in rows.items():
+            if dtype == "int8":
+                codes, scales, codings[site] = self._coded(site, values.detach().cpu())
+                parts = [codes, scales]
+            else:
+                parts = [values.detach().to("cpu", DTYPES[dtype]).contiguous()]
+                self._check_finite(site, values, parts[0])
+            columns |= zip(columns_of(site, values.shape[1], dtype), parts, strict=True)
+        return columns, codings
+
+    def _coded(self, site: str, values: Float[Tensor, "n width"]) -> tuple[Tensor, Tensor, Coding]:
+        """Codes, scales, and the coding with these rows counted, if it loses no more than allowed."""
+        first = site not in self._codings
+        if first:
+            self._check_finite(site, values, values.float())
+        codes, scales, coding = encode(values, begun(values.float()) if first else self._codings[site])
+        self._check_finite(site, values, scales)
+        count, width = self.rows + len(values), values.shape[1]
+        if (fvu := coding.fvu(count)) > self._max_fvu:
+            raise Failed(
+                f"int8 rows lose {fvu:.2g} of the variance of {site} (FVU), and may lose {self._max_fvu:g}. "
+                f"None of this append was kept. Store bfloat16 (--dtype bfloat16), or allow more: max_fvu={2 * fvu:.1g} "
+                f"(--max-fvu {2 * fvu:.1g})."
+            )
+        if first and (lost := coding.lost(count)):
+            warnings.warn(
+                f"int8 rows lose over {LOST:.0%} of the variance of {lost} of the {width} features of {site}, though only "
+                f"{fvu:.1g} of all: larger features of their groups drown them. bfloat16 rows would keep them.",
+                stacklevel=4,
+            )
+        return codes, scales, coding
+
+    def _check_finite(self, site: str, values: Float[Tensor, "n w"], stored: Float[Tensor, "n v"]) -> None:
+        """Raise `Failed` unless all that is to be stored of these values is finite."""
+        if stored.numel() and not torch.isfinite(torch.stack(stored.aminmax())).all():
+            bad = ~torch.isfinite(stored).all(1)
             lost = torch.isfinite(values.detach()).all(1).cpu() & bad
             why = f"a number too large for {self._index.dtype}" if lost.any() else "NaN or inf"
             first = self.rows + int(bad.int().argmax())
             raise Failed(
-                f"{why} at {site}, in {int(bad.sum())} of {len(cast)} rows, first in row {first}. None was kept."
+                f"{why} at {site}, in {int(bad.sum())} of {len(stored)} rows, first in row {first}. None was kept."
             )
-        return cast
 
-    def _fill(self, values: dict[str, Tensor]) -> int:
-        """Copy into the buffers what fits; flush them when full. Rows copied."""
-        take = min(len(values[IDS]), self._capacity - self._filled)
-        for column, x in values.items():
-            self._buffers[column][self._filled : self._filled + take] = x[:take]
-        self._filled += take
-        if self._filled == self._capacity:
-            self._flush()
-        return take
+    def _flush(self, pile: int) -> None:
+        """Append the waiting rows of a pile to its shards."""
+        columns = self._waiting.take(pile)
+        for column, rows in columns.items():
+            self._extend(shard_name(pile, column), raw(rows))
+        self._piles[pile] += len(columns[IDS])
 
-    def _flush(self) -> None:
-        """Throw the buffered rows into their piles, in the order of their ids."""
-        piles = piles_of(self._index.seed, self._flushed, self.rows, len(self._piles))
-        small = np.uint16 if len(self._piles) <= 1 << 16 else np.uint32  # 16-bit keys are sorted by radix
-        order = torch.from_numpy(np.argsort(piles.astype(small), kind="stable"))
-        counts = np.bincount(piles, minlength=len(self._piles))
-        for pile, rows in enumerate(order.split(counts.tolist())):
-            for column, buffer in self._buffers.items():
-                for part in rows.split(max(1, PART_BYTES // (buffer.shape[1] * buffer.element_size()))):
-                    self._extend(shard_name(pile, column), buffer, part)
-        self._piles += counts
-        self._flushed, self._filled = self.rows, 0
-
-    def _extend(self, name: str, buffer: Shaped[Tensor, "n w"], rows: Int64[Tensor, " k"]) -> None:
-        """Append the given rows of a buffer to a shard; writing and hashing overlap."""
-        if not len(rows):
-            return
-        out = torch.empty(len(rows), buffer.shape[1], dtype=buffer.dtype)
-        gather(buffer, rows, out)
-        data = raw(out)
+    def _extend(self, name: str, data: memoryview) -> None:
+        """Append to a shard; writing and summing overlap. Floor: each byte read twice and written once, the disk aside."""
         shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
-        hashed = self._hashing.submit(shard.digest.update, data)
+        summed = self._summing.submit(shard.digest.update, data)
         with self._naming(shard.path), open(shard.path, "ab") as file:
             file.write(data)
-        hashed.result()
+            start_writing(file, shard.bytes, len(data))
+        summed.result()
         shard.bytes += len(data)
         shard.synced = False
 
     def _sums(self) -> dict[str, dict[str, Any]]:
         shards = sorted(self._shards.items())
-        return {name: {"bytes": shard.bytes, "sha256": shard.digest.hexdigest()} for name, shard in shards}
+        return {name: {"bytes": shard.bytes, "crc32": shard.digest.hexdigest()} for name, shard in shards}
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
@@ -306,7 +341,7 @@ class StoreWriter:
         return f"The last commit, of {self._index.rows} rows, is intact: go on with resume=True (--resume)."
 
     def _release(self) -> None:
-        self._hashing.shutdown()
+        self._summing.shutdown()
         self._lock.close()
 
 
@@ -386,9 +421,13 @@ def _cut_back(path: Path, shard: dict[str, Any]) -> _Shard:
     size = path.stat().st_size if path.is_file() else 0
     if size < shard["bytes"]:
         raise Failed(f"The shard {path} is cut: {size} of the {shard['bytes']} committed bytes are there. Restore it.")
+    kind = checksum_of(shard)
     with open(path, "r+b") as file:
         file.truncate(shard["bytes"])
-        digest = hashlib.file_digest(file, "sha256")
-    if digest.hexdigest() != shard["sha256"]:
-        raise Failed(f"The shard {path} was altered since it was committed: its sha256 differs. Restore it.")
+        digest = hashlib.file_digest(file, CHECKSUMS[kind])
+        if digest.hexdigest() != shard[kind]:
+            raise Failed(f"The shard {path} was altered since it was committed: its {kind} differs. Restore it.")
+        if kind != "crc32":  # begun by an older version
+            file.seek(0)
+            digest = hashlib.file_digest(file, CHECKSUMS["crc32"])
     return _Shard(path, digest, shard["bytes"], synced=True)

@@ -63,7 +63,7 @@ class Recipe:
         Phase(1600, long_every=6, random=1, words=2, shortest=2, longest=64, pieces=4, first=PAD),
     )
     topics_weight: int = 3  # the help texts are 2 % of the text: each pass reads them three times
-    steps: int = 3800
+    steps: int = 3600
     # (step, share of the learning rate), joined by straight lines: up, level, down, and up again, not as far.
     rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (99, 1.0), (900, 1.0), (1600, 0.0), (1640, 0.6))
     decay: int = 2200  # the share never exceeds steps left / decay, so that it ends at zero

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -125,6 +126,42 @@ def test_expert_neurons_and_router():
     silenced = model.record(IDS, at + "out", edits=[interp.Zero(at + "experts.post", pos=2)])[at + "out"]
     assert silenced[:, 2].abs().max() < 1e-6
     assert torch.equal(silenced[:, 3:], c[at + "out"][:, 3:])
+
+
+def routed(name, mlp, x, scores):
+    """What a mixture makes of tokens x [n, d] whose experts have these scores [n, expert], with its own experts."""
+    if name == "gpt_oss":
+        weights, chosen = scores.topk(2)
+        weights = weights.softmax(-1)
+    else:
+        weights, chosen = scores.softmax(-1).topk(2)
+        weights = weights / weights.sum(-1, keepdim=True) if name == "mixtral" else weights
+    one = torch.ones(1, 1)
+    experts = [[mlp.experts(x[t : t + 1], e.view(1, 1), one)[0] for e in chosen[t]] for t in range(len(x))]
+    return (torch.stack([torch.stack(row) for row in experts]) * weights[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "jamba"])
+def test_an_edited_router_sends_tokens_to_other_experts(name):
+    model = load(module(name))
+    at = "blocks.1.mlp."
+    c = model.record(IDS, [at + n for n in ("in", "router", "out")])
+    layer = model.module.model.layers[1]
+    mlp, x = getattr(layer, "mlp", None) or layer.feed_forward, c[at + "in"].flatten(0, 1)
+    near(routed(name, mlp, x, c[at + "router"].flatten(0, 1)), c[at + "out"].flatten(0, 1))
+    put = torch.tensor([1.0, -3.0, 2.0, -2.0])  # the third and the first
+    assert (c[at + "router"][:, 4].topk(2).indices != torch.tensor([2, 0])).any()
+    for edits in (
+        [interp.Replace(at + "router", put, pos=4)],
+        [interp.Steer(at + "router", put, 3.0, pos=slice(2, 5))],
+    ):
+        edited = model.record(IDS, [at + "router", at + "out"], edits=edits)
+        near(routed(name, mlp, x, edited[at + "router"].flatten(0, 1)), edited[at + "out"].flatten(0, 1))
+        assert not torch.allclose(edited[at + "out"][:, 4], c[at + "out"][:, 4], atol=1e-4)
+        assert torch.equal(edited[at + "router"][:, 5], c[at + "router"][:, 5])
+    near(
+        model.record(IDS, at + "router", edits=[interp.Replace(at + "router", put)])[at + "router"], put.expand(2, 7, 4)
+    )
 
 
 def test_fused_projections_come_apart():

@@ -96,6 +96,7 @@ def test_what_does_not_fit_is_refused_with_the_three_costliest(monkeypatch):
     assert check_plan({"a": 1000}, 1024, share=1) == 1000
     model, x = wrapped("llama"), inputs_for("llama", batch=64)
     exact = model.plan(x, "*").bytes
+    monkeypatch.setattr(memory, "SMALL", exact // 2)
     monkeypatch.setattr(memory, "available", lambda device: int(exact / 0.9) + 100)
     model.record(x, "*")  # what is shared is not counted twice
     monkeypatch.setattr(memory, "available", lambda device: int(exact * 0.9))

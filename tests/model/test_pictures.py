@@ -99,7 +99,7 @@ def test_hovering_a_token_says_where_it_looks():
 
 def test_tokens_are_never_taken_for_markup(tmp_path):
     cache = load(module("llama")).record(IDS[:1], ["blocks.0.attn.pattern", *STREAM])
-    cache = replace(cache, words=(HOSTILE,))
+    cache = replace(cache, tokens=torch.arange(len(HOSTILE))[None], decode=lambda ids: HOSTILE[ids[0]])
     for figure in (cache.plot_attention(0), cache.plot_attention(0, view="tokens"), cache.plot_stream()):
         data = figure.to_json()
         assert "<script" not in data
@@ -183,7 +183,8 @@ def test_what_is_not_there_is_named(ask, words):
 
 def test_plain_plots_take_no_token_for_markup():
     words = (("<b>x</b>", "$y$", "\u202e"),)
-    cache = Cache({"blocks.0.attn.pattern": torch.rand(1, 2, 3, 3)}, words=words)
+    tokens, real = torch.arange(3)[None], torch.ones(1, 3, dtype=torch.bool)
+    cache = Cache({"blocks.0.attn.pattern": torch.rand(1, 2, 3, 3)}, tokens, real, decode=lambda ids: words[0][ids[0]])
     labels = cache.plot("blocks.0.attn.pattern").data[0].y
     assert list(labels) == [f"{i} {shown(word)}" for i, word in enumerate(words[0])]
     effects = Attribution({"blocks.0.resid_pre": torch.rand(1, 3)}, words).plot().data[0].x

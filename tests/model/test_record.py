@@ -9,7 +9,7 @@ import torch
 
 import interp
 from interp import Failed, WrongUse
-from interp.model import load
+from interp.model import load, memory
 from interp.model.memory import check_plan
 from interp.model.model import Tokens
 from tests.model.shapes import CAUSAL, module
@@ -42,7 +42,7 @@ def test_logits_are_the_same_bits_wrapped_and_while_everything_is_read(name, dty
 def test_the_stream_is_what_the_blocks_hand_on():
     model = load(module("llama"))
     cache = model.record(IDS, ["blocks.*.resid_*", "embed", "final_norm"])
-    hidden = module("llama")(IDS, output_hidden_states=True).hidden_states
+    hidden = copy.deepcopy(module("llama"))(IDS, output_hidden_states=True).hidden_states  # leaves hooks behind
     for i in range(3):
         assert torch.equal(cache[f"blocks.{i}.resid_pre"], hidden[i])
     assert torch.equal(cache["blocks.0.resid_post"], cache["blocks.1.resid_pre"])
@@ -202,19 +202,15 @@ def test_parallel_blocks_say_why_there_is_no_middle():
         load(module("pythia")).record(IDS, "blocks.0.resid_mid")
 
 
-def test_a_recording_that_does_not_fit_is_refused_with_its_costs():
+def test_a_recording_that_does_not_fit_is_refused_with_its_costs(monkeypatch):
     with pytest.raises(Failed, match=r"blocks\.0\.attn\.pattern \(8\.00 GiB\)"):
         check_plan({"blocks.0.attn.pattern": 8 * 2**30, "embed": 10}, 2**30)
     model = load(module("llama"))
-    from interp.model import memory
-
-    real = memory.available
-    memory.available = lambda device: 1000
-    try:
-        with pytest.raises(Failed, match="pos="):
-            model.record(IDS, "blocks.*.attn.pattern")
-    finally:
-        memory.available = real
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    model.record(IDS, "blocks.*.attn.pattern")  # a few KiB are not asked about
+    monkeypatch.setattr(memory, "SMALL", 0)
+    with pytest.raises(Failed, match="pos="):
+        model.record(IDS, "blocks.*.attn.pattern")
 
 
 def test_loading_changes_nothing_and_leaves_no_hook():

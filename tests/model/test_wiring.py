@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -16,10 +17,12 @@ from interp.errors import WrongUse
 from interp.model import load
 from interp.model.inputs import probe_inputs
 from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.stacks import solve
+from interp.model.state import CLAIM
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import Block, Place, Sum, Wiring, solve
-from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, module
+from interp.model.wiring import Block, Place, Sum, Wiring
+from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, RECURRENT, module
 
 
 def traced(name: str):
@@ -37,6 +40,7 @@ def test_doctor_proves_every_shape(name, measured):
     proven = {letter for letter, p in by_letter(proofs).items() if p["status"] == "pass"}
     assert proven >= {"a", "b", "d", "e", "g", "h"}
     assert ("c" in proven) == (name not in NO_SOFTMAX)
+    assert any(p.claim == CLAIM for p in proofs) == (name in RECURRENT)
     assert name not in CAUSAL or "f" in proven
     measured(max((p.error or 0.0) / p.tolerance if p.tolerance else float(bool(p.error)) for p in proofs))
 
@@ -92,7 +96,7 @@ def broken(block: Block) -> dict[str, Block]:
         "an inner projection for the write": replace(
             block, sites=sites | {"attn.write": Place(f"{block.path}.self_attn.q_proj", "out")}
         ),
-        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid"),)),
+        "a norm that is not there": replace(block, norms=(("resid_mid", "resid_mid", "mlp.norm.scale"),)),
     }
 
 
@@ -165,6 +169,25 @@ def test_a_doubled_norm_is_rejected_in_a_post_norm_block():
     assert norm_error(unseen, block, *block.norms[0]) < 1e-12
     doubled = replace(block, sites=block.sites | {"attn.sum": replace(block.sites["resid_mid"])})
     assert sum_error(unseen, doubled, block.sums[0]) > 1e-3
+
+
+class Doubled(torch.autograd.Function):
+    """x forward, with a slope that is off by a thousandth."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 1.001 * slope
+
+
+def test_a_gradient_that_is_off_by_a_thousandth_is_rejected():
+    net = copy.deepcopy(module("llama"))
+    net.model.norm.register_forward_hook(lambda m, a, out: Doubled.apply(out))
+    proof = by_letter(doctor(load(net)))["g"]
+    assert proof["status"] == "fail" and proof["error"] == pytest.approx(1e-3, rel=1e-3)
 
 
 class Odd(nn.Module):

@@ -25,12 +25,12 @@ from interp.store import StoreWriter, open_store
 
 WIDTHS = {"a": 6, "b": 3}
 BATCHES, ROWS = 20, 37
-FILES = ("interp/store/writer.py", "interp/store/layout.py", "interp/files.py")
+FILES = tuple(f"interp/{name}.py" for name in ("store/writer", "store/waiting", "store/int8", "store/layout", "files"))
 
 
-def record(path: Path, pile_bytes: int = 9000) -> None:
+def record(path: Path, pile_bytes: int = 9000, dtype: str = "float16") -> None:
     """20 batches of 37 rows; a commit after every third, and none after the last two."""
-    settings: dict[str, Any] = {"widths": WIDTHS, "dtype": "float16", "expected_rows": BATCHES * ROWS, "seed": 5}
+    settings: dict[str, Any] = {"widths": WIDTHS, "dtype": dtype, "expected_rows": BATCHES * ROWS, "seed": 5}
     writer = StoreWriter(path, **settings, pile_bytes=pile_bytes, resume=True, meta={"command": ["interp", "record"]})
     for batch in range((writer.cursor or {"batch": 0})["batch"], 0 if writer.complete else BATCHES):
         generator = torch.Generator().manual_seed(batch)
@@ -58,9 +58,9 @@ def forked(work: Callable[[], Any]) -> tuple[int, Any]:
         os.write(put, json.dumps(told).encode())
         os._exit(code)
     os.close(put)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with open(get, "rb") as file:
-        return status, json.loads(file.read() or b"null")
+        told = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), json.loads(told or b"null")
 
 
 def traced(path: Path, last: int = -1) -> list[str]:
@@ -77,7 +77,7 @@ def traced(path: Path, last: int = -1) -> list[str]:
         return trace
 
     sys.settrace(trace)
-    record(path)
+    record(path, dtype="int8")  # all that float rows do, and pivots and sums of errors to go on from
     sys.settrace(None)
     return lines
 
@@ -116,7 +116,7 @@ def killed(folder: Path) -> dict[str, Any]:
             forked(lambda line=line, path=path: traced(path, line))
             states.append(state(path))
             spoil(path, chance)
-        forked(lambda path=path: record(path))
+        forked(lambda path=path: record(path, dtype="int8"))
         if sums(path) != reference:
             differing.append(kills)
     return {"states": states, "differing": differing, "by_clock": by_clock(folder, reference, chance)}
@@ -129,12 +129,12 @@ def by_clock(folder: Path, reference: dict[str, str], chance: random.Random) -> 
         path = folder / f"clock{trial}"
         pid = os.fork()
         if not pid:
-            record(path)
+            record(path, dtype="int8")
             os._exit(0)
         time.sleep(chance.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        forked(lambda path=path: record(path))
+        forked(lambda path=path: record(path, dtype="int8"))
         if sums(path) != reference:
             differing.append(trial)
     return differing

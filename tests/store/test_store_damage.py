@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -10,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from interp.cli.store import app
 from interp.errors import Failed, WrongUse
-from interp.store import Store, check_store, open_store
+from interp.store import Store, StoreWriter, check_store, open_store
+from interp.store.int8 import Coding
 from interp.store.layout import _sha256
+
+_CODING = Coding(torch.zeros(5), torch.zeros(3, 5, dtype=torch.float64)).as_json(1)
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -52,7 +58,7 @@ def test_a_flipped_bit_is_refused_when_its_pile_is_read(make: Callable[..., Stor
     store = make(300)
     _flip(store.path / "00001.embed.rows", 77)
     store = open_store(store.path)
-    with pytest.raises(Failed, match=r"00001.embed.rows is bad: it was altered: its sha256"):
+    with pytest.raises(Failed, match=r"00001.embed.rows is bad: it was altered: its crc32"):
         list(store.batches(50))
     assert sum(len(ids) for _, ids in store.batches(50, sites=[], with_ids=True)) == 300
     assert store.check()["bad"][0]["shard"] == "00001.embed.rows"
@@ -79,13 +85,18 @@ def test_any_flipped_bit_of_any_file_is_found(make: Callable[..., Store], tmp_pa
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda body: body.update(version=2), "version 2; this interp-kit reads"),
+        (lambda body: body.update(version=3), "version 3; this interp-kit reads"),
         (lambda body: body.update(format="other"), "'other'"),
         (lambda body: body.update(sseed=1), "has no 'sseed'. Did you mean 'seed'"),
         (lambda body: body.pop("seed"), "has no 'seed'"),
-        (lambda body: body.update(dtype="int8"), "int8"),
+        (lambda body: body.update(dtype="int7"), "has no 'int7'. Did you mean 'int8'"),
+        (lambda body: body["shards"]["00000.ids"].pop("crc32"), "have no checksums"),
         (lambda body: body["piles"].append(3), "contradicts itself"),
         (lambda body: body["shards"].popitem(), "contradicts itself"),
+        (
+            lambda body: body.update(dtype="float32", int8={"embed": _CODING}),
+            "its int8 codings are not those of its sites",
+        ),
         (lambda body: body.pop("format"), "no index of an activation store"),
     ],
 )
@@ -94,6 +105,59 @@ def test_an_index_of_another_kind(make: Callable[..., Store], change: Callable[.
     _rewrite(store.path, change)
     with pytest.raises(Failed, match=told):
         open_store(store.path)
+
+
+def _as_version_1(body: dict[str, Any], path: Path) -> None:
+    """What version 1 wrote: sha256 of every shard, and nothing about int8."""
+    body["version"] = 1
+    body.pop("int8")
+    for name, shard in body["shards"].items():
+        shard.pop("crc32")
+        shard["sha256"] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+
+
+def test_a_store_of_version_1_is_read_and_checked(make: Callable[..., Store]) -> None:
+    store = make(300)
+    whole = list(store.batches(50, with_ids=True))
+    _rewrite(store.path, lambda body: _as_version_1(body, store.path))
+    old = open_store(store.path)
+    for (rows, ids), (old_rows, old_ids) in zip(whole, old.batches(50, with_ids=True), strict=True):
+        assert torch.equal(ids, old_ids)
+        assert all(torch.equal(rows[site], old_rows[site]) for site in rows)
+    assert old.check()["bad"] == []
+    _flip(store.path / "00001.embed.rows", 77)
+    with pytest.raises(Failed, match=r"00001.embed.rows is bad: it was altered: its sha256"):
+        list(old.batches(50))
+    assert [bad["shard"] for bad in check_store(store.path)["bad"]] == ["00001.embed.rows"]
+
+
+@pytest.mark.parametrize("how", ["whole", "altered"])
+def test_a_store_begun_by_version_1_goes_on(tmp_path: Path, how: str) -> None:
+    """The journal of version 1 is verified by its own checksums, and the store ends as one of version 2."""
+
+    def writer(name: str) -> StoreWriter:
+        return StoreWriter(tmp_path / name, widths={"a": 3}, dtype="float32", expected_rows=100, resume=True)
+
+    def append(to: StoreWriter, value: float) -> None:
+        to.append({"a": torch.full((10, 3), value)}, documents=torch.zeros(10, dtype=torch.int64))
+
+    for name in ("old", "new"):
+        with contextlib.suppress(KeyboardInterrupt), writer(name) as begun:
+            append(begun, 1.0)
+            begun.commit({"at": 1})
+            raise KeyboardInterrupt
+    (tmp_path / "old" / "journal.json").rename(tmp_path / "old" / "index.json")
+    _rewrite(tmp_path / "old", lambda body: _as_version_1(body, tmp_path / "old"))
+    (tmp_path / "old" / "index.json").rename(tmp_path / "old" / "journal.json")
+    if how == "altered":
+        _flip(tmp_path / "old" / "00000.a.rows", 9)
+        with pytest.raises(Failed, match="altered since it was committed: its sha256 differs"):
+            writer("old")
+        return
+    for name in ("old", "new"):
+        with writer(name) as resumed:
+            append(resumed, 2.0)
+    assert (tmp_path / "old" / "index.json").read_bytes() == (tmp_path / "new" / "index.json").read_bytes()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\x00", '{"format": "interp activation store"}'])

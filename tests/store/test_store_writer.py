@@ -286,7 +286,7 @@ def test_wrong_appends(tmp_path: Path, rows: dict[str, torch.Tensor], documents:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"dtype": "int8"}, "'int8' cannot be stored"),
+        ({"dtype": "int4"}, "'int4' cannot be stored"),
         ({"widths": {}}, "at least one site"),
         ({"widths": {"a": 0}}, "at least 1 wide"),
         ({"seed": -1}, "seed=-1"),
