@@ -43,6 +43,24 @@ def test_round_trip(make: Make, tmp_path: Path, kind: dict[str, int]) -> None:
         assert again.W_enc.T.is_contiguous()
 
 
+def test_folders_written_before_there_were_other_kinds_load(make: Make, tmp_path: Path) -> None:
+    D = make(d_out=6, skip=True)
+    D.save(tmp_path)
+    old = {
+        "reads": ["in"],
+        "writes": ["out"],
+        "d_in": 9,
+        "d_out": 6,
+        "latents": 120,
+        "k": 5,
+        "activation": "topk",
+        "skip": True,
+    }
+    text = json.dumps({"format": "interp.dictionary", "version": 1, "dictionary": old, "made": {}})
+    (tmp_path / "config.json").write_text(text)
+    assert load_dictionary(tmp_path).config == D.config
+
+
 def test_equal_dictionaries_give_equal_bytes(make: Make, tmp_path: Path) -> None:
     for name in ("a", "b"):
         make().save(tmp_path / name, {"seed": 1})

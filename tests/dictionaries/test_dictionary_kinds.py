@@ -265,7 +265,7 @@ def test_dead_latents_are_resampled(name: str, d_out: int | None) -> None:
     t.silent[[4, 9]] = 1000
     x, y = next(batches)
     D, now = t.dictionary, k.Now(DEAD, 3, 40)
-    xs, ys = x.double() * t.scales[0], (x if d_out is None else y).double() * t.scales[1]
+    xs, ys = x.double() * t.scales[0][0], (x if d_out is None else y).double() * t.scales[1][0]
     before = {name: p.detach().clone() for name, p in D.named_parameters()}
     with torch.no_grad():
         latents = of.revived(D, xs, ys, t.silent, now)
@@ -400,8 +400,8 @@ def test_averaged_weights_are_the_weighted_mean() -> None:
     weights = torch.tensor([0.8 ** (8 - i) for i in range(9)], dtype=torch.float64)
     mean = {n: sum(w * s[n] for w, s in zip(weights, seen, strict=True)) / weights.sum() for n in seen[0]}
     x = rows()
-    f = ((x * t.scales[0] - mean["b_dec"]) @ mean["W_enc"] + mean["b_enc"]).relu()
-    assert far(t.finished()(x), (f @ mean["W_dec"] + mean["b_dec"]) / t.scales[0]) < 1e-12
+    f = ((x * t.scales[0][0] - mean["b_dec"]) @ mean["W_enc"] + mean["b_enc"]).relu()
+    assert far(t.finished()(x), (f @ mean["W_dec"] + mean["b_dec"]) / t.scales[0][0]) < 1e-12
     assert (t.finished().W_dec.norm(dim=1) - 1).abs().max() < 1e-12
 
 
@@ -415,7 +415,7 @@ def test_warm_up_of_the_penalty() -> None:
     t.begin()
     x, y = next(t.source.batches(50, 0, 0, 1))
     loss = t.update(x, y)
-    e = loss.fvu * (x * t.scales[0] - (x * t.scales[0]).mean(0)).square().sum() / 50
+    e = loss.fvu * (x * t.scales[0][0] - (x * t.scales[0][0]).mean(0)).square().sum() / 50
     assert loss.total.item() == pytest.approx((e + 0.7 * loss.sparsity / 20).item(), rel=1e-5)
 
 
