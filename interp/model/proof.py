@@ -277,11 +277,13 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
     from interp.model.edits import Patch
 
     names = [n for n in twin.binding.sites if n != "logits" and editable(n)]
-    cache, worst, clean = twin.record(inputs, names), 0.0, output_tensor(twin.module(**inputs))
+    cache, clean, errors = twin.record(inputs, names), output_tensor(twin.module(**inputs)), {"no site": 0.0}
     for alike in dict.fromkeys(re.sub(r"\d+", "*", n) for n in names):  # one site, in all blocks at once
         with twin.edit(Patch(alike, cache), strict=True), torch.no_grad():
-            worst = max(worst, _off(output_tensor(twin.module(**inputs)), clean))
-    return Proof("d", "patching a site with its own value changes nothing", worst, 1e-10)
+            errors[alike] = _off(output_tensor(twin.module(**inputs)), clean)
+    worst = max(errors, key=lambda n: errors[n])
+    claim = "patching a site with its own value changes nothing"
+    return Proof("d", claim, errors[worst], 1e-10, f"{worst} moves the output by {errors[worst]:.1e}")
 
 
 def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
