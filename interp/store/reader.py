@@ -70,8 +70,8 @@ class Store:
 
         With `with_ids`, pairs `(rows, ids)` with `ids` int64 [size]. The last batch of an epoch may be smaller;
         `drop_last` leaves it out. `start` is the number of batches served before: the rest is the same as without the
-        interruption, and no pile before it is read. Tensors are the caller's to keep. Memory: the largest pile (of
-        the sites asked for) and one batch. Epochs share the piles: each is uniform, but two of them are not
+        interruption, and no pile before it is read. Tensors are the caller's to keep. Memory: two piles (of the
+        sites asked for) and one batch. Epochs share the piles: each is uniform, but two of them are not
         independent, since rows of one pile stay near each other.
 
         Raises `WrongUse` for an unknown site or a senseless number, `Failed` naming a shard that was altered.

@@ -26,6 +26,13 @@ from interp.store import Store, StoreWriter, open_store, row_bytes
 from interp.store.int8 import Coding, begun, decode, encode, memory_for
 from interp.texts import default_text
 
+
+@pytest.fixture(autouse=True)
+def the_same_rows_every_time() -> None:
+    """Bounds on sampled rows hold for these."""
+    torch.manual_seed(0)
+
+
 WIDTHS = [1, 5, 127, 128, 129, 300]
 
 
@@ -134,13 +141,12 @@ def test_a_coding_comes_back_from_json_bit_for_bit() -> None:
 # -- what it loses -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.check("store Q1", formula="|FVU in the index / FVU of the served rows in float64 − 1|", tolerance=1e-5)
+@pytest.mark.check("store Q1", formula="|FVU in the index / FVU of the served rows in float64 − 1|", tolerance=2e-6)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_index_tells_the_fvu_of_what_is_served(
     tmp_path: Path, width: int, measured: Callable[[float], None]
 ) -> None:
     """Float32 sums over blocks of rows: 1e-6 at most for features of unequal size whose mean wanders off the pivot."""
-    torch.manual_seed(width)
     x = torch.randn(5000, width) * torch.logspace(-2, 1, width) + torch.linspace(0, 4, 5000)[:, None]
     store = _stored(tmp_path, *x.split(701), max_fvu=1)
     told = store.index.int8["a"]
