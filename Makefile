@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test proofs bench lint notebooks clean
+.PHONY: demo test proofs bench bench-peers lint notebooks clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -33,8 +33,20 @@ lint: $(VENV)/.ready
 proofs: $(VENV)/.ready
 	$(BIN)/python -m tests.proofs
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.ready bench-peers
 	$(BIN)/python -m benchmarks
 
+# Each library we compare with lives in an environment of its own, with the torch that we use.
+bench-peers: $(patsubst benchmarks/peers/%.txt,.bench/%/.ready,$(wildcard benchmarks/peers/*.txt))
+
+.bench/dictionary_learning/.ready: ALONE := dictionary-learning==0.1.0
+
+.bench/%/.ready: benchmarks/peers/%.txt
+	test -x .bench/$*/bin/python || $(PYTHON) -m venv .bench/$*
+	.bench/$*/bin/pip install --quiet --retries 1 --no-deps "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	.bench/$*/bin/pip install --quiet -r $<
+	$(if $(ALONE),.bench/$*/bin/pip install --quiet --no-deps $(ALONE))
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .bench runs build *.egg-info

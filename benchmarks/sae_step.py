@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from interp.dictionaries import RowsSource, TrainConfig
+from interp.dictionaries import RowsSource, TopK, TrainConfig
 from interp.dictionaries.trainer import Trainer
 
 
@@ -51,7 +51,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     a = parser.parse_args()
     x = torch.randn(a.batch, a.d, generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(TrainConfig(k=a.k, latents=a.m, batch=a.batch, steps=10**6), RowsSource(x))
+    trainer = Trainer(TrainConfig(TopK(a.k), latents=a.m, batch=a.batch, steps=10**6), RowsSource(x))
     trainer.begin()
     steps = {"ours": lambda: trainer.update(x, x), "dense": dense_step(a.d, a.m, a.k, x)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

@@ -18,10 +18,15 @@ MEANING = {
     "resid_pre": "the stream a block receives [batch, pos, d_model]",
     "resid_mid": "the stream the last sublayer of a block reads [batch, pos, d_model]",
     "resid_post": "the stream a block returns [batch, pos, d_model]",
+    "resid_start": "the stream after a norm that a block begins with [batch, pos, d_model]",
     "in": "the tensor a sublayer receives, normalised in pre-norm blocks [batch, pos, d_model]",
     "out": "what a sublayer returns [batch, pos, d_model]",
     "write": "what is added to the stream [batch, pos, d_model]",
     "sum": "post-norm blocks: stream plus write, before the norm [batch, pos, d_model]",
+    "normed": "what a norm makes of such a sum where the next sublayer is not the block's last [batch, pos, d_model]",
+    "resid": "the stream after a sublayer that rescales it and is not the block's last but one [batch, pos, d_model]",
+    "mix": "several streams: how much of each goes over into each other before a write [batch, pos, stream, stream]",
+    "spread": "several streams: how much of a write each gets [batch, pos, stream]",
     "q_raw": "queries before rotary and query norm [batch, pos, head, d_head]",
     "k_raw": "keys before rotary and key norm [batch, pos, kv_head, d_head]",
     "q": "queries as they meet the keys [batch, pos, head, d_head]",
@@ -32,6 +37,7 @@ MEANING = {
     "pattern": "attention probabilities [batch, head, query, key]",
     "sink": "the share of each query's attention that goes to no key; read only [batch, pos, head]",
     "result": "what each head adds, before the bias [batch, pos, head, d_model]",
+    "state": "what the mixer's cache holds after each token; an edit reaches the tokens after it [batch, pos, ...]",
     "gate": "GLU: output of the gate projection [batch, pos, d_mlp]",
     "up": "GLU: output of the up projection [batch, pos, d_mlp]",
     "pre": "input of the activation function [batch, pos, d_mlp]",
@@ -68,6 +74,11 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
+READ_ONLY = {"sink": "it is what the keys leave over; edit attn.pattern or attn.scores"}
+NO_GRADIENT = {
+    "sink": "it is what the keys leave over; ask for attn.pattern",
+    "state": "mixers write it in place, some in kernels that have no backward pass",
+}
 _BLOCK = re.compile(r"^((?:\w+\.)*blocks\.(?:\d+|\*)\.)(.+)$")
 
 
@@ -92,6 +103,14 @@ def pattern_like(site: str) -> bool:
 def position_axis(site: str) -> int:
     """The axis of a site's tensor along which positions stand."""
     return 2 if pattern_like(site) else 1
+
+
+def refuse(sites: Iterable[str], refused: dict[str, str], what: str) -> None:
+    """Raise `WrongUse` for the first site whose last name stands in `refused`, which says why."""
+    for site in sites:
+        why = None if site.startswith(MODULE) else refused.get(site.rsplit(".", 1)[-1])
+        if why is not None:
+            raise WrongUse(f"{site!r} {what}: {why}.")
 
 
 def meaning(site: str) -> str:

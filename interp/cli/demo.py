@@ -212,10 +212,10 @@ def count(model: Model, texts: Sequence[str]) -> int:
 
 def config(name: str, width: int, settings: Settings) -> TrainConfig:
     """What each of the three training runs is."""
-    from interp.dictionaries import TrainConfig
+    from interp.dictionaries import TopK, TrainConfig
 
     return TrainConfig(
-        k=max(1, width // SHARE),
+        TopK(k=max(1, width // SHARE)),
         latents=EXPANSION * width,
         steps=settings.tokens // BATCH,
         batch=BATCH,
@@ -251,7 +251,7 @@ def measure(
     for name in ("sae", "transcoder"):
         D, source = trained[name], sites.source(name, held)
         on_rows, in_model = evaluate(D, source), evaluate_model(D, model, split()[1], context=CONTEXT).to_dict()
-        pca = pca_fvu(sites.source(name, rows), source, D.config.k)
+        pca = pca_fvu(sites.source(name, rows), source, D.config.k or 1)
         found[name] = {
             "title": TITLES[name],
             "reads": D.config.reads[0],

@@ -1,20 +1,49 @@
 """Sparse dictionaries: one shape, one trainer, one format."""
 
 from interp.dictionaries.baselines import pca_fvu
-from interp.dictionaries.dictionary import Code, Dictionary, DictionaryConfig, load_dictionary
+from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, load_dictionary
 from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
+from interp.dictionaries.kinds import (
+    KINDS,
+    L1,
+    April,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    MultiTopK,
+    PAnneal,
+    Pursuit,
+    TanhJumpReLU,
+    TargetJumpReLU,
+    TopK,
+)
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
+from interp.dictionaries.sparse import Code
 from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
 
 __all__ = [
+    "KINDS",
+    "L1",
+    "April",
+    "BatchTopK",
     "Code",
     "Dictionary",
     "DictionaryConfig",
+    "Gated",
+    "JumpReLU",
+    "Matryoshka",
+    "MultiTopK",
+    "PAnneal",
+    "Pursuit",
     "Reconstruction",
     "RowsSource",
     "Source",
     "Spliced",
     "StoreSource",
+    "TanhJumpReLU",
+    "TargetJumpReLU",
+    "TopK",
     "TrainConfig",
     "evaluate",
     "evaluate_model",

@@ -10,44 +10,69 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.dictionaries import topk
-from interp.dictionaries.sparse import decode_topk
-from interp.dictionaries.topk import Code
+from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, NO_TRANSCODER, TIED
+from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-ACTIVATIONS = {"topk": topk}  # each a file with `encode` and `loss`, named as its paper names it
 FORMAT, VERSION = "interp.dictionary", 1
 
 
 @dataclass(frozen=True)
 class DictionaryConfig:
-    """What a dictionary is, apart from its numbers. An autoencoder reads and writes the same sites."""
+    """What a dictionary is, apart from its numbers. An autoencoder reads and writes the same sites.
+
+    Several sites lie side by side: an autoencoder of several is a crosscoder. In a `cross_layer` transcoder, latents
+    belong to the sites read in equal groups; those of site i read it alone and write to sites i, i + 1, … alone.
+    """
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     d_in: int  # widths of the sites read, added up
     d_out: int
     latents: int
-    k: int  # active latents per row
+    k: int | None = None  # active latents per row, if their number is fixed
     activation: str = "topk"
     skip: bool = False  # a transcoder's linear path from input to output
+    widths_in: tuple[int, ...] = ()  # of the sites read, if they are several
+    widths_out: tuple[int, ...] = ()
+    cross_layer: bool = False
 
     def __post_init__(self) -> None:
         check_keys([self.activation], ACTIVATIONS, "the list of activations")
-        if not 1 <= self.k <= self.latents:
+        counted = self.activation in COUNTED
+        if counted and not (self.k and 1 <= self.k <= self.latents):
             raise WrongUse(f"k must be between 1 and latents={self.latents}; it is {self.k}.")
-        if self.d_in < 1 or self.d_out < 1:
-            raise WrongUse(f"Widths must be positive; d_in={self.d_in}, d_out={self.d_out}.")
+        if not counted and self.k is not None:
+            raise WrongUse(f"k={self.k} is for {' and '.join(COUNTED)}: {self.activation} fixes no number of latents.")
+        if min(self.d_in, self.d_out, self.latents) < 1:
+            raise WrongUse(f"Widths must be positive; d_in={self.d_in}, d_out={self.d_out}, latents={self.latents}.")
         if self.autoencoder and self.d_in != self.d_out:
             raise WrongUse(
                 f"An autoencoder reads what it writes, so d_in={self.d_in} cannot differ from d_out={self.d_out}."
             )
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
+        if self.activation in TIED and not self.autoencoder:
+            raise WrongUse(f"{self.activation} {NO_TRANSCODER}")
+        self._check_sites()
+
+    def _check_sites(self) -> None:
+        for widths, sites, d in ((self.widths_in, self.reads, self.d_in), (self.widths_out, self.writes, self.d_out)):
+            if (widths or len(sites) > 1) and (len(widths) != len(sites) or sum(widths) != d):
+                raise WrongUse(f"{', '.join(sites)} cannot be of widths {list(widths)}, {d} together.")
+        if self.activation in TIED and len(self.widths_out) > 1:
+            raise WrongUse(f"{self.activation} reads one site: a projection has no meaning over several scales.")
+        if not self.cross_layer:
+            return
+        layers = len(self.widths_in)
+        if self.autoencoder or layers < 2 or layers != len(self.widths_out) or self.skip:
+            raise WrongUse("A cross-layer transcoder reads two sites or more, writes as many others, and has no skip.")
+        if self.latents % layers:
+            raise WrongUse(f"latents={self.latents} cannot be shared equally by {layers} layers.")
 
     @property
     def autoencoder(self) -> bool:
@@ -59,33 +84,66 @@ class DictionaryConfig:
         """Read what `dataclasses.asdict` wrote. Raises `WrongUse` for an unknown or missing field, naming it."""
         known = [f.name for f in fields(cls)]
         check_keys(given, known, "A dictionary's config")
-        missing = [name for name in ("reads", "writes", "d_in", "d_out", "latents", "k") if name not in given]
+        missing = [name for name in ("reads", "writes", "d_in", "d_out", "latents") if name not in given]
         if missing:
             raise WrongUse(f"A dictionary's config needs {', '.join(missing)}.")
-        return cls(**{**given, "reads": tuple(given["reads"]), "writes": tuple(given["writes"])})
+        read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return cls(**read)
 
 
 class Dictionary(nn.Module):
     """f = activation(W_encᵀ (x − b_pre) + b_enc), ŷ = f W_dec + b_dec [+ W_skip x]: autoencoders and transcoders.
 
     W_enc [d_in, m], b_enc [m], W_dec [m, d_out] with rows of length one, b_dec [d_out]; transcoders also b_in [d_in]
-    and, with a skip, W_skip [d_out, d_in]. Rows come and go in the units of the model (no scaling left to do).
-    `product` is the dtype of the encoder's matrix product, if not that of the weights.
+    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; a matching pursuit has no encoder. Rows come
+    and go in the units of the model (no scaling left to do). `product` is the dtype of the encoder's matrix product,
+    if not that of the weights.
     """
+
+    threshold: Tensor
 
     def __init__(self, config: DictionaryConfig, product: torch.dtype | None = None):
         super().__init__()
         self.config, self.product = config, product
         c = config
-        # kept latent by latent in memory, as W_dec is: gradients of active latents are then whole rows
-        self.W_enc = nn.Parameter(torch.zeros(c.latents, c.d_in).T)
-        self.b_enc = nn.Parameter(torch.zeros(c.latents))
+        if c.activation not in TIED:
+            # kept latent by latent in memory, as W_dec is: gradients of active latents are then whole rows
+            self.W_enc = nn.Parameter(torch.zeros(c.latents, c.d_in).T)
+            self.b_enc = nn.Parameter(torch.zeros(c.latents))
+        if c.activation == "jumprelu":
+            self.register_buffer("threshold", torch.zeros(c.latents))
         self.W_dec = nn.Parameter(torch.zeros(c.latents, c.d_out))
         self.b_dec = nn.Parameter(torch.zeros(c.d_out))
         if not c.autoencoder:
             self.b_in = nn.Parameter(torch.zeros(c.d_in))
         if c.skip:
             self.W_skip = nn.Parameter(torch.zeros(c.d_out, c.d_in))
+        if c.cross_layer:
+            for p, mask in self._reach().items():
+                p.register_hook(lambda g, mask=mask: g * mask.to(g))
+
+    def _reach(self) -> dict[nn.Parameter, Tensor]:
+        """Which weights a cross-layer transcoder has: W_enc is block-diagonal, W_dec block-triangular."""
+        c = self.config
+        site_in, site_out = (
+            torch.arange(len(w)).repeat_interleave(torch.tensor(w)) for w in (c.widths_in, c.widths_out)
+        )
+        layer = torch.arange(len(c.widths_in)).repeat_interleave(c.latents // len(c.widths_in))
+        return {self.W_enc: site_in[:, None] == layer, self.W_dec: layer[:, None] <= site_out}
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Set the weights that a cross-layer transcoder does not have to zero; their gradients are zero already."""
+        for p, mask in self._reach().items() if self.config.cross_layer else ():
+            p.mul_(mask.to(p))
+
+    def part_norms(self) -> Float[Tensor, "m sites"]:
+        """‖d_i^s‖ of what latent i writes to each site s.
+
+        In the units of the model: divide by each site's √E‖y^s‖² before comparing sites.
+        """
+        parts = self.W_dec.split(self.config.widths_out or (self.config.d_out,), dim=1)
+        return torch.stack([part.norm(dim=1) for part in parts], dim=1)
 
     @property
     def b_pre(self) -> Float[Tensor, " d_in"]:
@@ -98,7 +156,7 @@ class Dictionary(nn.Module):
             raise WrongUse(
                 f"This dictionary reads {self.config.d_in} numbers a row; the rows given have {x.shape[-1]}."
             )
-        return ACTIVATIONS[self.config.activation].encode(self, x.reshape(-1, x.shape[-1]).to(self.b_enc.dtype))
+        return ACTIVATIONS[self.config.activation](self, x.reshape(-1, x.shape[-1]).to(self.b_dec.dtype))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch m"]:
         """f(x) with its zeros written out."""
@@ -117,20 +175,51 @@ class Dictionary(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """ŷ(x), in x's dtype."""
-        rows = x.reshape(-1, x.shape[-1]).to(self.b_enc.dtype)
+        rows = x.reshape(-1, x.shape[-1]).to(self.b_dec.dtype)
         return self.decode(self.active(rows), rows).to(x.dtype).reshape(*x.shape[:-1], -1)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What the dictionary is made of, by name."""
+        kept = {"threshold": self.threshold} if self.config.activation == "jumprelu" else {}
+        return dict(self.named_parameters()) | kept
+
     @torch.no_grad()
-    def rescaled(self, s_in: float, s_out: float) -> Dictionary:
+    def plain(self) -> Dictionary:
+        """A copy, without what training may have added to this one."""
+        new = Dictionary(self.config, self.product).to(self.b_dec.device, self.b_dec.dtype)
+        mine = self.tensors()
+        for name, tensor in new.tensors().items():
+            tensor.copy_(mine[name])
+        return new
+
+    @torch.no_grad()
+    def rescaled(self, s_in: float | Float[Tensor, " d_in"], s_out: float | Float[Tensor, " d_out"]) -> Dictionary:
         """The dictionary for x, given this one for s_in·x and s_out·y: ŷ'(x) = ŷ(s_in x) / s_out.
 
-        The same latents are selected, W_dec keeps its unit rows, values become f / s_out.
+        The same latents are selected, values become f / s, s the first number of s_out. Where s_out is one number,
+        W_dec stays as it is.
         """
-        new = Dictionary(self.config, self.product).to(self.b_enc.device, self.b_enc.dtype)
-        factors = {"W_enc": s_in / s_out, "b_enc": 1 / s_out, "W_dec": 1.0, "b_dec": 1 / s_out}
-        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out}
-        for name, p in self.named_parameters():
-            new.get_parameter(name).copy_(p * factors[name])
+        s_in, s_out = (torch.as_tensor(s, dtype=torch.float64, device=self.b_dec.device) for s in (s_in, s_out))
+        s = s_out.flatten()[0]
+        factors = {"W_enc": s_in.view(-1, 1) / s, "b_enc": 1 / s, "W_dec": s / s_out, "b_dec": 1 / s_out}
+        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out.view(-1, 1), "threshold": 1 / s}
+        new = self.plain()
+        for name, tensor in new.tensors().items():
+            tensor.mul_(factors[name].to(tensor))
+        return new
+
+    @torch.no_grad()
+    def unit_rows(self) -> Dictionary:
+        """The dictionary with ‖d_i‖ folded into its encoder: W_enc_i, b_enc_i, θ_i times ‖d_i‖, d_i / ‖d_i‖; same ŷ.
+
+        Values become f_i ‖d_i‖. Rows that are zero stay. TopK and pursuits select by value: they may select others.
+        """
+        new = self.plain()
+        length = new.W_dec.norm(dim=1)
+        length = torch.where(length > 0, length, 1)
+        for name in new.tensors().keys() & {"W_enc", "b_enc", "threshold"}:
+            new.tensors()[name].mul_(length)
+        new.W_dec.div_(length[:, None])
         return new
 
     def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
@@ -138,7 +227,7 @@ class Dictionary(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         made = dict(made or {})
-        save_tensors(folder / "weights.safetensors", dict(self.named_parameters()), made)
+        save_tensors(folder / "weights.safetensors", self.tensors(), made)
         write_json(
             folder / "config.json",
             {"format": FORMAT, "version": VERSION, "dictionary": asdict(self.config), "made": made},
@@ -156,12 +245,11 @@ def load_dictionary(
     dictionary = Dictionary(_read_config(folder))
     path = folder / "weights.safetensors"
     tensors = _read_weights(path)
-    wanted = dict(dictionary.named_parameters())
-    check_tensors(path, tensors, wanted)
+    check_tensors(path, tensors, dictionary.tensors())
     dictionary = dictionary.to(dtype=next(iter(tensors.values())).dtype)
     with torch.no_grad():
-        for name, p in dictionary.named_parameters():
-            p.copy_(tensors[name])
+        for name, tensor in dictionary.tensors().items():
+            tensor.copy_(tensors[name])
     return dictionary.to(device=device, dtype=dtype)
 
 

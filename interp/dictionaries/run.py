@@ -8,21 +8,21 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from interp.dictionaries.dictionary import check_tensors
+from interp.dictionaries.sparse import l0
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors, save_tensors, write_json
 
 if TYPE_CHECKING:
-    from interp.dictionaries.topk import Loss
+    from interp.dictionaries.kinds import Loss
     from interp.dictionaries.trainer import Trainer
 
-METRICS = ("step", "loss", "fvu", "l0", "dead", "aux", "lr")
+METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 
 
 class Run:
@@ -59,8 +59,9 @@ class Run:
             "step": t.step,
             "loss": loss.total.item(),
             "fvu": loss.fvu.item(),
-            "l0": (loss.code.values > 0).sum().item() / len(loss.code.values),
+            "l0": l0(loss.code),
             "dead": int(t.dead.sum()),
+            "sparsity": loss.sparsity.item(),
             "aux": loss.aux.item(),
             "lr": t.optimiser.param_groups[0]["lr"],
         }
@@ -105,7 +106,7 @@ class Run:
             file.close()
 
     def _made(self) -> dict[str, Any]:
-        return {"command": self.command, "seed": self.trainer.config.seed, "train": asdict(self.trainer.config)}
+        return {"command": self.command, "seed": self.trainer.config.seed, "train": self.trainer.config.to_dict()}
 
     def _source(self) -> dict[str, Any]:
         s = self.trainer.source
@@ -116,9 +117,8 @@ class Run:
         about = {
             "command": shlex.join(sys.argv),
             "seed": t.config.seed,
-            "train": asdict(t.config),
+            "train": t.config.to_dict(),
             "lr": t.lr,
-            "k_aux": t.k_aux,
             "dead_window": t.window,
             "source": self._source(),
             "device": str(t.device),
@@ -135,7 +135,7 @@ class Run:
             raise Failed(str(error)) from error
         if "train" not in meta:
             raise Failed(f"{self.state} is no checkpoint of a training run: its metadata says nothing of one.")
-        self._check_same("train", meta["train"], asdict(self.trainer.config))
+        self._check_same("train", meta["train"], self.trainer.config.to_dict())
         self._check_same("source", meta["source"], self._source())
         now = (torch.get_num_threads(), torch.__version__)
         if now != (meta["threads"], meta["torch"]):
@@ -143,7 +143,7 @@ class Run:
             print(f"interp: the checkpoint was made with {then}: as good, but not the same bits.", file=sys.stderr)
         self.command, self.saved = meta["command"], meta["step"]
         check_tensors(self.state, tensors, self.trainer.state())
-        self.trainer.restore(tensors, meta["step"], tuple(meta["scales"]))
+        self.trainer.restore(tensors, meta["step"], (tuple(meta["scales"][0]), tuple(meta["scales"][1])))
         self.publish()  # a run may have been killed between the two files
         self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
         self._open(self.speed, None, "step,tokens_per_second")

@@ -1,4 +1,4 @@
-"""The two products of a sparse code, touching only the k active latents of a row, and the same in plain dense form.
+"""Sparse codes, and their two products that touch only the k active latents of a row, or in plain dense form.
 
     encode:  values, indices = TopK_k(ReLU((x − b) W + c))      decode:  y = Σ_j values_j W[indices_j]
 
@@ -11,7 +11,7 @@ no atomics, so two runs on one machine with one thread count agree bit for bit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,34 @@ if TYPE_CHECKING:
 
 DENSE_ABOVE = 0.15  # share of active latents above which dense products win (measured: float32, one core, d 64 to 512)
 ROWS = 512  # rows whose pre-activations exist at one time: they are selected from while in cache, and never kept
+
+
+class Code(NamedTuple):
+    """A sparse code: `values` [batch, k] at `indices` [batch, k]; an entry whose value is 0 did not fire."""
+
+    values: Tensor
+    indices: Tensor
+
+    @classmethod
+    def of(cls, f: Float[Tensor, "batch m"]) -> Code:
+        """The code of a dense f ≥ 0; k is the largest number of latents that fire on one of its rows."""
+        k = int((f > 0).sum(-1).max()) if len(f) else 0
+        return cls(*f.topk(max(1, k), dim=-1))
+
+    def dense(self, m: int) -> Float[Tensor, "batch m"]:
+        """The code with its zeros written out."""
+        return dense(self.values, self.indices, m)
+
+
+def l0(f: Code | Float[Tensor, "batch m"]) -> float:
+    """Latents that fire, a row."""
+    values = f.values if isinstance(f, Code) else f
+    return (values > 0).sum().item() / len(values)
+
+
+def fired(f: Code | Float[Tensor, "batch m"]) -> Tensor:
+    """An index of the latents that fire on some row: numbers, or a mask [m]."""
+    return f.indices[f.values > 0] if isinstance(f, Code) else (f > 0).any(0)
 
 
 def select(z: Float[Tensor, "batch m"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
@@ -40,6 +68,19 @@ def _lowest_first(z: Tensor, edge: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keep = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     indices = keep.nonzero()[:, 1].view(-1, k)
     return z.gather(-1, indices), indices
+
+
+def pre_activations(
+    x: Float[Tensor, "batch d"],
+    b: Float[Tensor, " d"] | None,
+    W: Float[Tensor, "d m"],
+    c: Float[Tensor, " m"] | None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "batch m"]:
+    """z = (x − b) W + c; `dtype` is that of the product."""
+    x, dtype = x if b is None else x - b, dtype or W.dtype
+    z = (x.to(dtype) @ W.to(dtype)).to(W.dtype)
+    return z if c is None else z + c
 
 
 def encode_topk(

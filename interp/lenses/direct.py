@@ -169,6 +169,11 @@ def _stack(model: Model) -> Stack:
                     f"{model.id} normalises after adding: block {layer} returns norm(stream + write), and each such norm "
                     "rescales all that was written before it, so no logit is a sum over parts. Ablate or patch instead."
                 )
+            if any(t.scale != 1.0 or t.constant or any(isinstance(c, str) for _, c in t.writes) for t in block.sums):
+                raise WrongUse(
+                    f"block {layer} of {model.id} scales the stream, or each channel of a write, on the way: direct logit "
+                    "attribution follows plain sums only. Ablate or patch instead."
+                )
             if not block.sums:
                 raise WrongUse(f"the stream of block {layer} of {model.id} is not proven: {block.refused.get('*')}.")
     if not stacks or "logits" not in sites:
@@ -178,7 +183,7 @@ def _stack(model: Model) -> Stack:
 
 
 def _writes(block: Block) -> list[tuple[str, float]]:
-    return [write for total in block.sums for write in total.writes]
+    return [(write, c) for total in block.sums for write, c in total.writes if not isinstance(c, str)]
 
 
 def _answers(model: Model, tokens: Any, prompts: int, size: int) -> Float[Tensor, "prompt vocabulary"]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from interp.model.experts import hidden
+from interp.model.experts import hidden, scored
 from interp.model.solver import is_linear
+from interp.model.state import state_shape
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
 from interp.model.wiring import Block, Coefficient, Place, Wiring
@@ -80,7 +81,8 @@ class Site:
     kind "module": a tensor at `place`, perhaps split into heads. kind "tap": `inner` of the attention run by the module
     at `place.path`. kind "sum": the stream after `place`'s write, read at `read`. kind "result": what `place`'s matrix
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
-    experts each token is sent to by the module at `place`.
+    experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
+    experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
     """
 
     kind: str
@@ -223,6 +225,8 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     if seen.sink is not None:
         yield "sink", tap("sink", ("pos", heads))
     mixed = find.source(z, False, [c for c in calls if is_linear(c)], "in")
+    if mixed and mixed[0].into.shape[-1] != len(mixed[1].columns):  # type: ignore[union-attr]
+        mixed = None  # something else stands beside the heads
     yield "z", at(*mixed, "in") if mixed else tap("z", ("pos", heads, z.shape[-1]))
     if mixed and mixed[0].out is not None:
         shape = ("batch", "pos", heads, mixed[0].out.shape[-1])
@@ -238,6 +242,12 @@ def _module_site(place: Place, trace: Trace) -> Site | None:
     if place.half is not None:
         tail[-1] //= 2
     return Site("module", place, ("batch", "pos", *tail))
+
+
+def _router_site(place: Place, trace: Trace) -> Site | None:
+    site, call = _module_site(place, trace), trace.of(place.path)[place.call]
+    number = scored(call, call.outputs[place.key]) if site is not None else None
+    return site if site is None or number is None else replace(site, kind="router", product=number)
 
 
 def _scale_site(place: Place, trace: Trace) -> Site | None:
@@ -277,10 +287,10 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
     ]
     for make, places in made:
         for name, place in places.items():
-            site = make(place, trace)
+            site = _router_site(place, trace) if name.endswith(".router") else make(place, trace)
             if site is not None:
                 yield name, site
-    calls = trace.inside(trace.of(block.path)[block.call])
+    calls = trace.inside(trace.span(block.path, block.call, block.until))
     for role, core in block.cores.items():
         at, seen = next(
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
@@ -288,6 +298,16 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
         if at is not None and seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
             for name, site in _attention_sites(calls, at, core.product, seen):
                 yield f"{role}.{name}", site
+
+
+def _state_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
+    """The state of every mixer of a block, or why it has none."""
+    config = getattr(trace.of("")[0].module, "config", None)
+    for name, place in block.sites.items():
+        if name.startswith("mixer") and name.endswith(".in"):
+            found = state_shape(trace.of(place.path)[place.call], place.key, config)
+            site = found if isinstance(found, str) else Site("state", place, ("batch", "pos", *found))
+            yield name.removesuffix("in") + "state", site
 
 
 def _with_mid(sites: dict[str, Site], block: Block) -> None:
@@ -327,8 +347,12 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             _with_factors(sites, block)
             _with_mid(sites, block)
             several = any(c in block.sites for s in block.sums for _, c in s.writes)
-            if several and sites.pop("resid_mid", None):
+            if several and "resid_mid" in sites:
+                del sites["resid_mid"]
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
+            states = dict(_state_sites(block, trace))
+            sites |= {n: site for n, site in states.items() if isinstance(site, Site)}
+            binding.refused.update({prefix + n: why for n, why in states.items() if isinstance(why, str)})
             known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})

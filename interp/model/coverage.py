@@ -21,10 +21,10 @@ import torch
 from interp.model.inputs import fitting, probe_inputs
 from interp.model.load import load
 from interp.model.proof import by_letter, doctor
+from interp.model.stacks import repeated
 from interp.model.tiny import tiny
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import repeated
 
 LETTERS = "abcdefgh"
 MEMORY = 8 << 30  # bytes of address space a type may take
@@ -71,7 +71,7 @@ def _fill(row: Row, kind: str) -> None:
     row |= {"inputs": list(fitting(twin)), "softmaxes": run.softmaxes, "attentions": len(run.attentions)}
     row |= {"repeated": repeated(twin, run), "stage": "prove"}
     wrapped = load(model)
-    row["proofs"] = {letter: _brief(proof) for letter, proof in by_letter(doctor(wrapped)).items()}
+    row["proofs"] = {letter: _brief(proof) for letter, proof in by_letter(doctor(wrapped, gradients=1)).items()}
     blocks = [block for stack in wrapped.wiring.stacks for block in stack.blocks]
     row |= {"blocks": len(blocks), "solved": sum(bool(b.sums) for b in blocks), "sites": len(wrapped.sites())}
     row["named"] = sum(len(b.cores) for b in blocks)

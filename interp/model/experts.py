@@ -1,15 +1,18 @@
-"""The hidden neurons of a mixture of experts, computed from the module that holds all experts' weights."""
+"""The hidden neurons of a mixture of experts, and the scores by which its router picks them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+    from interp.model.trace import Call
 
 NEEDED = ("has_gate", "is_transposed", "has_bias", "down_proj")  # what transformers gives every such module
 
@@ -58,3 +61,34 @@ def effect(
             matrix = kind.down_proj[expert] if kind.is_transposed else kind.down_proj[expert].T
             made = made.index_put(here, change[here] @ matrix)
     return (made * weights[..., None]).sum(1)
+
+
+class Scores(TorchFunctionMode):
+    """Calls `visit(number, tensor)` for every result with one entry an expert [..., expert], and goes on with its answer."""
+
+    def __init__(self, experts: int, visit: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.experts, self.visit, self.seen = experts, visit, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        if not isinstance(out, Tensor) or not out.is_floating_point() or out.shape[-1:] != (self.experts,):
+            return out
+        self.seen += 1
+        return self.visit(self.seen - 1, out)
+
+
+@torch.no_grad()
+def scored(call: Call, scores: Tensor) -> int | None:
+    """Which of the results inside a router that itself picks the experts is `scores`: its first; None for other routers.
+
+    Such a router returns what it picked, and nobody reads the scores it returns beside that.
+    """
+    results: list[Tensor] = []
+    with Scores(scores.shape[-1], lambda number, t: results.append(t.clone()) or t):  # type: ignore[func-returns-value]
+        out = call.module.forward(*call.args, **call.kwargs)
+    picks = isinstance(out, (tuple, list)) and any(isinstance(t, Tensor) and t.dtype == torch.int64 for t in out)
+    equal = [
+        i for i, t in enumerate(results) if t.numel() == scores.numel() and torch.equal(t.flatten(), scores.flatten())
+    ]
+    return equal[0] if picks and equal else None

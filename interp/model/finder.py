@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from interp.model.binding import Binding, Site
 from interp.model.layouts import Layout, close, fed, fits, increasing, norm_off, ratio, rows, tanh_cap
+from interp.model.live import quantised
 from interp.model.solver import same_values
-from interp.model.stream import same
-from interp.model.trace import Call, Trace
+from interp.model.trace import Call, Trace, same
 from interp.model.wiring import Place, Wiring
 
 MAKES = {"q_raw": "Q", "k_raw": "K", "v": "V", "gate": "gate", "up": "up", "pre": "in"}  # site = input @ W + b
 READS = {"z": "O", "post": "out"}  # output = site @ W + b
+ROUNDED = 0.05  # modules of 8 bits round what they receive, too
 _ROLE = re.compile(r"^(.*blocks\.\d+\.\w+)\.(\w+)$")
 _GLU, _NO_GLU = "this MLP is a GLU: its first matrices are W_gate and W_up", "this MLP has no gate: see W_in and W_out"
 
@@ -85,7 +86,8 @@ class Finder:
 
     def _matrix(self, call: Call) -> Layout | str:
         assert call.into is not None and call.out is not None
-        if next(call.module.parameters(), None) is None:
+        packed = bool(quantised(call.module))
+        if next(call.module.parameters(), None) is None and not packed:
             return f"{call.path} only hands on what a bare parameter of another module made"
         if len(call.inputs) > 1:
             return f"{call.path} receives more than one tensor"
@@ -96,7 +98,7 @@ class Finder:
             for turned in (True, False):
                 if fits(x, weight.mT if turned else weight, bias, y):
                     return Layout(call.path, "weight", turned=turned, width=x.shape[-1])
-        if fits(x, *fed(call.module, x.shape[-1], x), y):
+        if fits(x, *fed(call.module, x.shape[-1], x), y, ROUNDED if packed else 0.0):
             return Layout(call.path, None, width=x.shape[-1])
         return f"{call.path} ({type(call.module).__name__}) is not affine: it returns no input @ W + b"
 
@@ -179,7 +181,7 @@ class Finder:
         """Name the first norm of the role's block for which `is_it` holds."""
         prefix, _, number = role.rsplit(".", 1)[0].rpartition("blocks.")
         block = next(s.blocks[int(number)] for s in self.wiring.stacks if s.prefix == prefix)
-        inside = self.trace.inside(self.trace.of(block.path)[block.call])
+        inside = self.trace.inside(self.trace.span(block.path, block.call, block.until))
         call = next((c for c in inside if any(c is n for n in self.norms) and is_it(c)), None)
         if call is not None:
             self.add_norm(f"{role}.{name}", call)

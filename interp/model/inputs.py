@@ -54,6 +54,11 @@ def first_name(model: nn.Module) -> str:
     return said if said in named or not named else named[0]
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of its first parameter; float32 if it has none."""
+    return next((p.dtype for p in model.parameters()), torch.float32)
+
+
 def home(model: nn.Module) -> torch.device:
     """Where the model takes its inputs: its first parameter's device, or where its offloaded weights are brought to run."""
     device = next((p.device for p in model.parameters() if not p.is_meta), None)
@@ -100,7 +105,7 @@ def _possible(model: nn.Module) -> list[Row]:
 def _runs(model: nn.Module, row: Row) -> bool:
     from interp.model.twin import Lifted
 
-    lifted = Lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    lifted = Lifted() if dtype_of(model) == torch.float64 else nullcontext()
     try:
         with torch.no_grad(), lifted:
             model(**_made(model, row, 2, 7, torch.Generator().manual_seed(0)))
@@ -111,7 +116,7 @@ def _runs(model: nn.Module, row: Row) -> bool:
 
 def _made(model: nn.Module, row: Row, batch: int, length: int, generator: torch.Generator) -> dict[str, Any]:
     config, accepted = model.config, inspect.signature(model.forward).parameters
-    where, dtype = home(model), next(model.parameters()).dtype
+    where, dtype = home(model), dtype_of(model)
     inputs: dict[str, Any] = {}
     for name, spec in row.items():
         value = _value(config, spec, batch, length, generator)
@@ -235,7 +240,7 @@ def _like(model: nn.Module, batch: int, length: int, generator: torch.Generator)
         if not isinstance(value, Tensor) or value.dtype == torch.bool:
             inputs[name] = value
         elif value.is_floating_point():
-            dtype = next(model.parameters()).dtype
+            dtype = dtype_of(model)
             inputs[name] = torch.randn(batch, *value.shape[1:], generator=generator).to(value.device, dtype)
         else:
             shape = (batch, length) if value.ndim == 2 else (batch, *value.shape[1:])

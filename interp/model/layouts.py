@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.binding import output_matrix
-from interp.model.stream import same
+from interp.model.trace import same
 
 
 def close(dtype: torch.dtype) -> float:
@@ -135,12 +135,12 @@ def norm_off(x: Tensor, y: Tensor, w: Tensor, b: Tensor | None, offset: float) -
     return min(errors)
 
 
-def fits(x: Tensor, matrix: Tensor, bias: Tensor | None, y: Tensor) -> bool:
-    """x @ matrix + bias = y."""
+def fits(x: Tensor, matrix: Tensor, bias: Tensor | None, y: Tensor, within: float = 0.0) -> bool:
+    """x @ matrix + bias = y, up to roundings of the dtype, or `within` what is asked."""
     if matrix.shape != (x.shape[-1], y.shape[-1]) or matrix.dtype != x.dtype:
         return False
     made = x @ matrix
-    return off(made if bias is None else made + bias, y) <= close(y.dtype)
+    return off(made if bias is None else made + bias, y) <= max(within, close(y.dtype))
 
 
 def fed(module: nn.Module, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from interp.errors import Failed, WrongUse, check_keys
@@ -54,17 +55,29 @@ def _plain(module: nn.Module, path: str, done: dict[int, nn.Module], found: list
     return new
 
 
+PACKED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+
+
+def quantised(module: nn.Module) -> str:
+    """What says that a model is quantised: a parameter of whole numbers, packed weights, or its config; "" if nothing does."""
+    for name, p in module.named_parameters():
+        if not (p.is_floating_point() or p.is_complex()):
+            return f"parameter {name!r} holds {p.dtype}"
+    for name, part in module.named_modules():
+        if part.__dict__.get("dtype") in PACKED:
+            return f"{name!r} holds {part.dtype}"
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    return "" if config is None else "its config has a quantization_config"
+
+
 def check_differentiable(module: nn.Module) -> None:
     """Raise `WrongUse` for a quantised model: its products have no gradients to rely on."""
-    whole = next((n for n, p in module.named_parameters() if not p.is_floating_point()), None)
-    config = getattr(getattr(module, "config", None), "quantization_config", None)
-    if whole is None and config is None:
-        return
-    why = f"parameter {whole!r} is quantised" if whole is not None else "its config has a quantization_config"
-    raise WrongUse(
-        f"gradients were asked for, but {type(module).__name__} is quantised ({why}): load the model in float32 or bfloat16, "
-        "or leave out grad=."
-    )
+    why = quantised(module)
+    if why:
+        raise WrongUse(
+            f"gradients were asked for, but {type(module).__name__} is quantised ({why}): load the model in float32 or "
+            "bfloat16, or leave out grad=."
+        )
 
 
 def check_mask(model: Model) -> None:

@@ -19,7 +19,7 @@ from interp.model import memory
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
-from interp.model.inputs import first_name, home, probe_inputs
+from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
     check_differentiable,
@@ -32,12 +32,13 @@ from interp.model.live import (
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
 from interp.model.session import Keep, Session, Stop, report_unfired, submodule
+from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
-from interp.model.wiring import Place, Wiring, solve
-from interp.sites import MODULE, expand, explain_unknown
+from interp.model.wiring import Place, Wiring
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -92,7 +93,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first parameter."""
-        return next(self.module.parameters()).dtype
+        return dtype_of(self.module)
 
     @cached_property
     def wiring(self) -> Wiring:
@@ -223,12 +224,15 @@ class Model:
                 return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
             return self._named(x if x.ndim > 1 else x.reshape(1, -1))
         if isinstance(x, Mapping):
+            empty = next((n for n, t in x.items() if isinstance(t, Tensor) and t.numel() == 0), None)
+            if empty is not None:
+                raise WrongUse(f"the input {empty!r} holds nothing: its shape is {tuple(x[empty].shape)}.")
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
         if not isinstance(x, Tokens):
             raise WrongUse(
-                f"{type(x).__name__} is no input: give text, a list of texts, token ids, a float tensor or a dict."
+                f"{type(x).__name__} is no input: give text, a list of texts, a tensor of token ids, a float tensor or a dict."
             )
         return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
 
@@ -284,6 +288,8 @@ class Model:
         a quantised model; `Failed` if the recording would not fit in memory.
         """
         names = self._sites(sites)[0]
+        if not names:
+            raise WrongUse("no site was named, so there is nothing to record: sites=['blocks.*.resid_post'], say.")
         inputs, mine = self.inputs(x, bos), self._resolved(edits)
         tokens, mask = inputs.get(self._main_input), inputs.get("attention_mask")
         tokens = None if tokens is None or tokens.is_floating_point() else tokens
@@ -291,6 +297,11 @@ class Model:
         self._check_edits(mine, inputs)
         if grad is not None:
             check_differentiable(self.module)
+            refuse(
+                [*names, *(e.site for e in [*self._active, *mine])],
+                NO_GRADIENT,
+                "has no gradient, nor lets one through",
+            )
         self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
         for clone in (False, True):
             kept, slope = Kept(pos, dtype, device, clone), Kept(pos, dtype, device, False)
@@ -473,6 +484,7 @@ class Model:
             if not isinstance(edit, Edit) or type(edit) is Edit:
                 raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
             names = self._sites(edit.site)[0]
+            refuse(names, READ_ONLY, "can be recorded, but not edited")
             source = getattr(edit, "source", None)
             if isinstance(source, Cache):
                 for name in names:

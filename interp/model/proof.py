@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from interp.model.inputs import first_name
 from interp.model.live import main_inputs
-from interp.model.sweep import output_tensor
+from interp.model.stacks import repeated
+from interp.model.sweep import Metric, output_tensor
 from interp.model.trace import Trace, rerun, trace
-from interp.model.wiring import Block, Coefficient, Sum, Wiring, repeated, vector
+from interp.model.wiring import Block, Coefficient, Sum, Wiring, vector
+from interp.sites import NO_GRADIENT
 
 if TYPE_CHECKING:
     from interp.model.model import Model
@@ -77,6 +79,7 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
     return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
+@torch.no_grad()
 def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
     """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
     site = _value(trace, block, claim.site)
@@ -128,13 +131,15 @@ def prove_sums(wiring: Wiring, trace: Trace, tolerance: float) -> Wiring:
 # ---------------------------------------------------------------- the doctor
 
 
-def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
+def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = None) -> list[Proof]:
     """All proofs, on the float64 twin where the identity is exact, on the model itself where it is about its own numbers.
 
-    `wiring` puts another wiring than the solved one to the proof, as it is.
+    `wiring` puts another wiring than the solved one to the proof, as it is. `gradients`: proof (g) on so many sites, evenly
+    spaced in depth; None: on one of every kind.
     """
     from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
+    from interp.model.state import prove_states
     from interp.model.twin import Lifted, twin_of
     from interp.model.weights import prove_weights
 
@@ -148,12 +153,12 @@ def doctor(model: Model, wiring: Wiring | None = None) -> list[Proof]:
     proofs += _tried("b", lambda: [_sums(model, own, _own_tolerance(model.dtype), "own weights")])
     on_twin: dict[str, Callable[[], list[Proof]]] = {
         "b": lambda: [_sums(twin, inputs, 1e-8, "twin")],
-        "c": lambda: _attention(twin, inputs),
+        "c": lambda: _attention(twin, inputs) + _remainder(twin, inputs),
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
-        "g": lambda: [_gradients(twin, inputs)],
-        "h": lambda: [prove_weights(twin, inputs)],
+        "g": lambda: [_gradients(twin, inputs, gradients)],
+        "h": lambda: [prove_weights(twin, inputs), *prove_states(twin)],
     }
     with Lifted():
         return proofs + [proof for letter, prove in on_twin.items() for proof in _tried(letter, prove)]
@@ -200,12 +205,12 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
 
 
 def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
-    """(c) Pattern rows and sinks sum to one; pattern · v = z; the rest of the module makes out of z; Σ result + bias = out."""
+    """(c) Pattern rows and sinks sum to one; pattern · v = z; Σ result + bias = out."""
     cores = [n.removesuffix(".pattern") for n in twin.binding.sites if n.endswith(".pattern")]
     seen, run = [], trace(twin.module, inputs)
     for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
         claimed = {(c.path, c.call) for c in block.cores.values()}
-        found = [c for c, _ in run.cores(run.of(block.path)[block.call])]
+        found = [c for c, _ in run.cores(run.span(block.path, block.call, block.until))]
         seen += [c.path for c in found if (c.path, c.number) not in claimed]
     if seen:
         why = f"a softmax and a product run in {', '.join(seen[:3])}, and the wiring names no attention there"
@@ -238,6 +243,29 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
             bias = twin.module.get_submodule(site.place.path).forward(torch.zeros_like(z.flatten(2)[:1, :1]))
             worst("Σ_head result + bias = attn.out", _off(cache[f"{core}.result"].sum(2) + bias, cache[f"{core}.out"]))
     return [Proof("c", claim, error, 1e-8, claim) for claim, error in errors.items()]
+
+
+def _remainder(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
+    """(c) The rest of the module makes attn.out of z: with the z of the row before, it returns what that row returned.
+
+    Where z is read by more than a matrix (a gate of each token, say), what else enters may differ between the rows.
+    """
+    from interp.model.edits import Patch
+
+    cores = [n.removesuffix(".z") for n in twin.binding.sites if n.endswith(".z")]
+    cores = [c for c in cores if f"{c}.out" in twin.binding.sites]
+    if not cores:
+        return []
+    clean = twin.record(inputs, [f"{c}.{n}" for c in cores for n in ("z", "out")])
+    edits = [Patch(f"{c}.z", clean[f"{c}.z"].roll(1, 0)) for c in cores]
+    moved = twin.record(inputs, [f"{c}.out" for c in cores], edits=edits, strict=True)
+    errors = {c: _off(moved[f"{c}.out"], clean[f"{c}.out"].roll(1, 0)) for c in cores}
+    claim, beside = "the rest of the module makes attn.out of z", [c for c, e in errors.items() if e > 1e-8]
+    if beside and not any(f"{c}.result" in twin.binding.sites for c in beside):
+        why = f"more than z enters {beside[0]}.out: with another row's z it is off by {errors[beside[0]]:.1e}"
+        return [Proof("c", claim, None, 1e-8, why)]
+    worst = max(errors, key=lambda c: errors[c])
+    return [Proof("c", claim, errors[worst], 1e-8, f"{worst}.out is not what z makes")]
 
 
 def _off(a: Tensor, b: Tensor) -> float:
@@ -279,35 +307,51 @@ def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
 COORDINATES = 3
 
 
-def _gradients(twin: Model, inputs: dict[str, Any]) -> Proof:
-    """(g) Σ d metric / d x_j over three coordinates agrees with the central difference along them, for a site of each kind."""
-    from interp.model.edits import Replace
+def _gradients(twin: Model, inputs: dict[str, Any], most: int | None) -> Proof:
+    """(g) d m / d x_j = (m(x + h e_j) - m(x - h e_j)) / 2h, one coordinate at a time, for a site of each kind.
 
-    def metric(out: Tensor) -> Tensor:
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-        return (out * weights).sum()
+    The three coordinates of a site with the largest |slope|: there a central difference is far from rounding, and a
+    gradient that is wrong where it matters is wrong there. h is 1e-5 of the site's root mean square. A slope below 1e-10
+    of Σ |w · output| / h counts as that large: less cannot be told from rounding.
+    """
+
+    def weighted(out: Tensor) -> Tensor:
+        return out * torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
     claim = "gradients at recorded sites match central differences"
-    names = list({re.sub(r"\d+", "*", n): n for n in twin.binding.sites if editable(n) and n != "logits"}.values())
+    sites = [n for n in twin.binding.sites if editable(n) and n != "logits" and n.rsplit(".", 1)[-1] not in NO_GRADIENT]
+    names = list({re.sub(r"\d+", "*", n): n for n in sites}.values())
     if not names:
         return Proof("g", claim, None, 1e-4, "no site to change")
-    cache, errors = twin.record(inputs, names, grad=metric), {}
+    if most is not None and most < len(names):
+        names = [names[(2 * i + 1) * len(names) // (2 * most)] for i in range(most)]
+    with torch.no_grad():
+        size = float(weighted(output_tensor(twin.module(**inputs))).abs().sum())
+    cache, errors = twin.record(inputs, names, grad=lambda out: weighted(out).sum()), dict[str, float]()
     for name in names:
-        slope, value = cache.grad[name], cache[name]
+        slope, value = cache.grad[name].flatten(), cache[name]
         seen = value[value.abs() < 1e9]  # not the mask of the scores
         step = 1e-5 * float(seen.square().mean().sqrt().clamp(min=1e-3))
-        places = slope.abs().flatten().topk(min(COORDINATES, slope.numel())).indices
-        unit = torch.zeros_like(value).flatten()
-        unit[places] = slope.flatten()[places].sign()  # so that the three cannot cancel
-        ends = []
-        for sign in (step, -step):
-            change = sign * unit.view_as(value)
-            with twin.edit(Replace(name, change.add)), torch.no_grad():
-                ends.append(metric(output_tensor(twin.module(**inputs))))
-        wanted = float((slope.flatten() * unit).sum())
-        errors[name] = abs(float(ends[0] - ends[1]) / (2 * step) - wanted) / max(wanted, 1e-12)
+        for place in slope.abs().topk(min(COORDINATES, slope.numel())).indices.tolist():
+            off = abs(_difference(twin, inputs, weighted, name, value, place, step) - float(slope[place]))
+            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step))
     worst = max(errors, key=lambda n: errors[n])
     return Proof("g", claim, errors[worst], 1e-4, f"{worst} is off")
+
+
+def _difference(
+    twin: Model, inputs: dict[str, Any], metric: Metric, name: str, value: Tensor, place: int, step: float
+) -> float:
+    """(m(x + h e) - m(x - h e)) / 2h, m the sum of `metric`, e the unit vector of one coordinate of a site."""
+    from interp.model.edits import Replace
+
+    ends = []
+    for h in (step, -step):
+        change = value.new_zeros(value.numel())
+        change[place] = h
+        with twin.edit(Replace(name, change.view(value.shape).add)), torch.no_grad():
+            ends.append(float(metric(output_tensor(twin.module(**inputs))).sum()))
+    return (ends[0] - ends[1]) / (2 * step)
 
 
 def editable(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from interp.errors import Failed, WrongUse
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
-from interp.model.experts import effect, hidden, routing
+from interp.model.experts import Scores, effect, hidden, routing
 from interp.model.live import signature
 from interp.model.positions import Positions, of_call
+from interp.model.state import CACHE, beside, stepped
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in, tensors_in
 from interp.model.wiring import Coefficient, Place, vector
@@ -65,6 +67,8 @@ class Session:
         self.arguments: Mapping[str, Any] = {}  # of the pass that runs
         self.before: Positions | None = None
         self.generating: Tensor | None = None
+        self.aside = False  # a module runs once more beside the pass: its hooks sleep
+        self.inside: list[str] = []  # sites for which a module's forward is replaced
         self._arrange()
 
     # ------------------------------------------------------------ in and out
@@ -72,6 +76,9 @@ class Session:
     def __enter__(self) -> Session:
         try:
             self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for name in self.inside:
+                site = self.sites[name]
+                (self._install_state if site.kind == "state" else self._install_router)(name, site)
             for path, names in self.taps.items():
                 self._install_tap(path, names)
             for (path, side), visits in self.visits.items():
@@ -97,6 +104,8 @@ class Session:
             site = self.sites[name]
             if site.kind == "tap":
                 self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
+            elif site.kind == "state" or (site.kind == "router" and name in self.edits):
+                self.inside.append(name)
             elif name in self.edits:
                 self._install_edit(name, site)
         for name in self.reads:
@@ -165,9 +174,12 @@ class Session:
         for edit in self.edits[name]:
             x, fired = edit.apply(x, positions)
             if fired:
-                self.fired.add(id(edit))
-                self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
+                self._count(edit)
         return x
+
+    def _count(self, edit: Edit) -> None:
+        self.fired.add(id(edit))
+        self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
 
     def take(self, name: str, x: Tensor) -> None:
         """Hand a recorded tensor over; end the pass if it was the last."""
@@ -191,12 +203,16 @@ class Session:
         module, counts, key = self._module(path), self.counts, (path, side)
 
         def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.aside:
+                return None
             number = counts[key] = counts.get(key, -1) + 1
             for visit in visits.get(number, ()):
                 args, kwargs = visit(args, kwargs) or (args, kwargs)
             return args, kwargs
 
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+            if self.aside:
+                return None
             number = counts[key] = counts.get(key, -1) + 1
             for visit in visits.get(number, ()):
                 changed = visit(output)
@@ -362,7 +378,7 @@ class Session:
             return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind == "tap":
+        if site.kind in ("tap", "state"):
             return None
         if site.kind == "experts":
             into = replace(site.place, side="in")
@@ -382,7 +398,7 @@ class Session:
     def _install_tap(self, path: str, names: dict[int, dict[str, str]]) -> None:
         """Run one module under a `Tap` that shows it the sites in `names` (number of the call -> inner name -> site)."""
         module, key = self._module(path), (path, "tap")
-        original, own = module.forward, module.__dict__.get("forward")
+        original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = self.counts[key] = self.counts.get(key, -1) + 1
@@ -392,6 +408,12 @@ class Session:
             with self._tap(names[call], batch):
                 return original(*args, **kwargs)
 
+        self._put(module, forward)
+
+    def _put(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Another forward for a module, until the hooks are taken away."""
+        own = module.__dict__.get("forward")
+
         def restore() -> None:
             if own is None:
                 del module.__dict__["forward"]
@@ -400,6 +422,66 @@ class Session:
 
         module.__dict__["forward"] = forward  # some wrappers hand attributes on to what they wrap
         self.undo.append(restore)
+
+    def _install_router(self, name: str, site: Site) -> None:
+        """Run a router that picks experts with other scores than it computed."""
+        module, key = self._module(site.place.path), (site.place.path, "router")
+        original = module.forward
+
+        def visit(number: int, t: Tensor) -> Tensor:
+            if number != site.product:
+                return t
+            old = self._canonical(site, t)
+            new = self.change(name, old)
+            return t if new is old else self._back(site, t, new)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            with Scores(int(site.shape[-1]), visit) if call == site.place.call else nullcontext():
+                return original(*args, **kwargs)
+
+        self._put(module, forward)
+
+    def _install_state(self, name: str, site: Site) -> None:
+        """Step through a mixer beside its own call, which alone makes the output; in its place if its state is edited."""
+        module: Any = self._module(site.place.path)
+        original, key = module.forward, (site.place.path, "state")
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.aside:
+                return original(*args, **kwargs)
+            call = self.counts[key] = self.counts.get(key, -1) + 1
+            if call != site.place.call:
+                return original(*args, **kwargs)
+            given, edited = kwargs.get(CACHE), name in self.edits
+            cache = given if edited and given is not None else beside(given, self.module.config, module.layer_idx)
+            change = self._change_of_state(name) if edited else None
+            self.aside = True
+            try:
+                with nullcontext() if edited else torch.no_grad():
+                    out, states = stepped(module, site.place.key, args, kwargs, cache, change)
+            finally:
+                self.aside = False
+            self.take(name, states)
+            return out if edited else original(*args, **kwargs)
+
+        self._put(module, forward)
+
+    def _change_of_state(self, name: str) -> Callable[[int, Tensor], Tensor]:
+        """What stands in place of the state after token t: the edits of all positions so far, of which only t's is used."""
+        fired: set[Edit] = set()
+
+        def change(t: int, states: Tensor) -> Tensor:
+            positions = self.positions(name, states).to(states.device)
+            for edit in self.edits[name]:
+                if bool(edit.selected(states, positions)[:, t].any()):
+                    states, changed = edit.apply(states, positions)
+                    if changed and edit not in fired:  # one tensor, however many of its positions
+                        fired.add(edit)
+                        self._count(edit)
+            return states[:, t]
+
+        return change
 
     def _tap(self, names: dict[str, str], batch: int) -> Tap:
         """A tap for the sites in `names` (inner name -> site)."""

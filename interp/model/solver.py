@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.model.stream import EXACT, Link, Stream, Unsolved, is_norm, near, same
-from interp.model.trace import Call, Trace, first_in, replace_in, rerun, tensors_in
+from interp.model.stream import Link, Stream, Unsolved, alone, changed, is_norm
+from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, same, tensors_in
 from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vector
 
 # ---------------------------------------------------------------- questions asked of a call
@@ -19,19 +19,13 @@ from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vec
 def is_linear(call: Call) -> bool:
     """A module with a weight matrix, other than an embedding: what it returns is that matrix at work."""
     weight = getattr(call.module, "weight", None)
+    weight = weight() if callable(weight) and not isinstance(weight, Tensor) else weight  # of a packed matrix
     return isinstance(weight, Tensor) and weight.ndim == 2 and call.into is not None
 
 
-def passes_through(call: Call, axis: int = -1) -> bool:
-    """A norm, or a module that treats every channel alone (dropout, layer scale, activation function)."""
-    if call.into is None or call.out is None or len(call.inputs) != 1 or call.into.shape != call.out.shape:
-        return False
-    if is_norm(call):
-        return True
-    shifted = call.into.clone()
-    shifted.select(axis, 0).add_(1.0)
-    change = (rerun(call, shifted) - call.out).movedim(axis, -1)
-    return not bool(change[..., 1:].any())
+def passes_through(call: Call) -> bool:
+    """A norm, or a module that treats every value alone."""
+    return len(call.inputs) == 1 and (is_norm(call) or alone(call))
 
 
 def mixes_positions(call: Call, axis: int = -1) -> bool:
@@ -39,8 +33,11 @@ def mixes_positions(call: Call, axis: int = -1) -> bool:
     assert call.into is not None and call.out is not None
     shifted = call.into.clone()
     shifted.movedim(axis, -1)[(0,) * (shifted.ndim - 1)] += 1.0
-    change = (rerun(call, shifted) - call.out).movedim(axis, -1).abs()
-    others = (change if shifted.ndim == 2 else change[0]).flatten(0, -2)[1:]
+    change = changed(call, shifted)
+    if change is None:
+        return True  # it keeps something
+    change = change.movedim(axis, -1).abs()
+    others = (change if change.ndim == 2 else change[0]).flatten(0, -2)[1:]  # some flatten batch and positions
     return bool((others > 1e-12).any())
 
 
@@ -73,7 +70,7 @@ class _Solver(Stream):
         super().__init__(trace, call)
         self.cores = trace.cores(call)
         self.several = False  # streams, beside one another on an axis of their own
-        self.sites = {"resid_pre": self.place(call, "in"), "resid_post": self.place(call, "out")}
+        self.sites = self.ends()
         self.sums: list[Sum] = []
         self.norms: list[tuple[str, str, str]] = []
         self.found_cores: dict[str, Core] = {}
@@ -82,13 +79,24 @@ class _Solver(Stream):
         self.refused: dict[str, str] = {}
 
     def place(self, call: Call, side: str) -> Place:
+        """Where a call's first tensor is found, and how it lies there."""
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)
         apart = t.movedim(axis, -1).shape[1:-1]
         grid = len(apart) if len(apart) > 1 and apart.numel() == self.positions and not self.several else 1
-        batch = int(t.ndim == 3 and self.trace.batch == t.shape[1] != t.shape[0] and axis == -1)
+        packed = self.x.ndim == 2 and t.ndim == 2
+        batch = None if packed else int(t.ndim == 3 and self.trace.batch == t.shape[1] != t.shape[0] and axis == -1)
         return Place(call.path, side, key, call.number, None, axis, grid, batch)
+
+    def ends(self) -> dict[str, Place]:
+        """Where the block's stream comes in and goes out; of a group of calls, where its first call's input was made."""
+        if not self.call.until:
+            return {"resid_pre": self.place(self.call, "in"), "resid_post": self.place(self.call, "out")}
+        first, last = self.calls[0], [c for c in self.calls if c.path == self.call.until][-1]
+        made = [c for c in self.trace.calls if c.end < first.start and same(self.out(c), self.x)]
+        pre = self.place(min(made, key=lambda c: c.start), "out") if made else self.place(first, "in")
+        return {"resid_pre": pre, "resid_post": self.place(last, "out")}
 
     def name(self, call: Call) -> str:
         return call.path.removeprefix(self.call.path + ".")
@@ -154,7 +162,8 @@ class _Solver(Stream):
 
     def only(self, call: Call, hook: Callable[..., Any]) -> Callable[..., Any]:
         """The hook, at one call among those of its module in the block."""
-        turn, count = [c for c in self.calls if c.path == call.path].index(call), iter(range(10**9))
+        mine = [c for c in (self.trace.calls if self.call.until else self.calls) if c.path == call.path]
+        turn, count = mine.index(call), iter(range(10**9))
         return lambda *given: hook(*given) if next(count) == turn else None
 
     def again(self, handles: Sequence[Any]) -> None:
@@ -181,14 +190,10 @@ class _Solver(Stream):
         assert call.into is not None
         return mixes_positions(call, self.axis_of(call, call.into))
 
-    def passes(self, call: Call) -> bool:
-        """It treats every channel alone, or normalises them."""
-        return call.into is not None and passes_through(call, self.axis_of(call, call.into))
-
     def sublayer(self, write: Call) -> tuple[str, Call, Call]:
         """(role, the call whose output is `out`, the call whose input is `in`) of the sublayer that makes a write."""
         node = write
-        while self.passes(node) and not self.core_in(node):
+        while passes_through(node) and not self.core_in(node) and not same(self.into(node), self.x):
             made = self.maker(node)
             around = next((c for c, _ in self.cores if c.start < node.start and node.end < c.end), None)
             if made is None and around is not None:  # the rest of an attention after its last module
@@ -197,7 +202,7 @@ class _Solver(Stream):
         entry = node
         while not self.children(entry) and not self.core_in(entry):  # a bare matrix: what feeds it belongs to it
             before = self.feeds(entry)
-            while before is not None and self.passes(before):
+            while before is not None and passes_through(before):
                 before = self.feeds(before)
             if before is None:
                 entry = self.widened(entry)
@@ -347,7 +352,7 @@ class _Solver(Stream):
             raise Unsolved("the block returns what it receives")
         if any(isinstance(c, Place) for link in links for c in (link.scale, *(c for _, c in link.writes))):
             self.several = True
-            self.sites = {"resid_pre": self.place(self.call, "in"), "resid_post": self.place(self.call, "out")}
+            self.sites = self.ends()
         site, role, last = "resid_pre", "", max(i for i, link in enumerate(links) if link.norm is None)
         for number, link in enumerate(links):
             following = links[number + 1] if number + 1 < len(links) else None
@@ -359,7 +364,8 @@ class _Solver(Stream):
                 if number == last:
                     self.find_mid(link)
         found = (self.found_cores, self.scales, self.experts, self.refused)
-        return Block(self.call.path, self.call.number, self.sites, tuple(self.sums), tuple(self.norms), *found)
+        sums, norms = tuple(self.sums), tuple(self.norms)
+        return Block(self.call.path, self.call.number, self.call.until, self.sites, sums, norms, *found)
 
     def add_norm(self, link: Link, total: str, role: str, site: str) -> str:
         """Name what a norm returns; `resid_start` where the block begins with it. Returns the name."""
@@ -404,7 +410,7 @@ class _Solver(Stream):
         def it(t: Tensor | None) -> bool:
             return t is not None and t.numel() == tensor.numel() and near(t, tensor)
 
-        out = next((self.place(c, "out") for c in self.calls if it(self.out(c)) and not self.passes(c)), None)
+        out = next((self.place(c, "out") for c in self.calls if it(self.out(c)) and not passes_through(c)), None)
         return out or next((self.place(c, "in") for c in self.calls if it(self.into(c))), None)
 
     def find_mid(self, link: Link) -> None:
@@ -416,7 +422,7 @@ class _Solver(Stream):
             return
         total = self.sums[-1]
         parts = [(link.scale, link.base), *((c, self.out(w)) for w, c in link.writes[:-1])]
-        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, union-attr, misc]
+        place = self.stands(sum(self.times(c, t).reshape(-1, self.width) for c, t in parts))  # type: ignore[arg-type, misc]
         if place is None:
             self.refused["resid_mid"] = "the sublayers work in parallel: nothing reads the stream between them"
             return
@@ -464,7 +470,7 @@ def _holds(trace: Trace, block: Block) -> bool:
 
 def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block:
     """The wiring of one block; that of a block like it, if it holds here too; if unsolved, its ends and the report."""
-    for other in reversed(solved[-8:]) if call.number == 0 else ():
+    for other in reversed(solved[-8:]) if call.number == 0 and not call.until else ():
         first = trace.of(other.path)[other.call]
         if other.sums and _shape(trace, first) == _shape(trace, call):
             block = moved(other, call.path)
@@ -473,5 +479,7 @@ def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block
     solver = _Solver(trace, call)
     try:
         return solver.solve()
-    except Unsolved as report:
-        return Block(call.path, call.number, solver.sites).ends(f"the wiring could not be solved: {report}")
+    except (Unsolved, RuntimeError, LookupError, TypeError) as report:  # or a module that does not run again as it ran
+        return Block(call.path, call.number, call.until, solver.ends()).ends(
+            f"the wiring could not be solved: {report}"
+        )

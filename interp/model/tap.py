@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the op
 WATCHED = {F.scaled_dot_product_attention, torch.einsum, *SOFTMAX, *PRODUCT, *ADDED_PRODUCT}
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.layer_norm}
 OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
+# The same code, that does not hand itself to the mode again: so the mode sees what it does.
+_OPEN = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 INNER = ("q", "k", "v", "scores", "pattern", "sink", "z")
 
 Visit = Callable[[str, Tensor], Tensor]
@@ -83,10 +90,10 @@ def _orders(equation: str, kind: str) -> tuple[Order, Order]:
     if "." in equation or {len(first), len(second), len(made)} != {4}:
         return None, None
     if kind == "score":
-        (batch, head, query, key), summed = made, set(first) & set(second) - set(made)
+        (batch, head, query, key), summed = list(made), set(first) & set(second) - set(made)
         wanted = [(first, [batch, head, query, *summed]), (second, [batch, head, key, *summed])]
     else:
-        (batch, head, query, key), rest = first, set(second) - set(first)
+        (batch, head, query, key), rest = list(first), set(second) - set(first)
         wanted = [(second, [batch, head, key, *rest]), (made, [batch, head, query, *rest])]
     if any(set(labels) != set(order) for labels, order in wanted):
         return None, None
@@ -120,6 +127,7 @@ class Tap(TorchFunctionMode):
         self.visit, self.done, self.wanted, self.edits = visit, done, wanted, edits
         self.product, self.heads, self.batch = product, heads, batch
         self.products = 0
+        self.first: Attention | None = None  # the first attention begun
         self.softmaxes = 0  # calls of softmax and of fused attention
         self.origin: dict[int, tuple[int, Tensor, Tensor]] = {}  # id of a tensor made from a product -> the product
         self.patterns: dict[int, Attention] = {}  # id of a tensor made from a softmax -> its attention
@@ -127,6 +135,9 @@ class Tap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _OPEN(*args, **kwargs)
         if func not in WATCHED and not self.origin and not self.patterns:  # nothing to follow yet
             return func(*args, **kwargs)
         self.softmaxes += func in SOFTMAX or func is F.scaled_dot_product_attention
@@ -141,9 +152,9 @@ class Tap(TorchFunctionMode):
             self._inherit([*args, *kwargs.values()], out)
         return out
 
-    def _see(self, name: str, tensor: Tensor, order: Order = None) -> Tensor:
-        """Show a tensor to `visit`, as [batch, head, ...] whatever its layout here."""
-        if self.visit is None or name not in self.wanted:
+    def _see(self, name: str, tensor: Tensor, of: Attention | None = None, order: Order = None) -> Tensor:
+        """Show a tensor to `visit`, as [batch, head, ...] whatever its layout here; of several attentions those of the first."""
+        if self.visit is None or name not in self.wanted or of is not self.first:
             return tensor
         seen = self.visit(name, self._apart(tensor, order))
         return self._together(seen, tensor, order) if name in self.edits else tensor
@@ -160,6 +171,10 @@ class Tap(TorchFunctionMode):
         if like.ndim == 5:
             return seen.unflatten(0, (like.shape[0], like.shape[2])).movedim(1, 2)
         return seen.permute([order.index(axis) for axis in range(4)]) if order else seen.reshape(like.shape)
+
+    def _begin(self, attention: Attention) -> Attention:
+        self.first = self.first or attention
+        return attention
 
     def _inherit(self, args: list[Any], out: Any) -> None:
         if not isinstance(out, Tensor):
@@ -188,9 +203,9 @@ class Tap(TorchFunctionMode):
         transposed = func is not torch.einsum or a.shape[-1] != b.shape[-1]
         of_q, of_k = _orders(args[0], "score") if func is torch.einsum else (None, None)
         if number == self.product and self.edits & {"q", "k"}:
-            a = self._see("q", a, of_q)
+            a = self._see("q", a, self.first, of_q)
             transposed &= of_k is None
-            b = self._see("k", b.mT).mT if transposed else self._see("k", b, of_k)
+            b = self._see("k", b.mT, self.first).mT if transposed else self._see("k", b, self.first, of_k)
             args = (*args[:first], a, b, *args[first + 2 :])
         out = func(*args, **kwargs)
         q, k = a.permute(of_q) if of_q else a, b.permute(of_k) if of_k else b.mT if transposed else b
@@ -205,12 +220,12 @@ class Tap(TorchFunctionMode):
         of_v, of_z = _orders(args[0], "sum") if func is torch.einsum and at else (None, None)
         attention.pattern = operands[1 - at]
         if attention.sink is not None:
-            self._see("sink", attention.sink.unsqueeze(-1))
-        attention.pattern = operands[1 - at] = self._see("pattern", operands[1 - at])
-        operands[at] = self._see("v", operands[at], of_v)
+            self._see("sink", attention.sink.unsqueeze(-1), attention)
+        attention.pattern = operands[1 - at] = self._see("pattern", operands[1 - at], attention)
+        operands[at] = self._see("v", operands[at], attention, of_v)
         attention.v = operands[at].permute(of_v) if of_v else operands[at]
         spread = [operands] if isinstance(args[first], (tuple, list)) else operands
-        z = self._see("z", func(*args[:first], *spread, *args[first + len(spread) :], **kwargs), of_z)
+        z = self._see("z", func(*args[:first], *spread, *args[first + len(spread) :], **kwargs), attention, of_z)
         attention.z = z.permute(of_z) if of_z else z
         self._finish(attention)
         return z
@@ -231,16 +246,18 @@ class Tap(TorchFunctionMode):
         if made is None or axis not in (-1, scores.ndim - 1):  # weights that sum to one over something else than keys
             return func(*args, **kwargs)
         number, q, k = made
+        attention = self._begin(Attention(number, q, k))
         if not self.edits & {"q", "k"}:
-            self._see("q", q)
-            self._see("k", k)
+            self._see("q", q, attention)
+            self._see("k", k, attention)
         rest = {name: value for name, value in kwargs.items() if name != "input"}
         keys = k.shape[-2]  # further columns are sinks
-        seen = self._see("scores", scores[..., :keys])
+        seen = self._see("scores", scores[..., :keys], attention)
         if scores.shape[-1] > keys and "scores" in self.edits:
             seen = torch.cat([seen, scores[..., keys:]], dim=-1)
         whole = func(seen if "scores" in self.edits else scores, *args[1:], **rest)
-        self.patterns[id(whole)] = Attention(number, q, k, None, seen[..., :keys], whole=whole)
+        attention.pattern, attention.whole = seen[..., :keys], whole
+        self.patterns[id(whole)] = attention
         self.alive.append(whole)
         return whole
 
@@ -263,19 +280,21 @@ class Tap(TorchFunctionMode):
             q = query.reshape(query.shape[0], self.heads, 1, query.shape[-1])
             if mask is not None and mask.shape[1] != 1:
                 mask = mask.reshape(mask.shape[0], self.heads, 1, mask.shape[-1])
-        q, k, v = self._see("q", q), self._see("k", key), self._see("v", value)
-        attention, inside = Attention(-1, q, k, v), self.done is not None or self.wanted & {"scores", "pattern"}
+        attention, inside = self._begin(Attention(-1)), self.done is not None or self.wanted & {"scores", "pattern"}
+        q, k, v = (self._see(name, t, attention) for name, t in (("q", q), ("k", key), ("v", value)))
+        attention.q, attention.k, attention.v = q, k, v
         if inside or self.edits:
-            attention.scores = self._see("scores", reference_scores(q, k, visible(q, k, mask, is_causal), scale))
-            attention.pattern = self._see("pattern", reference_pattern(attention.scores))
+            plain = reference_scores(q, k, visible(q, k, mask, is_causal), scale)
+            attention.scores = self._see("scores", plain, attention)
+            attention.pattern = self._see("pattern", reference_pattern(attention.scores), attention)
             attention.whole = attention.pattern
-        if self.edits - {"z"}:
+        if self.edits - {"z"} and attention is self.first:
             assert attention.pattern is not None
             z = attention.pattern.to(v.dtype) @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
             out = z.reshape(*query.shape[:-1], z.shape[-1])
         else:
             out = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        seen = self._see("z", out.reshape(*q.shape[:-1], out.shape[-1]))
+        seen = self._see("z", out.reshape(*q.shape[:-1], out.shape[-1]), attention)
         attention.z = seen
         self._finish(attention)
         return seen.reshape(out.shape) if "z" in self.edits else out

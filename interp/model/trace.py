@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from interp.model.tap import Attention, Tap
 
+EXACT = 1e-9  # relative difference below which float64 tensors count as the same
 Key = int | str | None  # where a tensor sits in a call's arguments or result; None: it is the result itself
 
 
@@ -42,6 +43,16 @@ def replace_in(value: Any, key: Key, tensor: Tensor) -> Any:
     return value
 
 
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Equal values in the same order, whatever the batch and position axes look like (some blocks flatten them)."""
+    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+
+
+def near(a: Tensor, b: Tensor) -> bool:
+    """The same up to rounding."""
+    return a.numel() == b.numel() and bool((a.flatten() - b.flatten()).norm() <= EXACT * b.norm())
+
+
 @dataclass(eq=False)
 class Call:
     """One call of a module. Values are copies: later in-place changes do not reach them."""
@@ -56,6 +67,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     products: int = 0  # products run before it was entered
+    until: str = ""  # a group of calls that no module makes as one (see `Trace.span`): its last module
 
     @property
     def out(self) -> Tensor | None:
@@ -107,6 +119,20 @@ class Trace:
         """All calls of the module at `path`."""
         return self.by_path.get(path, [])
 
+    def span(self, path: str, number: int = 0, until: str = "") -> Call:
+        """The `number`-th call of a module; with `until`, a stand-in for all calls from that one to the last module's next.
+
+        The stand-in receives what the first of them receives and returns what the last returns; to run it again is to run
+        the model.
+        """
+        first = self.of(path)[number]
+        if not until:
+            return first
+        last, root = next(c for c in self.of(until) if c.start >= first.start), self.calls[0]
+        group = Call(path, root.module, number, first.start - 1, last.end + 1, args=root.args, kwargs=root.kwargs)
+        group.inputs, group.outputs, group.until = {first.key_in(): first.into}, last.outputs, until  # type: ignore[dict-item]
+        return group
+
     def inside(self, call: Call) -> list[Call]:
         """All calls made during another."""
         return [c for c in self.calls if call.start < c.start and c.end < call.end]
@@ -139,9 +165,12 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         call.outputs = {k: t.clone() for k, t in tensors_in(output) if t.is_floating_point()}
 
     def done(attention: Attention) -> None:
-        if attention.product >= 0:
-            attention.product -= stack[-1].products
-        attentions.append((stack[-1], attention))
+        around = [
+            c for c in stack[-2:] if c.products <= attention.product or attention.product < 0
+        ]  # products may be modules
+        owner = around[-1] if around else stack[-1]
+        attention.product -= owner.products if attention.product >= 0 else 0
+        attentions.append((owner, attention))
 
     tap, handles = Tap(done=done, batch=batch), []
     for path, module in model.named_modules():

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from interp.errors import Failed
 from interp.model.inputs import EXAMPLES, parts
+from interp.model.live import quantised
 
 
 class Lifted(TorchFunctionMode):
@@ -54,6 +55,7 @@ def names() -> dict[str, Any]:
 def shrunk(config: Any) -> Any:
     """A copy of the config with few heads and channels and all layers; ratios of heads to kv heads are kept in kind."""
     config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
     for part in parts(config):
         heads, kv = getattr(part, "num_attention_heads", None), getattr(part, "num_key_value_heads", None)
         for field, size in names()["sizes"].items():
@@ -67,7 +69,11 @@ def shrunk(config: Any) -> Any:
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Matrices to N(0, 1.5² / fan-in), embeddings to N(0, 1), norm weights to N(1, .2²), the rest moved by N(0, .3²)."""
+    """Matrices to N(0, 1.5² / fan-in), embeddings to N(0, 1), norm weights to N(1, .2²), the rest moved by N(0, .3²).
+
+    What has more axes and a spread is moved by N(0, .3²) of that spread; buffers of zeros that are saved (biases that
+    routers learn outside the gradient) count as parameters.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor, scale: float) -> Tensor:
@@ -75,7 +81,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
     seen: set[int] = set()
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
+        for name, p in [*module.named_parameters(recurse=False), *_zeros_kept(module)]:
             if id(p) in seen or not p.is_floating_point():
                 continue
             seen.add(id(p))
@@ -86,15 +92,23 @@ def randomise(model: nn.Module, seed: int) -> None:
             elif p.ndim == 1:
                 p.add_(normal(p, 0.2 if bool((p == 1).all()) else 0.3))
             else:
-                p.add_(normal(p, 0.3 * float(p.std()) if p.numel() > 1 else 0.3))
+                p.add_(normal(p, 0.3 * (float(p.std()) if p.numel() > 1 else 1.0) or 0.3))
+
+
+def _zeros_kept(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """A module's saved vectors of zeros that are no parameters."""
+    held = [(n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set]
+    return [(n, b) for n, b in held if b.ndim == 1 and b.is_floating_point() and bool((b == 0).all())]
 
 
 def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:
     """A random float64 CPU model of the same kind: a copy if the model is small, else one built from a shrunk config.
 
-    Raises `Failed` if the model is large and has no config a small one can be built from.
+    What is quantised is not copied: the twin of the config has plain matrices. Raises `Failed` if the model is large or
+    quantised and has no config a small one can be built from.
     """
-    if sum(p.numel() for p in model.parameters()) <= SMALL and not any(p.is_meta for p in model.parameters()):
+    small = sum(p.numel() for p in model.parameters()) <= SMALL and not any(p.is_meta for p in model.parameters())
+    if small and not quantised(model):
         twin = nn.Module.to(copy.deepcopy(model), "cpu", torch.float64)  # some models have a `to` of their own
     else:
         try:

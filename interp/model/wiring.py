@@ -1,22 +1,15 @@
-"""Where the sites of a model are and which sums and norms make its stream, found in one trace of it.
-
-Nothing here knows an architecture. `interp.model.solver` explains one block, `interp.model.proof` checks the whole on
-inputs the solver has not seen.
-"""
+"""A wiring: where the sites of a model are and which sums and norms make its stream. Data, and how it is read as JSON."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from interp.errors import WrongUse, check_keys
-from interp.model.trace import Call, Key, Trace
+from interp.model.trace import Key
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,14 +26,20 @@ class Place:
     half: int | None = None  # 0 or 1: that half of the last axis (fused gate and up projections)
     axis: int = -1  # where channels stand
     grid: int = 1  # how many axes positions take: 2 for a picture's rows and columns
-    batch: int = 0  # the axis of the batch
+    batch: int | None = (
+        0  # the axis of the batch; None: what belongs to several pictures stands in one row of positions
+    )
 
     def rows(self, t: Tensor) -> Float[Tensor, "batch pos ..."]:
         """A tensor found at this place: batch first, positions on one axis, channels last; a view where that will do."""
+        if self.batch is None:
+            return t.unsqueeze(0)
         return t.movedim(self.batch, 0).movedim(self.axis, -1).flatten(1, self.grid) if self._turned else t
 
     def unrows(self, rows: Tensor, like: Tensor) -> Tensor:
         """The inverse of `rows`, for a tensor of the shape of `like` or with more rows in its batch."""
+        if self.batch is None:
+            return rows.squeeze(0)
         if not self._turned:
             return rows
         grid = [n for axis, n in enumerate(like.shape) if axis not in (self.batch, self.axis % like.ndim)]
@@ -48,7 +47,7 @@ class Place:
 
     @property
     def _turned(self) -> bool:
-        return self.axis == 1 or self.grid > 1 or self.batch > 0
+        return self.axis == 1 or self.grid > 1 or self.batch == 1
 
 
 Coefficient = float | str
@@ -98,6 +97,7 @@ class Block:
 
     path: str = ""
     call: int = 0
+    until: str = ""  # the block's last module where no module holds the block: it begins with the call of `path`
     sites: dict[str, Place] = field(default_factory=dict)
     sums: tuple[Sum, ...] = ()
     norms: tuple[tuple[str, str, str], ...] = ()  # (site, sum, norm in `scales`): site = norm(sum)
@@ -109,7 +109,7 @@ class Block:
     def ends(self, why: str) -> Block:
         """What is left of the block when its inside is not understood."""
         ends = {name: self.sites[name] for name in ("resid_pre", "resid_post")}
-        return Block(self.path, self.call, ends, refused={"*": why})
+        return Block(self.path, self.call, self.until, ends, refused={"*": why})
 
 
 @dataclass(frozen=True)
@@ -163,166 +163,6 @@ def _block(given: dict[str, Any]) -> Block:
     cores = {role: _read(Core, core) for role, core in given["cores"].items()}
     places = {name: _places(given[name]) for name in ("sites", "scales", "experts")}
     return _read(Block, given, sums=sums, norms=tuple(map(tuple, given["norms"])), cores=cores, **places)
-
-
-# ---------------------------------------------------------------- the stacks
-
-
-def _streams(call: Call) -> bool:
-    """It receives and returns a tensor of one shape."""
-    a, b = call.into, call.out
-    return a is not None and b is not None and a.ndim >= 3 and a.shape == b.shape
-
-
-def _chained(calls: Sequence[Call]) -> bool:
-    """Each hands its output on to the next, unchanged."""
-    return all(_streams(c) for c in calls) and all(torch.equal(a.out, b.into) for a, b in pairwise(calls))  # type: ignore[arg-type]
-
-
-def chains(model: nn.Module, trace: Trace) -> list[list[Call]]:
-    """The chains of calls that hand a stream on: the members of a list of modules, or one module again and again.
-
-    The outermost, unless all its members hold a chain of one class of modules themselves: then those inside.
-    """
-    groups: dict[str, list[Call]] = {}
-    for call in trace.calls:
-        parent, _, last = call.path.rpartition(".")
-        listed = last.isdigit() and isinstance(model.get_submodule(parent), (nn.ModuleList, nn.Sequential))
-        groups.setdefault(f"{parent}.*" if listed else call.path, []).append(call)
-    every = [run for name, calls in groups.items() if name for run in _runs(calls, name.endswith("*"))]
-    found: list[list[Call]] = []
-    for chain in every:
-        within = [_inside(chain[0], c) for kept in found for c in kept]
-        if not any(within) and not _nested(chain, every):
-            found.append(chain)
-    return found
-
-
-def repeated(model: nn.Module, run: Trace) -> dict[str, int]:
-    """Lists of modules of which at least two of one class were called: {path: how many}."""
-    called = {c.path: type(c.module) for c in run.calls}
-    found = {}
-    for path, module in model.named_modules():
-        if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            kinds = Counter(called[p] for n, _ in module.named_children() if (p := f"{path}.{n}".strip(".")) in called)
-            many = [n for kind, n in kinds.items() if n > 1 and not kind.__module__.startswith("torch.nn.")]
-            if many:
-                found[path] = max(many)
-    return found
-
-
-def _runs(calls: list[Call], listed: bool) -> list[list[Call]]:
-    """The calls as one chain, or as several if the members of a list run through again and again; none if they are no chain."""
-    paths = list(dict.fromkeys(c.path for c in calls))
-    turns = [calls[i : i + len(paths)] for i in range(0, len(calls), len(paths))]
-    again = len(paths) > 1 and all([c.path for c in turn] == paths for turn in turns)
-    leaves = all(c.end == c.start + 1 for c in calls)  # a row of matrices and norms is no stack
-    if leaves or not (len(calls) > 1 or listed):
-        return []
-    return [calls] if _chained(calls) else turns if again and all(map(_chained, turns)) else []
-
-
-def _inside(call: Call, other: Call) -> bool:
-    return other.start < call.start < other.end
-
-
-def _nested(chain: list[Call], every: list[list[Call]]) -> bool:
-    """Every member of a chain holds a chain of modules of one class."""
-    inner = [c for c in every if len(c) > 1 and len({type(call.module) for call in c}) == 1]
-    return len(chain) > 1 and all(any(_inside(c[0], call) for c in inner) for call in chain)
-
-
-WORDS = {"encoder": "encoder", "decoder": "decoder", "vision": "vision", "visual": "vision", "audio": "audio"}
-WORDS |= {"text": "text", "language": "text"}
-
-
-def prefixes(paths: Sequence[str]) -> list[str]:
-    """Site prefixes: none for a single stack, else the parts of the path that tell the stacks apart; `passes.{n}.` more where
-    the same modules run several times.
-    """
-    named = _told_apart({path: path.split(".") for path in paths})
-    turns = [list(paths[:i]).count(path) for i, path in enumerate(paths)]
-    again = [f"passes.{n}." if list(paths).count(path) > 1 else "" for path, n in zip(paths, turns, strict=True)]
-    return [named[path] + more for path, more in zip(paths, again, strict=True)]
-
-
-def _told_apart(parts: dict[str, list[str]]) -> dict[str, str]:
-    """For every path the first word at which paths part, and further ones for those that go on together."""
-    if len(parts) < 2:
-        return dict.fromkeys(parts, "")
-    depth = next(
-        i for i in range(max(map(len, parts.values()))) if len({tuple(p[: i + 1]) for p in parts.values()}) > 1
-    )
-    groups: dict[str, dict[str, list[str]]] = {}
-    for path, words in parts.items():
-        groups.setdefault(words[depth] if depth < len(words) else "", {})[path] = words
-    named = {}
-    for word, group in groups.items():
-        known = next((to for start, to in WORDS.items() if word.startswith(start)), word)
-        first = f"stages.{known}." if known.isdigit() else f"{known}." if known else ""
-        named |= {path: first + rest for path, rest in _told_apart(group).items()}
-    return named
-
-
-def solve(model: nn.Module, trace: Trace) -> Wiring:
-    """The wiring of a model from one trace of it (float64, random weights). A block that cannot be explained keeps its ends."""
-    from interp.model.solver import solve_block
-
-    found = chains(model, trace)
-    names = prefixes([chain[0].path for chain in found])
-    stacks = []
-    for prefix, chain in zip(names, found, strict=True):
-        solved: list[Block] = []
-        for call in chain:
-            solved.append(solve_block(trace, call, solved))
-        stacks.append(Stack(prefix, tuple(solved)))
-    return Wiring(tuple(stacks), *_outside(model, trace, list(zip(names, found, strict=True))))
-
-
-def _outside(
-    model: nn.Module, trace: Trace, stacks: Sequence[tuple[str, list[Call]]]
-) -> tuple[dict[str, Place], dict[str, Place]]:
-    """embed, pos_embed, final_norm and logits; and the final norms, for their divisors."""
-    from interp.model.stream import is_norm
-
-    sites: dict[str, Place] = {}
-    scales: dict[str, Place] = {}
-    inner = [c for _, chain in stacks for c in chain]
-    outer = [c for c in trace.calls if not any(b.start <= c.start and c.end <= b.end for b in inner)]
-    tables = [c for c in outer if isinstance(c.module, nn.Embedding)]
-    tokens = _token_embeddings(model, tables)
-    for number, call in enumerate(tokens):
-        sites[f"{stacks[number][0] if len(tokens) == len(stacks) else ''}embed"] = _returned(call)
-    for call in (c for c in tables if c.inputs):
-        ids = next(iter(call.inputs.values()))
-        if call not in tokens and bool((ids.flatten()[: ids.shape[-1]].diff() == 1).all()):
-            sites["pos_embed"] = _returned(call)
-    for prefix, chain in stacks:
-        last = chain[-1].out
-        reads = (c for c in outer if c.into is not None and torch.equal(c.into, last) and is_norm(c))  # type: ignore[arg-type]
-        norm = next(reads, None)
-        if norm is not None:
-            sites[f"{prefix}final_norm"] = scales[f"{prefix}final_norm.scale"] = _returned(norm)
-    returned = trace.of("")[0].outputs
-    if "logits" in returned:
-        sites["logits"] = Place("", "out", "logits")
-    elif None in returned and stacks and returned[None].shape[:-1] == stacks[-1][1][-1].out.shape[:-1]:  # type: ignore[union-attr]
-        sites["logits"] = Place("", "out")  # the model returns one tensor, a row for every position
-    return sites, scales
-
-
-def _returned(call: Call) -> Place:
-    return Place(call.path, "out", next(iter(call.outputs)), call.number)
-
-
-def _token_embeddings(model: nn.Module, tables: Sequence[Call]) -> list[Call]:
-    """Calls of the tables that the model itself calls its input embeddings."""
-    try:
-        table = getattr(model, "get_input_embeddings", lambda: None)()
-    except (AttributeError, NotImplementedError):
-        table = None
-    weight = getattr(table, "weight", None)
-    return [c for c in tables if weight is not None and c.module.weight is weight]
 
 
 def moved(block: Block, path: str) -> Block:

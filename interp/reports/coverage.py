@@ -23,7 +23,8 @@ parameter drawn away from its default, and put to the doctor's proofs ([what the
 "Does not apply" is no pass. It is said of (b) only where no module is repeated, of (c) only where the traced forward saw no
 softmax and no fused attention; the counts stand in the row. *Blocks*: solved, of all in the stacks found.
 *Attentions*: named, of all that the forward ran. *Softmaxes*: calls of softmax and of fused attention.
-*Repeated*: lists of modules of one class. ✓ passed, ✗ failed, – does not apply.
+*Repeated*: lists of modules of one class. (g) is
+checked at one site a type. ✓ passed, ✗ failed, – does not apply.
 
 | type | class | fed | blocks | attentions | softmaxes | repeated | {letters} | why not |
 | --- | --- | --- | --- | --- | --- | --- | {rules} | --- |

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUP = 128
-BLOCK = 1 << 19  # numbers encoded at a time: their float32 stay in the cache of a core
+BLOCK = 1 << 19  # numbers encoded or decoded at a time: their float32 stay in the cache
 TINY = 2.0**-126  # the smallest scale: that of a group of zeros, and of numbers below float32's normal ones
 LOST = 0.1  # a feature that loses more than this share of its variance is counted as lost
 
@@ -65,8 +65,13 @@ def begun(x: Float[Tensor, "n width"]) -> Coding:
     return Coding(x.mean(0, dtype=torch.float64).float(), torch.zeros(3, x.shape[1], dtype=torch.float64))
 
 
+def memory_for(width: int) -> Float32[Tensor, "2 n"]:
+    """What `encode` works in, for rows up to that width. Memory fresh at every call would cost more than the arithmetic."""
+    return torch.empty(2, max(BLOCK, -(-width // GROUP) * GROUP))
+
+
 def encode(
-    x: Float[Tensor, "n width"], coding: Coding
+    x: Float[Tensor, "n width"], coding: Coding, memory: Float32[Tensor, "2 n"]
 ) -> tuple[Int8[Tensor, "n width"], BFloat16[Tensor, "n groups"], Coding]:
     """Codes, scales, and the coding with these rows counted. A row with NaN or inf has scales that are not finite.
 
@@ -75,20 +80,19 @@ def encode(
     (n, width), groups = x.shape, -(-x.shape[1] // GROUP)
     codes, scales = torch.empty(n, width, dtype=torch.int8), torch.empty(n, groups, dtype=torch.bfloat16)
     sums = coding.sums.clone()
-    step = max(1, BLOCK // width)
-    y, q = torch.zeros(2, min(step, n), groups * GROUP)  # used again: fresh memory would cost more than the arithmetic
-    for at in range(0, n, step):
-        block = x[at : at + step]
-        y, q = y[: len(block)], q[: len(block)]
+    step = max(1, BLOCK // (groups * GROUP))
+    for block, *kept in zip(x.split(step), codes.split(step), scales.split(step), strict=True):
+        y, q = memory[:, : len(block) * groups * GROUP].view(2, len(block), groups * GROUP)
         y_g, q_g = y.unflatten(1, (groups, GROUP)), q.unflatten(1, (groups, GROUP))
-        torch.sub(block, coding.pivot, out=y[:, :width])
+        y[:, :width], y[:, width:] = block, 0
+        y[:, :width] -= coding.pivot
         torch.abs(y, out=q)
-        scale = (q_g.amax(-1) / 127).clamp_(min=TINY).bfloat16()
-        torch.mul(y_g, scale.float().reciprocal_().unsqueeze(-1), out=q_g)
-        codes[at : at + step], scales[at : at + step] = q.round_()[:, :width], scale
-        q_g.mul_(scale.unsqueeze(-1))
-        q.sub_(y)
-        sums[2] += q.square_().sum(0)[:width]
+        kept[1][:] = (q_g.amax(-1) / 127).clamp_(min=TINY)
+        scale = kept[1].float().unsqueeze(-1)
+        torch.mul(y_g, scale.reciprocal(), out=q_g)
+        kept[0][:] = q.round_()[:, :width]
+        q_g.mul_(scale)
+        sums[2] += q.sub_(y).square_().sum(0)[:width]
         sums[0] += y.sum(0)[:width]
         sums[1] += y.square_().sum(0)[:width]
     return codes, scales, Coding(coding.pivot, sums)
@@ -99,14 +103,19 @@ def decode(
 ) -> Float32[Tensor, "n width"]:
     """x̂ = pivot + scale · code, exact but for the rounding of the sum.
 
-    Floor, bytes a number: reads 1, writes 4. One pass of torch runs at the speed of a float32 copy.
+    Floor, bytes a number: reads 1, writes 4. In blocks that stay in the cache, torch is as fast as a float32 copy.
     """
-    out = torch.empty(codes.shape)
-    whole = codes.shape[1] // GROUP
-    for groups in (slice(0, whole), slice(whole, scales.shape[1])):  # the last may be narrower
-        features = slice(groups.start * GROUP, groups.stop * GROUP)
-        shape = (groups.stop - groups.start, min(GROUP, codes.shape[1] - features.start))
-        if shape[0]:
-            views = pivot[features].view(shape), codes[:, features].unflatten(1, shape), scales[:, groups].unsqueeze(-1)
-            torch.addcmul(*views, out=out[:, features].unflatten(1, shape))
+    (n, width), out = codes.shape, torch.empty(codes.shape)
+    whole = width // GROUP
+    step = max(1, 2 * BLOCK // width)
+    for at in range(0, n, step):
+        out[at : at + step] = codes[at : at + step]
+        for groups in (slice(0, whole), slice(whole, scales.shape[1])):  # the last may be narrower
+            features = slice(groups.start * GROUP, groups.stop * GROUP)
+            shape = (groups.stop - groups.start, min(GROUP, width - features.start))
+            if shape[0]:
+                x = out[at : at + step, features].unflatten(1, shape)
+                torch.addcmul(
+                    pivot[features].view(shape), x, scales[at : at + step, groups].float().unsqueeze(-1), out=x
+                )
     return out

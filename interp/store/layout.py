@@ -193,16 +193,9 @@ def words(x: Shaped[Tensor, "n w"]) -> Shaped[Tensor, "n v"]:
 
 
 def start_writing(file: IO[bytes], at: int, size: int) -> None:
-    """Have the kernel begin to write these bytes, so that the next `sync` finds them written: disk and CPU overlap."""
+    """Have the kernel begin to write these bytes, so that the next `sync` finds them written."""
     if hasattr(os, "posix_fadvise"):  # dirty pages are sent to the disk, and stay in memory
         os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_DONTNEED)
-
-
-def start_reading(path: Path) -> None:
-    """Have the kernel begin to read a file into its cache, if it is there; whoever reads it says if it is not."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def sync(path: Path) -> None:

@@ -27,7 +27,6 @@ from interp.store.layout import (
     raw,
     read_index,
     shard_name,
-    start_reading,
     words,
 )
 from interp.store.shuffle import pile_order, row_order
@@ -105,11 +104,11 @@ class Store:
 
     def _rows(self, batch: dict[str, Tensor], sites: list[str]) -> dict[str, Tensor]:
         """Columns to rows."""
-        parts = {site: [batch[column] for column in self._columns([site])] for site in sites}
-        return {
-            site: decode(*of_site, self._pivots[site]) if site in self._pivots else of_site[0]
-            for site, of_site in parts.items()
-        }
+        rows = {}
+        for site in sites:
+            values, *scales = (batch[column] for column in self._columns([site]))
+            rows[site] = decode(values, scales[0], self._pivots[site]) if scales else values
+        return rows
 
     def _epoch(
         self, size: int, seed: int, epoch: int, columns: list[str], first: int, stop: int
@@ -136,17 +135,30 @@ class Store:
     ) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, " k"]]]:
         """Each pile with rows from `first` to `stop` of the epoch in memory, and the order of those rows.
 
-        Buffers are used again; while the rows of a pile are served, the kernel reads the next one into its cache.
+        While the rows of one are served, a thread loads the next; two buffers take turns.
         """
-        buffers = self.index.empty(columns, max(self.index.piles))
         wanted = self._wanted(seed, epoch, first, stop)
-        for (pile, rows, skip), following in zip(wanted, [*wanted[1:], None], strict=True):
-            piled = {column: buffer[:rows] for column, buffer in buffers.items()}
+        if not wanted:
+            return
+        buffers = [self.index.empty(columns, max(rows for _, rows, _ in wanted)) for _ in wanted[:2]]
+
+        def load(turn: int) -> tuple[dict[str, Tensor], Int64[Tensor, " k"]]:
+            pile, rows, skip = wanted[turn]
+            piled = {column: buffer[:rows] for column, buffer in buffers[turn % 2].items()}
             for column in columns:
                 self._load(shard_name(pile, column), piled[column])
-            for column in columns if following else ():
-                start_reading(self.path / shard_name(following[0], column))
-            yield piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
+            return piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
+
+        thread = ThreadPoolExecutor(1)
+        try:
+            loading = thread.submit(load, 0)
+            for turn in range(1, len(wanted) + 1):
+                ready = loading.result()
+                if turn < len(wanted):
+                    loading = thread.submit(load, turn)
+                yield ready
+        finally:
+            thread.shutdown(wait=False)
 
     def _wanted(self, seed: int, epoch: int, first: int, stop: int) -> list[tuple[int, int, int]]:
         """The piles that hold rows `first` to `stop` of the epoch: pile, its rows, how many of them come before."""
@@ -155,19 +167,20 @@ class Store:
         ends = np.cumsum(rows)
         begins = ends - rows
         wanted = (ends > first) & (begins < stop) & (rows > 0)
-        return list(zip(order[wanted].tolist(), rows[wanted].tolist(), (first - begins).clip(0)[wanted].tolist()))
+        each = (x[wanted].tolist() for x in (order, rows, (first - begins).clip(0)))
+        return list(zip(*each, strict=True))
 
     def _load(self, name: str, out: Shaped[Tensor, "n w"]) -> None:
-        """Fill `out` from a shard and verify the checksum; reading and summing overlap."""
+        """Fill `out` from a shard and verify the checksum."""
         data, kind = raw(out), checksum_of(self.index.shards[name])
         digest = CHECKSUMS[kind]()
         why = _size_error(self.path / name, len(data))
         if not why:
-            with open(self.path / name, "rb") as file, ThreadPoolExecutor(1) as summing:
-                for at in range(0, len(data), PART_BYTES):
+            with open(self.path / name, "rb") as file:
+                for at in range(0, len(data), PART_BYTES):  # the kernel reads the next part while one is summed
                     part = data[at : at + PART_BYTES]
                     file.readinto(part)
-                    summing.submit(digest.update, part)
+                    digest.update(part)
             why = _sum_error(digest.hexdigest(), self.index.shards[name])
         if why:
             raise Failed(_bad_shard(self.path / name, why))

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from jaxtyping import Int64, Shaped
     from torch import Tensor
 
+SPARE = 2  # regions that are being written while their piles fill others
+
 
 class Waiting:
-    """Memory for `room` rows of every pile, column by column. Rows of a pile keep the order in which they came."""
+    """Regions of memory for `room` rows each: one for every pile, and two spare ones.
+
+    Rows of a pile keep the order in which they came.
+    """
 
     def __init__(self, index: Index, room: int) -> None:
+        piles = len(index.piles)
         self.room = room
-        self.counts = np.zeros(len(index.piles), dtype=np.int64)
-        self._columns = index.empty(index.columns(), len(index.piles) * room)
+        self.counts = np.zeros(piles, dtype=np.int64)
+        self._region = np.arange(piles)
+        self._spare = [*range(piles, piles + SPARE)]
+        self._columns = index.empty(index.columns(), (piles + SPARE) * room)
 
     def full(self, piles: Int64[np.ndarray, " n"]) -> Iterator[int]:
         """The piles that must be taken before these rows find room; n is at most `room`."""
@@ -32,15 +40,20 @@ class Waiting:
         small = np.uint16 if len(self.counts) <= 1 << 16 else np.uint32  # 16-bit keys are sorted by radix
         order = np.argsort(piles.astype(small), kind="stable")
         coming = np.bincount(piles, minlength=len(self.counts))
-        slots = np.empty_like(order)  # place in the pile: as many as are there, and as come before
+        slots = np.empty_like(order)  # place in the region: as many as are there, and as come before
         slots[order] = np.arange(len(order)) + np.repeat(self.counts - (np.cumsum(coming) - coming), coming)
-        slots += piles * self.room
+        slots += self._region[piles] * self.room
         for name, values in columns.items():
             words(self._columns[name]).numpy()[slots] = words(values).numpy()
         self.counts += coming
 
-    def take(self, pile: int) -> dict[str, Shaped[Tensor, "n w"]]:
-        """The rows of one pile, good until the next `put`; their room is free again."""
-        first, count = pile * self.room, self.counts[pile]
-        self.counts[pile] = 0
-        return {name: values[first : first + count] for name, values in self._columns.items()}
+    def take(self, pile: int) -> tuple[dict[str, Shaped[Tensor, "n w"]], int]:
+        """The rows of one pile, and the region they lie in until it is freed; the pile goes on in a spare one."""
+        region, count = int(self._region[pile]), int(self.counts[pile])
+        self._region[pile], self.counts[pile] = self._spare.pop(), 0
+        first = region * self.room
+        return {name: values[first : first + count] for name, values in self._columns.items()}, region
+
+    def free(self, region: int) -> None:
+        """Its rows are written."""
+        self._spare.append(region)

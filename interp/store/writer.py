@@ -7,8 +7,9 @@ import fcntl
 import hashlib
 import json
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
-from interp.store.int8 import LOST, Coding, begun, encode
+from interp.store.int8 import LOST, Coding, begun, encode, memory_for
 from interp.store.layout import (
     CHECKSUMS,
     DTYPES,
@@ -43,12 +44,13 @@ from interp.store.layout import (
     sync_folder,
 )
 from interp.store.shuffle import piles_of
-from interp.store.waiting import Waiting
+from interp.store.waiting import SPARE, Waiting
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+SYNCS = 8  # shards brought to the disk at a time: the disk's journal is written once for all of them
 MAX_FVU = 1e-3  # int8 rows that lose more of the variance are refused unless asked for
 
 
@@ -108,11 +110,13 @@ class StoreWriter:
         self._max_fvu = max_fvu
         self._piles = np.array(self._index.piles)
         self._codings = {site: Coding.from_json(told) for site, told in self._index.int8.items()}
+        self._memory = memory_for(max(widths.values()))
         self._rows = self._index.rows
         self._torn = False
         room = min(PART_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
         self._waiting = Waiting(asked, max(1, room))
-        self._summing = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: deque[tuple[Future[None], int]] = deque()  # what the thread does, and the region it does it from
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -218,11 +222,10 @@ class StoreWriter:
         with self._whole():
             for pile in np.flatnonzero(self._waiting.counts).tolist():
                 self._flush(pile)
-            for shard in self._shards.values():
-                if not shard.synced:
-                    with self._naming(shard.path):
-                        sync(shard.path)
-                    shard.synced = True
+            while self._writing:
+                self._written()
+            with ThreadPoolExecutor(SYNCS) as syncing:
+                list(syncing.map(self._sync, self._shards.values()))
             int8 = {site: coding.as_json(self.rows) for site, coding in self._codings.items()}
             index = replace(self._index, piles=self._piles.tolist(), shards=self._sums(), cursor=cursor, int8=int8)
             with self._naming(self.path / name):
@@ -259,7 +262,9 @@ class StoreWriter:
 
     def _columns(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Coding]]:
         """Every column but the ids, and the codings once these rows are written."""
-        dtype, columns, codings = self._index.dtype, {}, {}
+        dtype = self._index.dtype
+        columns: dict[str, Tensor] = {}
+        codings: dict[str, Coding] = {}
         for site, values in rows.items():
             if dtype == "int8":
                 codes, scales, codings[site] = self._coded(site, values.detach().cpu())
@@ -275,7 +280,8 @@ class StoreWriter:
         first = site not in self._codings
         if first:
             self._check_finite(site, values, values.float())
-        codes, scales, coding = encode(values, begun(values.float()) if first else self._codings[site])
+        coding = begun(values.float()) if first else self._codings[site]
+        codes, scales, coding = encode(values, coding, self._memory)
         self._check_finite(site, values, scales)
         count, width = self.rows + len(values), values.shape[1]
         if (fvu := coding.fvu(count)) > self._max_fvu:
@@ -304,22 +310,36 @@ class StoreWriter:
             )
 
     def _flush(self, pile: int) -> None:
-        """Append the waiting rows of a pile to its shards."""
-        columns = self._waiting.take(pile)
-        for column, rows in columns.items():
-            self._extend(shard_name(pile, column), raw(rows))
+        """Have the waiting rows of a pile written, by a thread: disk, checksum and the caller's next rows overlap."""
+        while len(self._writing) >= SPARE:
+            self._written()
+        columns, region = self._waiting.take(pile)
+        self._writing.append((self._thread.submit(self._extend, pile, columns), region))
         self._piles[pile] += len(columns[IDS])
 
-    def _extend(self, name: str, data: memoryview) -> None:
-        """Append to a shard; writing and summing overlap. Floor: each byte read twice and written once, the disk aside."""
-        shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
-        summed = self._summing.submit(shard.digest.update, data)
-        with self._naming(shard.path), open(shard.path, "ab") as file:
-            file.write(data)
-            start_writing(file, shard.bytes, len(data))
-        summed.result()
-        shard.bytes += len(data)
-        shard.synced = False
+    def _written(self) -> None:
+        """Wait for the oldest rows that are being written. Raises what went wrong with them."""
+        job, region = self._writing.popleft()
+        job.result()
+        self._waiting.free(region)
+
+    def _extend(self, pile: int, columns: dict[str, Tensor]) -> None:
+        """Append to the shards of a pile. Floor: each byte read twice and written once, the disk aside."""
+        for column, rows in columns.items():
+            name, data = shard_name(pile, column), raw(rows)
+            shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
+            shard.digest.update(data)
+            with self._naming(shard.path), open(shard.path, "ab") as file:
+                file.write(data)
+                start_writing(file, shard.bytes, len(data))
+            shard.bytes += len(data)
+            shard.synced = False
+
+    def _sync(self, shard: _Shard) -> None:
+        if not shard.synced:
+            with self._naming(shard.path):
+                sync(shard.path)
+            shard.synced = True
 
     def _sums(self) -> dict[str, dict[str, Any]]:
         shards = sorted(self._shards.items())
@@ -339,7 +359,7 @@ class StoreWriter:
         return f"The last commit, of {self._index.rows} rows, is intact: go on with resume=True (--resume)."
 
     def _release(self) -> None:
-        self._summing.shutdown()
+        self._thread.shutdown()
         self._lock.close()
 
 
@@ -427,5 +447,5 @@ def _cut_back(path: Path, shard: dict[str, Any]) -> _Shard:
             raise Failed(f"The shard {path} was altered since it was committed: its {kind} differs. Restore it.")
         if kind != "crc32":  # begun by an older version
             file.seek(0)
-            digest = hashlib.file_digest(file, Crc32)
+            digest = hashlib.file_digest(file, CHECKSUMS["crc32"])
     return _Shard(path, digest, shard["bytes"], synced=True)

@@ -23,13 +23,19 @@ def make() -> Make:
     """`make(d_in, d_out, latents, k, ...)`: an autoencoder if `d_out` is None, else a transcoder; float64."""
 
     def build(
-        d_in: int = 9, d_out: int | None = None, latents: int = 120, k: int = 5, skip: bool = False
+        d_in: int = 9,
+        d_out: int | None = None,
+        latents: int = 120,
+        k: int | None = 5,
+        skip: bool = False,
+        activation: str = "topk",
     ) -> Dictionary:
         reads, writes = ("in",), ("in" if d_out is None else "out",)
-        dictionary = Dictionary(DictionaryConfig(reads, writes, d_in, d_out or d_in, latents, k, skip=skip)).double()
+        config = DictionaryConfig(reads, writes, d_in, d_out or d_in, latents, k, activation, skip)
+        dictionary = Dictionary(config).double()
         generator = torch.Generator().manual_seed(4)
         with torch.no_grad():
-            for p in dictionary.parameters():
+            for p in dictionary.tensors().values():
                 p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) + 0.2)
         return dictionary
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from interp.dictionaries import RowsSource, TrainConfig, train
+from interp.dictionaries import RowsSource, TopK, TrainConfig, train
 from interp.dictionaries.planted import superposed
 from interp.errors import Failed
 from interp.files import load_tensors
 
 FILES = ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv")
-CONFIG = TrainConfig(k=2, latents=40, steps=100, batch=64, lr=3e-3, log_every=4, save_every=7)
+CONFIG = TrainConfig(TopK(2), latents=40, steps=100, batch=64, lr=3e-3, log_every=4, save_every=7)
 ROOM = 5000  # bytes a file: enough for weights.safetensors and metrics.csv, not for state.safetensors
 
 

@@ -18,21 +18,47 @@ from interp.files import load_tensors, save_tensors
 Make = Callable[..., Dictionary]
 
 
-@pytest.mark.parametrize("kind", [{}, {"d_out": 6}, {"d_out": 6, "skip": True}])
+ACTIVATIONS = [
+    {"activation": "relu", "k": None, "d_out": 6, "skip": True},
+    {"activation": "jumprelu", "k": None},
+    {"activation": "pursuit"},
+]
+
+
+@pytest.mark.parametrize("kind", [{}, {"d_out": 6}, {"d_out": 6, "skip": True}, *ACTIVATIONS])
 def test_round_trip(make: Make, tmp_path: Path, kind: dict[str, int]) -> None:
     D = make(**kind)
     D.save(tmp_path, {"command": "interp train", "seed": 3})
     again = load_dictionary(tmp_path)
     assert again.config == D.config
-    assert again.b_enc.dtype == torch.float64
-    for name, p in D.named_parameters():
-        assert torch.equal(again.get_parameter(name), p)
+    assert again.b_dec.dtype == torch.float64
+    assert again.tensors().keys() == D.tensors().keys() == load_tensors(tmp_path / "weights.safetensors")[0].keys()
+    for name, p in D.tensors().items():
+        assert torch.equal(again.tensors()[name], p)
     assert load_tensors(tmp_path / "weights.safetensors")[1] == {"command": "interp train", "seed": 3}
     assert json.loads((tmp_path / "config.json").read_text())["made"]["seed"] == 3
     assert load_dictionary(tmp_path, dtype=torch.float32).W_dec.dtype == torch.float32
-    # latent by latent in memory, before and after
-    assert D.W_enc.T.is_contiguous()
-    assert again.W_enc.T.is_contiguous()
+    if "W_enc" in D.tensors():  # latent by latent in memory, before and after
+        assert D.W_enc.T.is_contiguous()
+        assert again.W_enc.T.is_contiguous()
+
+
+def test_folders_written_before_there_were_other_kinds_load(make: Make, tmp_path: Path) -> None:
+    D = make(d_out=6, skip=True)
+    D.save(tmp_path)
+    old = {
+        "reads": ["in"],
+        "writes": ["out"],
+        "d_in": 9,
+        "d_out": 6,
+        "latents": 120,
+        "k": 5,
+        "activation": "topk",
+        "skip": True,
+    }
+    text = json.dumps({"format": "interp.dictionary", "version": 1, "dictionary": old, "made": {}})
+    (tmp_path / "config.json").write_text(text)
+    assert load_dictionary(tmp_path).config == D.config
 
 
 def test_equal_dictionaries_give_equal_bytes(make: Make, tmp_path: Path) -> None:
@@ -80,7 +106,7 @@ def test_a_cut_file_is_named(make: Make, tmp_path: Path) -> None:
         ('{"model_type": "llama"}', 'does not say "format": "interp.dictionary"'),
         ("[]", "is no dictionary folder"),
         ('{"format": "interp.dictionary", "version": 99}', "version 99; this release reads version 1"),
-        ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents, k"),
+        ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents"),
     ],
 )
 def test_folders_that_are_no_dictionary(tmp_path: Path, text: str | None, said: str) -> None:
@@ -102,6 +128,9 @@ def test_config_names_the_nearest_field(make: Make) -> None:
     [
         ({"k": 0}, "k must be between 1 and latents=120"),
         ({"k": 121}, "k must be between 1 and latents=120"),
+        ({"k": None}, "k must be between 1 and latents=120"),
+        ({"activation": "relu"}, "k=5 is for topk and pursuit: relu fixes no number"),
+        ({"activation": "pursuit", "writes": ("out",)}, "pursuit has no transcoder"),
         ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
         ({"d_out": 8}, "reads what it writes"),
         ({"skip": True}, "for transcoders"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp.dictionaries import RowsSource, TrainConfig, evaluate, train
+from interp.dictionaries import RowsSource, TopK, TrainConfig, evaluate, train
 from interp.dictionaries.planted import recovery, sparse_mlp, superposed
 
 Measure = Callable[[float], None]
@@ -64,7 +64,7 @@ def test_superposed_directions_are_recovered(tmp_path: Path, zipf: bool, steps: 
     A random decoder's best cosines show what the score is worth, the one-to-one matching that none is counted twice.
     """
     planted = superposed(100_000, seed=11, zipf=zipf)
-    config = TrainConfig(k=4, latents=512, steps=steps, batch=512, lr=5e-3, save_every=steps)
+    config = TrainConfig(TopK(4), latents=512, steps=steps, batch=512, lr=5e-3, save_every=steps)
     D = train(config, RowsSource(planted.x), tmp_path)
     found, chance = (recovery(planted.directions, W) for W in (D.W_dec, random_decoder(D.W_dec)))
     measured(1 - found["recovered"])
@@ -80,7 +80,7 @@ def test_superposed_directions_are_recovered(tmp_path: Path, zipf: bool, steps: 
 @pytest.mark.parametrize("zipf", [False, True])
 def test_superposed_directions_with_defaults(tmp_path: Path, zipf: bool, measured: Measure) -> None:
     planted = superposed(200_000, seed=12, zipf=zipf)
-    D = train(TrainConfig(k=4, latents=512, steps=3000), RowsSource(planted.x), tmp_path)
+    D = train(TrainConfig(TopK(4), latents=512, steps=3000), RowsSource(planted.x), tmp_path)
     measured(1 - recovery(planted.directions, D.W_dec)["recovered"])
 
 
@@ -99,6 +99,6 @@ def test_the_planted_mlp_is_sparse() -> None:
 )
 def test_a_sparse_mlp_is_transcoded(tmp_path: Path, measured: Measure) -> None:
     mlp = sparse_mlp(60_000, seed=3, active=8, hidden=48)
-    config = TrainConfig(k=16, latents=128, steps=1400, batch=512, lr=4e-3, save_every=1400)
+    config = TrainConfig(TopK(16), latents=128, steps=1400, batch=512, lr=4e-3, save_every=1400)
     D = train(config, RowsSource(mlp.x[:50_000], mlp.y[:50_000]), tmp_path)
     measured(evaluate(D, RowsSource(mlp.x[50_000:], mlp.y[50_000:])).fvu)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.dictionaries import Dictionary, RowsSource, TrainConfig
+from interp.dictionaries import Dictionary, RowsSource, TopK, TrainConfig
+from interp.dictionaries.kinds import Now, share
 from interp.dictionaries.planted import superposed
-from interp.dictionaries.topk import auxk, loss, share
 from interp.dictionaries.trainer import Trainer
 from interp.errors import WrongUse
 
@@ -109,7 +109,7 @@ def test_auxk_and_its_gradients(
     D = make(**kind)
     y = rows if D.config.autoencoder else rows[:, :6].square()
     dead = torch.arange(1, 110) if many else torch.tensor([2, 3, 17, 40, 41, 42, 77, 119])
-    total = loss(D, rows, y, dead, 0.25, k_aux)
+    total = TopK(5, aux=0.25, k_aux=k_aux).loss(D, rows, y, Now(dead))
     e = y - written_out(D, rows)[1]
     z = ((rows - D.b_pre) @ D.W_enc + D.b_enc)[:, dead]
     kept = z.sort(dim=1, descending=True, stable=True).indices[:, : min(k_aux, len(dead))]
@@ -130,7 +130,7 @@ def test_auxk_and_its_gradients(
 def test_auxk_of_an_error_that_does_not_vary_is_zero(make: Make, rows: Tensor) -> None:
     D = make()
     e = torch.ones(400, 9, dtype=torch.float64)
-    aux = auxk(D, rows, e, torch.arange(4), 2)
+    aux = TopK(5, k_aux=2).auxk(D, rows, e, torch.arange(4))
     assert aux.item() == 0
     assert all(
         g is None or torch.isfinite(g).all() for g in torch.autograd.grad(aux, list(D.parameters()), allow_unused=True)

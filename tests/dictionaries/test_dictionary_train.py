@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.dictionaries import RowsSource, TrainConfig, load_dictionary, plan, read_config, train
+from interp.dictionaries import RowsSource, TopK, TrainConfig, load_dictionary, plan, read_config, train
 from interp.dictionaries.trainer import Trainer
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors, save_tensors
@@ -252,7 +252,8 @@ def test_config_files(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("k: 3\nlatents: 50\nlr: 1e-3\nskip: true\naux: 0\n")
     (tmp_path / "c.json").write_text(json.dumps({"k": 3, "latents": 50, "lr": 1e-3, "skip": True, "aux": 0.0}))
     a, b = (TrainConfig.from_dict(read_config(tmp_path / n)) for n in ("c.yaml", "c.json"))
-    assert a == b == TrainConfig(k=3, latents=50, lr=1e-3, skip=True, aux=0.0)
+    assert a == b == TrainConfig(TopK(k=3, aux=0.0), latents=50, lr=1e-3, skip=True)
+    assert TrainConfig.from_dict(a.to_dict()) == a
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,8 @@ def test_config_files(tmp_path: Path) -> None:
         ("seed: -1", "seed must be at least 0"),
         ("lr: 0", "lr must be positive"),
         ("{k: 9, latents: 5}", "k=9 of latents=5"),
+        ("average: 1", "average must be below 1"),
+        ("sparsity_warmup: 2", "sparsity_warmup=2.0 is a share"),
         ("warmup: 0.9", "warmup=0.9 and decay=0.2"),
         ("- 1", "must hold keys and values"),
         ("{", "neither YAML nor JSON"),

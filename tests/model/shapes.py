@@ -105,6 +105,12 @@ MORE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         hf.FalconMambaConfig,
         TEXT | dict(hidden_size=32, num_hidden_layers=3, state_size=4),
     ),
+    "mamba2": (
+        hf.Mamba2ForCausalLM,
+        hf.Mamba2Config,
+        TEXT
+        | dict(hidden_size=32, num_hidden_layers=3, state_size=4, num_heads=4, head_dim=16, n_groups=2, chunk_size=4),
+    ),
     "jamba": (
         hf.JambaForCausalLM,
         hf.JambaConfig,
@@ -169,7 +175,8 @@ MORE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 NAMED = ["gpt2", "llama", "pythia", "gemma2", "bert", "t5", "vit", "mamba"]
 CAUSAL = ["gpt2", "llama", "pythia", "gemma2", "mamba", "qwen3", "opt"]
-NO_SOFTMAX = ["mamba", "falcon_mamba"]
+RECURRENT = ["mamba", "falcon_mamba", "mamba2", "jamba"]
+NO_SOFTMAX = ["mamba", "falcon_mamba", "mamba2"]
 
 
 @cache

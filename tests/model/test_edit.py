@@ -24,7 +24,7 @@ from interp import (
     Zero,
     edits_from_json,
 )
-from interp.model import Model, load
+from interp.model import load
 from interp.model.edits import normal
 from interp.model.model import Tokens
 from tests.model.shapes import CAUSAL, module
@@ -448,6 +448,16 @@ def test_what_is_known_only_in_the_run_is_refused_there():
             logits(model)
 
 
+def test_what_can_only_be_read_refuses_edits_and_gradients():
+    model, sink = wrapped("gpt_oss"), "blocks.1.attn.sink"
+    with pytest.raises(WrongUse, match=r"attn\.sink' can be recorded, but not edited.*attn\.pattern"):
+        model.record(IDS, "logits", edits=[Zero(sink)])
+    with pytest.raises(WrongUse, match="but not edited"), model.edit(Scale("blocks.1.attn.*", 2.0)):
+        pass
+    with pytest.raises(WrongUse, match=r"attn\.sink' has no gradient.*attn\.pattern"):
+        model.record(IDS, [sink, "embed"], grad=lambda x: x.sum())
+
+
 def test_parallel_and_unproven_sites_refuse_edits_with_the_reason():
     with pytest.raises(WrongUse, match="parallel"), wrapped("pythia").edit(Zero("blocks.0.resid_mid")):
         pass
@@ -489,29 +499,6 @@ def test_a_mask_that_would_be_ignored_is_refused():
     model.record(IDS, "blocks.1.resid_post")
     with pytest.raises(WrongUse, match="takes no attention_mask"):
         load(Deaf()).record(padded, "module:table")
-
-
-@pytest.mark.slow("torch.compile imports its compiler")
-def test_a_compiled_model_is_unwrapped_with_a_notice():
-    import copy
-
-    net = copy.deepcopy(module("llama"))
-    clean, attention = load(net).record(IDS, ["blocks.1.attn.z", "logits"]), net.model.layers[1].self_attn
-    net.model.layers[1].self_attn = torch.compile(attention)
-    with pytest.warns(UserWarning, match=r"uncompiled here.*model\.layers\.1\.self_attn"):
-        model = load(net)
-    inside = model.record(IDS, ["blocks.1.attn.z", "logits"])
-    assert torch.equal(inside["blocks.1.attn.z"], clean["blocks.1.attn.z"])
-    assert torch.equal(inside.logits, clean.logits)
-    assert hasattr(net.model.layers[1].self_attn, "_orig_mod")  # the model given stays as it was
-    assert model.module.lm_head is net.lm_head
-    net.model.layers[1].self_attn = attention
-    with pytest.warns(UserWarning, match="the model"):
-        whole = Model(torch.compile(net))
-    assert whole.module is net
-    net.model.layers[0].compile()
-    with pytest.warns(UserWarning, match=r"model\.layers\.0"):
-        assert torch.equal(load(net).record(IDS, "logits").logits, clean.logits)
 
 
 # ---------------------------------------------------------------- generation

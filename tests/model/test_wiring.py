@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -15,11 +16,15 @@ import interp.model
 from interp.errors import WrongUse
 from interp.model import load
 from interp.model.inputs import probe_inputs
-from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.model import Model
+from interp.model.proof import Proof, _remainder, by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.stacks import solve
+from interp.model.state import CLAIM
+from interp.model.tiny import tiny
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
-from interp.model.wiring import Block, Place, Sum, Wiring, solve
-from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, module
+from interp.model.wiring import Block, Place, Sum, Wiring
+from tests.model.shapes import BUILD, CAUSAL, MORE, NO_SOFTMAX, RECURRENT, module
 
 
 def traced(name: str):
@@ -30,6 +35,28 @@ def traced(name: str):
 
 
 @pytest.mark.parametrize("name", [*BUILD, *MORE])
+def test_every_parameter_of_a_twin_is_away_from_its_default(name):
+    """None is constant, and nearly every entry of each depends on the seed; three blocks or more, four heads, grouped keys."""
+    one, other = (dict(twin_of(module(name), seed).named_parameters()) for seed in (0, 1))
+    for path, p in one.items():
+        assert (p != other[path]).double().mean() > 0.9, path
+        assert p.numel() == 1 or p.std() > 0, path
+    if name != "swin":  # two stages of two blocks, two heads and four
+        config = twin_of(module(name)).config.get_text_config()
+        layers, heads, keys = (
+            next((getattr(config, f) for f in fields if getattr(config, f, None)), None)
+            for fields in (["num_hidden_layers"], ["num_attention_heads", "num_heads"], ["num_key_value_heads"])
+        )
+        assert layers >= 3 and heads in (4, None)
+        assert keys in (None, 4) or 1 <= keys < 4
+
+
+def test_saved_zeros_of_a_router_are_drawn_too():
+    gate = next(m for n, m in twin_of(tiny("deepseek_v3")).named_modules() if hasattr(m, "e_score_correction_bias"))
+    assert gate.e_score_correction_bias.std() > 0.1
+
+
+@pytest.mark.parametrize("name", [*BUILD, *MORE])
 @pytest.mark.check("wrapper proofs", formula="proofs a to h of the doctor: largest error / tolerance", tolerance=1.0)
 def test_doctor_proves_every_shape(name, measured):
     proofs = doctor(load(module(name)))
@@ -37,6 +64,7 @@ def test_doctor_proves_every_shape(name, measured):
     proven = {letter for letter, p in by_letter(proofs).items() if p["status"] == "pass"}
     assert proven >= {"a", "b", "d", "e", "g", "h"}
     assert ("c" in proven) == (name not in NO_SOFTMAX)
+    assert any(p.claim == CLAIM for p in proofs) == (name in RECURRENT)
     assert name not in CAUSAL or "f" in proven
     measured(max((p.error or 0.0) / p.tolerance if p.tolerance else float(bool(p.error)) for p in proofs))
 
@@ -159,12 +187,47 @@ def test_the_doctor_names_the_proof_that_a_damaged_wiring_fails(how):
     assert by_letter(doctor(load(module("llama")), bad))[letter]["status"] == "fail"
 
 
+def remainder(net: nn.Module, wrong: dict[str, str]) -> Proof:
+    """The proof that z makes the output, on a twin some of whose sites stand for others."""
+    twin = Model(twin_of(net))
+    twin.binding.sites.update({name: twin.binding.sites[other] for name, other in wrong.items()})
+    with Lifted():
+        return next(p for p in _remainder(twin, probe_inputs(twin.module, batch=3)) if p.name == "c")
+
+
+def test_what_makes_no_output_is_not_taken_for_z():
+    assert remainder(module("bitnet"), {}).status == "pass"  # a norm stands between z and the matrix
+    wrong = remainder(module("llama"), {"blocks.1.attn.z": "blocks.1.attn.q_raw"})
+    assert wrong.status == "fail" and "blocks.1.attn.out" in wrong.why
+    gated = remainder(tiny("qwen3_next"), {})
+    assert gated.status == "na" and "more than z enters" in gated.why
+
+
 def test_a_doubled_norm_is_rejected_in_a_post_norm_block():
     _, wiring, unseen = traced("bert")
     block = wiring.stacks[0].blocks[0]
     assert norm_error(unseen, block, *block.norms[0]) < 1e-12
     doubled = replace(block, sites=block.sites | {"attn.sum": replace(block.sites["resid_mid"])})
     assert sum_error(unseen, doubled, block.sums[0]) > 1e-3
+
+
+class Doubled(torch.autograd.Function):
+    """x forward, with a slope that is off by a thousandth."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 1.001 * slope
+
+
+def test_a_gradient_that_is_off_by_a_thousandth_is_rejected():
+    net = copy.deepcopy(module("llama"))
+    net.model.norm.register_forward_hook(lambda m, a, out: Doubled.apply(out))
+    proof = by_letter(doctor(load(net)))["g"]
+    assert proof["status"] == "fail" and proof["error"] == pytest.approx(1e-3, rel=1e-3)
 
 
 class Odd(nn.Module):

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,7 @@ def traced(path: Path, last: int = -1) -> list[str]:
             lines.append(frame.f_code.co_name)
         return trace
 
+    threading.settrace(trace)
     sys.settrace(trace)
     record(path, dtype="int8")  # all that float rows do, and pivots and sums of errors to go on from
     sys.settrace(None)

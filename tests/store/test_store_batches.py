@@ -85,7 +85,7 @@ def test_resuming_reads_no_pile_before(make: Callable[..., Store], monkeypatch: 
     monkeypatch.setattr(Store, "_load", lambda self, name, out: loaded.append(name) or load(self, name, out))
     next(store.batches(43, with_ids=True, sites=[], start=11))
     assert loaded
-    assert len(loaded) <= 2 < len(store.index.piles)
+    assert len(loaded) <= 3 < len(store.index.piles)  # a batch may need two, and one is loaded ahead
 
 
 def test_the_order_is_the_documented_one(make: Callable[..., Store]) -> None:

@@ -120,7 +120,7 @@ def test_a_broken_off_write_writes_no_more(tmp_path: Path, monkeypatch: pytest.M
     extend, calls = StoreWriter._extend, iter(range(10**6))
 
     def interrupted(self: StoreWriter, *args: Any) -> None:
-        if next(calls) == 60:
+        if next(calls) == 30:
             raise KeyboardInterrupt
         extend(self, *args)
 
