@@ -223,12 +223,15 @@ class Session:
         if side == "in":
             module._forward_pre_hooks[mark] = on_input
             module._forward_pre_hooks_with_kwargs[mark] = True
+
             def undo():
                 del module._forward_pre_hooks[mark], module._forward_pre_hooks_with_kwargs[mark]
         else:
             module._forward_hooks[mark] = on_output
+
             def undo():
                 del module._forward_hooks[mark]
+
         self.undo.append(undo)
 
     def _module(self, path: str) -> nn.Module:
