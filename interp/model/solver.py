@@ -223,8 +223,7 @@ class _Solver(Stream):
     def add_sublayer(self, write: Call) -> str:
         """Name the sites of the sublayer that makes this write; returns the name of the write."""
         role, out, entry = self.sublayer(write)
-        taken = sum(1 for s in self.sites if s.split(".")[0].rstrip("0123456789") == role and s.endswith(".write"))
-        role = role if not taken else f"{role}{taken + 1}"
+        role = self.numbered(role)
         self.sites |= {
             f"{role}.in": self.place(entry, "in"),
             f"{role}.out": self.place(out, "out"),
@@ -240,6 +239,21 @@ class _Solver(Stream):
         elif role.startswith("mlp") and not self.add_experts(role, out, entry):
             self.add_mlp(role, out, entry)
         return f"{role}.write"
+
+    def numbered(self, role: str) -> str:
+        """A name for one more sublayer of a kind."""
+        taken = sum(1 for s in self.sites if s.split(".")[0].rstrip("0123456789") == role and s.endswith(".in"))
+        return role if not taken else f"{role}{taken + 1}"
+
+    def add_readers(self) -> None:
+        """Name attentions that write nothing to the stream themselves: another sublayer reads what they return."""
+        for call, attention in self.cores:
+            if any((core.path, core.call) == (call.path, call.number) for core in self.found_cores.values()):
+                continue
+            role = self.numbered(self.role(call))
+            after = (c for c in self.calls if c.end > call.start and is_linear(c) and same_values(attention.z, c.into))
+            self.sites |= {f"{role}.in": self.place(call, "in"), f"{role}.out": self.place(next(after, call), "out")}
+            self.found_cores[role] = Core(call.path, attention.product, call.number)
 
     def add_experts(self, role: str, out: Call, entry: Call) -> bool:
         """router: the scores each token gives the experts; experts.post: the hidden neurons of those it is sent to."""
@@ -363,6 +377,7 @@ class _Solver(Stream):
                 site, role = self.add_sum(link, site, following, before)
                 if number == last:
                     self.find_mid(link)
+        self.add_readers()
         found = (self.found_cores, self.scales, self.experts, self.refused)
         sums, norms = tuple(self.sums), tuple(self.norms)
         return Block(self.call.path, self.call.number, self.call.until, self.sites, sums, norms, *found)
