@@ -219,20 +219,10 @@ class Session:
                 output = output if changed is None else changed
             return output
 
-        mark = -1 - len(self.undo)
         if side == "in":
-            module._forward_pre_hooks[mark] = on_input
-            module._forward_pre_hooks_with_kwargs[mark] = True
-
-            def undo():
-                del module._forward_pre_hooks[mark], module._forward_pre_hooks_with_kwargs[mark]
+            self._hook(module.register_forward_pre_hook(on_input, with_kwargs=True))
         else:
-            module._forward_hooks[mark] = on_output
-
-            def undo():
-                del module._forward_hooks[mark]
-
-        self.undo.append(undo)
+            self._hook(module.register_forward_hook(on_output))
 
     def _module(self, path: str) -> nn.Module:
         return submodule(self.module, path)
