@@ -123,7 +123,7 @@ def _check_asked(
     targets: Path | None,
     wanted: TrainConfig,
 ) -> None:
-    from interp.dictionaries.kinds import NO_TRANSCODER, TIED
+    from interp.dictionaries.kinds import TIED
 
     if (model is None) == (rows is None):
         raise WrongUse("Give a MODEL and --site, or --rows X.safetensors: one of the two.")
@@ -138,7 +138,7 @@ def _check_asked(
     if shape == "clt" and (targets or target or wanted.skip):
         raise WrongUse("A cross-layer transcoder writes to the .write beside each .in; it takes no target and no skip.")
     if shape != "sae" and wanted.kind.activation in TIED:
-        raise WrongUse(f"{wanted.kind.name} {NO_TRANSCODER}")
+        raise WrongUse(f"{wanted.kind.name} takes one site: {TIED[wanted.kind.activation]}.")
     if shape in ("crosscoder", "clt") and rows is not None:
         raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
     if shape == "transcoder" and rows is not None and targets is None:

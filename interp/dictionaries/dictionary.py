@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, NO_TRANSCODER, TIED
+from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, TIED
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
@@ -40,6 +40,7 @@ class DictionaryConfig:
     widths_in: tuple[int, ...] = ()  # of the sites read, if they are several
     widths_out: tuple[int, ...] = ()
     cross_layer: bool = False
+    heads: int = 1  # of a codebook: chunks of the site with codes of their own
 
     def __post_init__(self) -> None:
         check_keys([self.activation], ACTIVATIONS, "the list of activations")
@@ -57,7 +58,7 @@ class DictionaryConfig:
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
         if self.activation in TIED and not self.autoencoder:
-            raise WrongUse(f"{self.activation} {NO_TRANSCODER}")
+            raise WrongUse(f"{self.activation} has no transcoder: {TIED[self.activation]}.")
         self._check_sites()
 
     def _check_sites(self) -> None:
@@ -66,6 +67,8 @@ class DictionaryConfig:
                 raise WrongUse(f"{', '.join(sites)} cannot be of widths {list(widths)}, {d} together.")
         if self.activation in TIED and len(self.widths_out) > 1:
             raise WrongUse(f"{self.activation} reads one site: a projection has no meaning over several scales.")
+        if self.d_out % self.heads or self.latents % self.heads or (self.heads > 1 and self.activation != "codebook"):
+            raise WrongUse(f"heads={self.heads} must divide d={self.d_out} and latents={self.latents} of a codebook.")
         if not self.cross_layer:
             return
         layers = len(self.widths_in)
@@ -95,7 +98,7 @@ class Dictionary(nn.Module):
     """f = activation(W_encᵀ (x − b_pre) + b_enc), ŷ = f W_dec + b_dec [+ W_skip x]: autoencoders and transcoders.
 
     W_enc [d_in, m], b_enc [m], W_dec [m, d_out] with rows of length one, b_dec [d_out]; transcoders also b_in [d_in]
-    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; a matching pursuit has no encoder. Rows come
+    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; pursuits and codebooks have no encoder. Rows come
     and go in the units of the model (no scaling left to do). `product` is the dtype of the encoder's matrix product,
     if not that of the weights.
     """
@@ -118,13 +121,20 @@ class Dictionary(nn.Module):
             self.b_in = nn.Parameter(torch.zeros(c.d_in))
         if c.skip:
             self.W_skip = nn.Parameter(torch.zeros(c.d_out, c.d_in))
-        if c.cross_layer:
-            for p, mask in self._reach().items():
-                p.register_hook(lambda g, mask=mask: g * mask.to(g))
+        for p, mask in self._reach().items():
+            p.register_hook(lambda g, mask=mask: g * mask.to(g))
 
     def _reach(self) -> dict[nn.Parameter, Tensor]:
-        """Which weights a cross-layer transcoder has: W_enc is block-diagonal, W_dec block-triangular."""
+        """Which weights there are: W_enc is block-diagonal and W_dec block-triangular in a cross-layer transcoder.
+
+        In a codebook of several heads, W_dec is block-diagonal.
+        """
         c = self.config
+        if c.heads > 1:
+            head, chunk = (torch.arange(n) // (n // c.heads) for n in (c.latents, c.d_out))
+            return {self.W_dec: head[:, None] == chunk}
+        if not c.cross_layer:
+            return {}
         site_in, site_out = (
             torch.arange(len(w)).repeat_interleave(torch.tensor(w)) for w in (c.widths_in, c.widths_out)
         )
@@ -133,8 +143,8 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def confine(self) -> None:
-        """Set the weights that a cross-layer transcoder does not have to zero; their gradients are zero already."""
-        for p, mask in self._reach().items() if self.config.cross_layer else ():
+        """Set the weights that there are not to zero; their gradients are zero already."""
+        for p, mask in self._reach().items():
             p.mul_(mask.to(p))
 
     def part_norms(self) -> Float[Tensor, "m sites"]:
@@ -197,10 +207,10 @@ class Dictionary(nn.Module):
         """The dictionary for x, given this one for s_in·x and s_out·y: ŷ'(x) = ŷ(s_in x) / s_out.
 
         The same latents are selected, values become f / s, s the first number of s_out. Where s_out is one number,
-        W_dec stays as it is.
+        W_dec stays as it is. A codebook's values stay, its codes become c_i / s_out.
         """
         s_in, s_out = (torch.as_tensor(s, dtype=torch.float64, device=self.b_dec.device) for s in (s_in, s_out))
-        s = s_out.flatten()[0]
+        s = torch.ones_like(s_out.flatten()[0]) if self.config.activation == "codebook" else s_out.flatten()[0]
         factors = {"W_enc": s_in.view(-1, 1) / s, "b_enc": 1 / s, "W_dec": s / s_out, "b_dec": 1 / s_out}
         factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out.view(-1, 1), "threshold": 1 / s}
         new = self.plain()

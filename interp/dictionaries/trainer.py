@@ -152,7 +152,9 @@ class Trainer:
         k = getattr(kind, "k", None) if kind.activation in COUNTED else None
         w_in, w_out = ((w if len(w) > 1 else ()) for w in (source.widths_in, source.widths_out))
         sites = (source.reads, source.writes, source.d_in, source.d_out)
-        shape = DictionaryConfig(*sites, c.latents, k, kind.activation, c.skip, w_in, w_out, c.cross_layer)
+        shape = DictionaryConfig(
+            *sites, c.latents, k, kind.activation, c.skip, w_in, w_out, c.cross_layer, getattr(kind, "heads", 1)
+        )
         D = Dictionary(shape, DTYPES[c.dtype])
         kind.prepare(D)
         D.W_dec.requires_grad_(not c.frozen_decoder)
@@ -178,7 +180,7 @@ class Trainer:
         initialise(D, x * s_x, y * s_y, self.config.seed)
         if not (D.config.autoencoder or self.kind.centred):
             D.b_in.zero_()
-        self.kind.begin(D)
+        self.kind.begin(D, x * s_x)
 
     def update(self, x: Tensor, y: Tensor) -> Loss:
         """One step on the raw rows (x [batch, d_in], y [batch, d_out]); returns the loss before it."""

@@ -109,7 +109,7 @@ def test_dry_run_writes_nothing(files: dict[str, str]) -> None:
         (["sae", "--rows", "X", "--targets", "Y"], "An autoencoder's target is its input"),
         (["sae", "--rows", "X", "--skip"], "An autoencoder's target is its input"),
         (["transcoder", "--rows", "X"], "needs --targets"),
-        (["transcoder", "--rows", "X", "--targets", "Y", "--kind", "pursuit"], "pursuit has no transcoder"),
+        (["transcoder", "--rows", "X", "--targets", "Y", "--kind", "pursuit"], "pursuit takes one site: its search"),
         (["sae", "--rows", "X", "--kind", "l1", "--k", "3"], "(kind l1) has no 'k'"),
         (["crosscoder", "--rows", "X"], "A crosscoder reads several sites of a MODEL"),
         (["clt", "--rows", "X", "--skip"], "no target and no skip"),
@@ -159,7 +159,7 @@ def test_the_list_of_kinds_is_that_of_the_page() -> None:
 # ------------------------------------------------------------ from a model
 
 
-@pytest.mark.slow("records, trains and measures twelve times")
+@pytest.mark.slow("records, trains and measures thirteen times")
 def test_every_kind_of_a_model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`for k in $(interp dictionaries --names)`: train and eval succeed, in a model that is loaded once."""
     loaded: Any = cache(interp.model.load)

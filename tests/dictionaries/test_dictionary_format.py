@@ -22,6 +22,7 @@ ACTIVATIONS = [
     {"activation": "relu", "k": None, "d_out": 6, "skip": True},
     {"activation": "jumprelu", "k": None},
     {"activation": "pursuit"},
+    {"activation": "codebook"},
 ]
 
 
@@ -129,7 +130,9 @@ def test_config_names_the_nearest_field(make: Make) -> None:
         ({"k": 0}, "k must be between 1 and latents=120"),
         ({"k": 121}, "k must be between 1 and latents=120"),
         ({"k": None}, "k must be between 1 and latents=120"),
-        ({"activation": "relu"}, "k=5 is for topk and pursuit: relu fixes no number"),
+        ({"activation": "relu"}, "k=5 is for topk and pursuit and codebook: relu fixes no number"),
+        ({"heads": 3}, "heads=3 must divide d=9 and latents=120 of a codebook"),
+        ({"activation": "codebook", "heads": 2}, "heads=2 must divide d=9"),
         ({"activation": "pursuit", "writes": ("out",)}, "pursuit has no transcoder"),
         ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
         ({"d_out": 8}, "reads what it writes"),

@@ -47,7 +47,7 @@ class April(Kind):
         """E‖x‖² = d_in, E‖y‖² = d_out."""
         return config.d_in, config.d_out
 
-    def begin(self, D: Dictionary) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
         """Short decoder rows; an autoencoder's encoder is their transpose, its bias 0."""
         D.W_dec.mul_(START)
         if D.config.autoencoder:
