@@ -65,7 +65,7 @@ def carries(trace: Trace, call: Call) -> bool:
 
     def again(module: nn.Module, args: Any, out: Any) -> Any:
         key = next(tensors_in(out))[0]
-        return replace_in(out, key, made[module].pop(0))
+        return replace_in(out, key, made[module].pop(0).clone())  # blocks may add to it in place
 
     handles = [module.register_forward_hook(again) for module in made]
     assert call.into is not None
