@@ -82,6 +82,6 @@ def test_the_page_counts_what_stands_in_it():
     assert found["proofs"]["c"] == {"pass": 1, "fail": 0, "na": 1}
     text = page([good, bad, unbuilt])
     assert "| b | 1 | 1 | 0 |" in text
-    assert "1 pass (b) and (d)" in text
+    assert "1 pass both (b) and (d)" in text
     assert "off by \\| 1 &lt;b>" in text
     assert "| unbuilt | build | ImportError: no \\| package |" in text
