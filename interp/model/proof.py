@@ -336,7 +336,7 @@ def _gradients(twin: Model, inputs: dict[str, Any], most: int | None) -> Proof:
         step = 1e-5 * float(seen.square().mean().sqrt().clamp(min=1e-3))
         for place in slope.abs().topk(min(COORDINATES, slope.numel())).indices.tolist():
             off = abs(_difference(twin, inputs, weighted, name, value, place, step) - float(slope[place]))
-            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step))
+            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step, 1e-300))
     worst = max(errors, key=lambda n: errors[n])
     return Proof("g", claim, errors[worst], 1e-4, f"{worst} is off")
 
