@@ -60,7 +60,7 @@ def by_letter(proofs: Sequence[Proof]) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------- sums of the stream
 
 
-def _value(trace: Trace, block: Block, name: str) -> Tensor:
+def value_of(trace: Trace, block: Block, name: str) -> Tensor:
     """A site of a block in float64, its positions on one axis and its channels last."""
     place = block.sites[name]
     call = trace.of(place.path)[place.call]
@@ -73,7 +73,7 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
         return coefficient * t
     if coefficient not in block.sites:
         return vector(trace.root, coefficient, t.to(next(trace.root.parameters()).dtype)).double() * t
-    weight = _value(trace, block, coefficient)
+    weight = value_of(trace, block, coefficient)
     if weight.ndim == 4:
         return torch.einsum("bpmn,bpmd->bpnd", weight, t)
     return weight.unsqueeze(-1) * t.unsqueeze(2)
@@ -82,9 +82,9 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
 @torch.no_grad()
 def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
     """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
-    site = _value(trace, block, claim.site)
+    site = value_of(trace, block, claim.site)
     terms = [(claim.base, claim.scale), *(claim.writes if writes else ())]
-    made = sum(_times(trace, block, c, _value(trace, block, name)).reshape(site.shape) for name, c in terms)
+    made = sum(_times(trace, block, c, value_of(trace, block, name)).reshape(site.shape) for name, c in terms)
     if claim.constant and writes:
         made = made + _times(trace, block, claim.constant, torch.ones_like(site))
     return float((site - made).norm() / site.norm())
@@ -97,7 +97,7 @@ def norm_error(trace: Trace, block: Block, site: str, total: str, scale: str) ->
     given = at.rows((read.inputs if at.side == "in" else read.outputs)[at.key])
     with torch.no_grad():
         again = place.rows(rerun(norm, place.unrows(given.reshape(place.rows(norm.into).shape), norm.into)))  # type: ignore[arg-type]
-    out = _value(trace, block, site)
+    out = value_of(trace, block, site)
     return float((again.reshape(out.shape) - out).norm() / out.norm())
 
 
@@ -139,7 +139,7 @@ def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = N
     """
     from interp.model.inputs import probe_inputs
     from interp.model.model import Model, _own_tolerance
-    from interp.model.state import prove_states
+    from interp.model.named import prove_gates, prove_norms, prove_states
     from interp.model.twin import Lifted, twin_of
     from interp.model.weights import prove_weights
 
@@ -158,7 +158,12 @@ def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = N
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
         "g": lambda: [_gradients(twin, inputs, gradients)],
-        "h": lambda: [prove_weights(twin, inputs), *prove_states(twin)],
+        "h": lambda: [
+            prove_weights(twin, inputs),
+            *prove_gates(twin, inputs),
+            *prove_norms(twin, inputs),
+            *prove_states(twin),
+        ],
     }
     with Lifted():
         return proofs + [proof for letter, prove in on_twin.items() for proof in _tried(letter, prove)]

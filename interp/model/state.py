@@ -19,15 +19,12 @@ from interp.model.trace import Call, Key, replace_in
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from interp.model.model import Model
-    from interp.model.proof import Proof
 
 CACHE, MASK = "cache_params", "attention_mask"  # what transformers' recurrent mixers call them
 CLOSE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
 }  # sums in another order; in 16 bits the state is rounded at every step
-CLAIM = "every prefix leaves its state in the model's own cache"
 
 
 def stepped(
@@ -101,27 +98,3 @@ def state_shape(call: Call, key: Key, config: Any) -> tuple[int, ...] | str:
 
 def _off(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
-
-
-def prove_states(twin: Model, length: int = 7) -> list[Proof]:
-    """(h) The state at every position is what the twin's own cache holds after a forward pass of that prefix alone."""
-    from interp.model.inputs import first_name, probe_inputs
-    from interp.model.proof import Proof
-
-    places = {n: s.place for n, s in twin.binding.sites.items() if s.kind == "state"}
-    if not places:
-        return []
-    main = first_name(twin.module)
-    ids = probe_inputs(twin.module, batch=3, length=length, seed=2)[main][:, -length:]
-    recorded, worst = twin.record({main: ids}, list(places)), 0.0
-    for end in range(1, length + 1):
-        try:
-            with torch.no_grad():
-                out = twin.module(**{main: ids[:, :end]}, use_cache=True)
-        except (ValueError, RuntimeError, TypeError) as error:
-            return [Proof("h", CLAIM, None, 1e-8, f"the model does not run with a cache of its own: {error}")]
-        cache = out.get("past_key_values", out.get(CACHE))
-        for name, place in places.items():
-            layer = cache.layers[twin.module.get_submodule(place.path).layer_idx]
-            worst = max(worst, _off(recorded[name][:, end - 1], layer.recurrent_states[0]))
-    return [Proof("h", CLAIM, worst, 1e-8, CLAIM)]

@@ -174,6 +174,8 @@ MORE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
 }
 NAMED = ["gpt2", "llama", "pythia", "gemma2", "bert", "t5", "vit", "mamba"]
+NOT_CAUSAL = ["bert", "roberta", "albert", "deberta", "modernbert", "t5", "bart", "whisper"]
+NOT_CAUSAL += ["vit", "deit", "beit", "swin", "clip"]
 CAUSAL = ["gpt2", "llama", "pythia", "gemma2", "mamba", "qwen3", "opt"]
 RECURRENT = ["mamba", "falcon_mamba", "mamba2", "jamba"]
 NO_SOFTMAX = ["mamba", "falcon_mamba", "mamba2"]
