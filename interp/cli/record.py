@@ -41,9 +41,9 @@ def record(
     wrapped = load(model, device=device)
     texts = read_texts(text, dataset)
     if max_memory is not None:
-        check_plan(
-            wrapped.plan(torch.zeros(batch, context, dtype=torch.long), site).by_site, in_bytes(max_memory), share=1
-        )
+        costs = wrapped.plan(torch.zeros(batch, context, dtype=torch.long), site).by_site
+        advice = "Record fewer sites, or fewer or shorter windows a pass: --batch, --context."
+        check_plan(costs, in_bytes(max_memory), share=1, advice=advice)
     if dry_run:
         return answer(
             vars(plan(wrapped, site, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)), as_json, _show

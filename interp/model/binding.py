@@ -330,6 +330,15 @@ def _with_factors(sites: dict[str, Site], block: Block) -> None:
 
 
 ORDER = ["resid_pre", "attn", "cross_attn", "mixer", "resid_mid", "mlp", "resid_post"]
+DEPTH = ["norm.scale", "in", "q_raw", "k_raw", "q", "k", "v", "scores", "pattern", "sink", "z", "result", "state"]
+DEPTH += ["router", "gate", "up", "pre", "post", "experts.post", "out", "write", "sum"]
+
+
+def _depth(name: str) -> tuple[int, str, int]:
+    """Where a site of a block stands: by its sublayer, and within it."""
+    role, _, rest = name.partition(".")
+    first = next((i for i, start in enumerate(ORDER) if role.startswith(start)), len(ORDER))
+    return first, role, DEPTH.index(rest) if rest in DEPTH else len(DEPTH)
 
 
 def bind(wiring: Wiring, trace: Trace) -> Binding:
@@ -353,7 +362,7 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
             states = dict(_state_sites(block, trace))
             sites |= {n: site for n, site in states.items() if isinstance(site, Site)}
             binding.refused.update({prefix + n: why for n, why in states.items() if isinstance(why, str)})
-            known = sorted(sites, key=lambda n: next((i for i, o in enumerate(ORDER) if n.startswith(o)), len(ORDER)))
+            known = sorted(sites, key=_depth)
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})
     last = sorted((n for n in outside if n not in binding.sites), key=lambda n: n == "logits")

@@ -99,17 +99,17 @@ def held(values: Mapping[str, Tensor]) -> dict[str, int]:
     return costs
 
 
-def check_plan(costs: Mapping[str, int], free: int | None, share: float = 0.9) -> int:
+ADVICE = "Record fewer sites or positions (pos=), a smaller dtype (dtype=torch.bfloat16), or smaller batches."
+
+
+def check_plan(costs: Mapping[str, int], free: int | None, share: float = 0.9, advice: str = ADVICE) -> int:
     """Total bytes; raises `Failed` with the costliest sites if they do not fit in nine tenths of what is free."""
     total = sum(costs.values())
     if free is not None and total > share * free:
         worst = sorted(costs.items(), key=lambda c: -c[1])[:3]
         named = ", ".join(f"{name} ({told(size)})" for name, size in worst)
         limit = f"{told(free)} are free" if share < 1 else f"only {told(free)} may be used"
-        raise Failed(
-            f"recording would take {told(total)} and {limit}. The costliest: {named}. "
-            "Record fewer sites or positions (pos=), a smaller dtype (dtype=torch.bfloat16), or smaller batches."
-        )
+        raise Failed(f"recording would take {told(total)} and {limit}. The costliest: {named}. {advice}")
     return total
 
 

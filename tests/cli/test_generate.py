@@ -60,6 +60,7 @@ def test_a_recording_beyond_max_memory_fails_naming_the_three_costliest(tiny_fol
     assert stopped.value.code == 1
     error = said(capsys)["error"]
     assert "only 976.56 KiB may be used" in error and error.count(" MiB)") == 3
+    assert "--batch" in error and "torch" not in error
     assert not (tmp_path / "s").exists()
     record(str(tiny_folder), ["embed"], tmp_path / "s", context=64, tokens=50, max_memory="1MB", as_json=True)
     assert said(capsys)["rows"] == 50

@@ -82,6 +82,14 @@ def test_grouped_heads_have_their_own_shapes():
     )
 
 
+def test_sites_are_listed_in_order_of_depth():
+    names = [n.removeprefix("blocks.1.") for n in load(module("llama")).sites() if n.startswith("blocks.1.")]
+    inner = ["norm.scale", "in", "q_raw", "k_raw", "q", "k", "v", "scores", "pattern", "z", "result", "out", "write"]
+    last = ("norm.scale", "in", "gate", "up", "pre", "post", "out", "write")
+    expected = ["resid_pre", *(f"attn.{n}" for n in inner), "resid_mid", *(f"mlp.{n}" for n in last), "resid_post"]
+    assert names == expected
+
+
 def test_recorded_shapes_are_those_of_the_list():
     for name in ("gpt2", "llama", "t5", "vit"):
         model = load(module(name))
