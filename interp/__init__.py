@@ -24,6 +24,7 @@ _WHERE = {
         "Zero",
         "attribution_patching",
         "edits_from_json",
+        "folded",
         "load",
     ],
     "interp.lenses": ["DirectLogits", "direct_logit_attribution"],

@@ -2,6 +2,7 @@
 
 from interp.model.cache import Cache
 from interp.model.edits import Edit, Freeze, Mean, Noise, Patch, Project, Replace, Resample, Scale, Steer, Zero
+from interp.model.fold import folded
 from interp.model.load import load
 from interp.model.model import Model, Tokens
 from interp.model.sweep import attribution_patching
@@ -24,5 +25,6 @@ __all__ = [
     "Zero",
     "attribution_patching",
     "edits_from_json",
+    "folded",
     "load",
 ]

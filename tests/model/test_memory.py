@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 
-from interp import Failed, WrongUse
+from interp import Failed, WrongUse, Zero
 from interp.model import load, memory
 from interp.model.memory import check_plan, held, in_bytes, told
 from interp.model.model import Tokens
@@ -74,6 +75,34 @@ def test_the_process_grows_by_what_was_planned():
     grown = resident() - before
     assert abs(grown - planned) <= 0.1 * planned, (grown, planned)
     assert len(first) == len(second)
+
+
+def alive() -> int:
+    """Numbers in all tensors that something still holds."""
+    gc.collect()
+    return sum(t.numel() for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter))
+
+
+def test_loading_and_using_a_model_again_and_again_leaves_nothing_behind():
+    """A wrapper, its twin, its hooks and what it recorded go when it goes; what is cached for good is there after two."""
+    net, x = hf.GPT2LMHeadModel(hf.GPT2Config(**TEXT | dict(n_embd=32, n_layer=3, n_head=4))).eval(), inputs_for("gpt2")
+
+    def use() -> None:
+        model = load(net)
+        model.record(x, "*", grad=lambda logits: logits[:, -1].sum())
+        with model.edit(Zero("blocks.1.attn.pattern", head=1)):
+            model.generate(x, 3, record="blocks.2.resid_post")
+        model.sweep([Zero("embed", pos=p) for p in range(3)], x[:1], lambda logits: logits[:, -1, 3])
+        with pytest.raises(ZeroDivisionError), model.edit(Zero("blocks.0.mlp.write")):
+            1 / 0  # noqa: B018
+        assert model.weights["blocks.0.attn.W_Q"].shape == (4, 32, 8)
+
+    held = []
+    for _ in range(5):
+        use()
+        held.append(alive())
+    assert len(set(held[1:])) == 1, held
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_tables_and_sizes():

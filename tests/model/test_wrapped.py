@@ -237,6 +237,12 @@ def test_one_block_called_again_and_again_on_rows_of_numbers():
     for i in range(3):
         x = model.block(x)
         assert torch.allclose(cache[f"blocks.{i}.resid_post"], x, atol=1e-6)
+    calls = ["module:block@1", "module:block@2:in", "module:block.mlp.1@2"]  # told apart by the number of the call
+    called = load(model).record({"rows": example}, calls, edits=[Scale("module:block@1", 2.0)])
+    assert torch.equal(called[calls[0]], 2 * cache["blocks.1.resid_post"])
+    assert torch.equal(called[calls[1]], called[calls[0]])
+    with pytest.raises(WrongUse, match="never reached module:block@3"):
+        load(model).record({"rows": example}, "module:block@3")
 
 
 def test_gated_layers_that_normalise_after_adding():
