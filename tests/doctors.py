@@ -21,10 +21,10 @@ Written by `python -m tests.doctors` on {today}, torch {torch}, transformers {tr
 largest error; "–" with a number below: it does not apply, for the reason measured.
 
 (a) outputs are the same bits while every site is read; (b) every stream tensor is its proven sum, or the norm of it;
-(c) pattern rows and sinks sum to one, pattern · v = z, results and bias make the output, every prefix leaves a mixer's
-state in the model's own cache; (d) patching a site with its own value changes nothing; (e) zeroed writes leave the
-identity, or the norms; (f) a padded batch gives each prompt what it has alone; (g) gradients match central differences;
-(h) weights by name reproduce the sites. `interp doctor MODEL` runs them on yours.
+(c) pattern rows and sinks sum to one, pattern · v = z, z makes the output, as results and bias do; (d) patching a site
+with its own value changes nothing; (e) zeroed writes leave the identity, or the norms; (f) a padded batch gives each
+prompt what it has alone; (g) gradients match central differences; (h) weights by name reproduce the sites, every prefix
+leaves a mixer's state in the model's own cache. `interp doctor MODEL` runs them on yours.
 
 | model | sites | a | b | c | d | e | f | g | h |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -10,7 +10,8 @@ from interp.sites import ALIASES, ATTENTION, MEANING, canonical
 
 PAGE = Path(__file__).parent.parent / "docs" / "sites.md"
 OUTSIDE = ("embed", "pos_embed", "final_norm", "final_norm.scale", "logits")
-STREAM = ("resid_pre", "resid_mid", "resid_post")
+STREAM = ("resid_pre", "resid_start", "resid_mid", "resid_post")
+RARE = ("normed", "resid", "mix", "spread")  # of a sublayer of any kind
 MLP = ("in", "out", "write", "sum", "norm.scale", "gate", "up", "pre", "post", "router", "experts.post")
 MIXER = ("in", "state", "out", "write", "norm.scale")
 START = """# Sites
@@ -22,7 +23,13 @@ TransformerLens name means the same site and may be used in its place.
 REST = """
 ## Other names
 
-- `encoder.`, `decoder.`, `vision.`, `audio.`, `text.` stand before `blocks` where a model has several stacks.
+- `encoder.`, `decoder.`, `vision.`, `audio.`, `text.` stand before `blocks` where a model has several stacks, `stages.{n}.`
+  where it has stages, `passes.{n}.` where the same blocks run again on something new.
+- A picture's rows and columns are one axis `pos`, row by row, and channels come last, however the model lays them out; where
+  it puts all pictures in one row of positions, the batch is 1.
+- A `write` holds what the model multiplies it by and adds to it. Where there are several streams it is what is spread over
+  them: [batch, pos, d_model].
+- Where one module runs several attentions (one a picture, one a part of the values), the sites hold the first.
 - `blocks.{i}.cross_attn.*` has the sites of `attn`, with keys and values from the encoder.
 - Several sublayers of a kind in a block are numbered (`mlp2.write`).
 - `module:dotted.path` is the output of any module at all, `module:dotted.path:in` its input, `module:dotted.path@2` its
@@ -39,8 +46,9 @@ def page() -> str:
         "Attention": [f"blocks.{{i}}.attn.{name}" for name in attention],
         "State-space and linear-attention mixers": [f"blocks.{{i}}.mixer.{name}" for name in MIXER],
         "MLP": [f"blocks.{{i}}.mlp.{name}" for name in MLP],
+        "Streams that are rescaled, normalised or several": [f"blocks.{{i}}.mlp.{name}" for name in RARE],
     }
-    assert {*OUTSIDE, *STREAM, *attention, *MIXER, *MLP} == set(MEANING)
+    assert {*OUTSIDE, *STREAM, *attention, *MIXER, *MLP, *RARE} == set(MEANING)
     parts = [START]
     for title, sites in sections.items():
         parts.append(f"\n## {title}\n\n| site | what it holds | shape | TransformerLens |\n| --- | --- | --- | --- |\n")

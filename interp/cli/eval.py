@@ -16,7 +16,9 @@ from interp.errors import WrongUse
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="a dictionary's folder")],
     model: Annotated[str | None, typer.Argument(help="zoo:books, a folder, or a hub id; none with --rows")] = None,
-    rows: Annotated[Path | None, typer.Option(help="safetensors file with rows [n, d]")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="safetensors file with rows [n, d], or a dictionary's folder: its decoder")
+    ] = None,
     targets: Annotated[Path | None, typer.Option(help="a transcoder's targets of --rows")] = None,
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,

@@ -78,6 +78,8 @@ def doctor(
 def _read_wiring(path: Path) -> Wiring:
     from interp.model.wiring import Wiring
 
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}: `interp doctor MODEL --export-wiring {path}` writes one.")
     try:
         return Wiring.from_json(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""`interp train sae` and `interp train transcoder`: a sparse dictionary from a model and text, or from anyone's tensors."""
+"""`interp train SHAPE`: a sparse dictionary from a model and text, or from anyone's tensors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ app = typer.Typer(no_args_is_help=True, help="Train a sparse dictionary.")
 
 MODEL = typer.Argument(help="zoo:books, a folder, or a hub id; none with --rows")
 OUT = typer.Option("-o", "--out", help="folder of the run")
-SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp")
+SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
 TEXT = typer.Option(help="text file or folder; default: Python's help texts")
 DATASET = typer.Option(help="hub data set with a column 'text'")
 TOKENS = typer.Option(help="stop recording after this many rows")
 CONTEXT = typer.Option(help="tokens a window of text")
-ROWS = typer.Option(help="safetensors file with rows [n, d], instead of a model")
+ROWS = typer.Option(help="instead of a model: safetensors file with rows [n, d], or a dictionary's folder: its decoder")
 TARGETS = typer.Option(help="transcoder: safetensors file with the targets of --rows")
 KIND = typer.Option(help="topk, or another that `interp dictionaries` lists")
 K = typer.Option(help="active latents a row, for the kinds that fix it")
@@ -47,7 +47,7 @@ DTYPE = typer.Option(help="of the encoder's product: float32, bfloat16, float16,
 AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
-def _command(autoencoder: bool) -> Callable[..., None]:
+def _command(shape: str) -> Callable[..., None]:
     @guarded
     def command(
         out: Annotated[Path, OUT],
@@ -79,13 +79,14 @@ def _command(autoencoder: bool) -> Callable[..., None]:
         from interp.dictionaries import plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
-        wanted = _settings(config, given | {"lr": lr, "skip": skip or None, "seed": seed, "dtype": dtype})
-        _check_asked(autoencoder, model, site, target, rows, targets, wanted)
+        given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
+        wanted = _settings(config, given)
+        _check_asked(shape, model, site, target, rows, targets, wanted)
         if rows is not None:
             source: Source = rows_source(rows, targets)
             before = {"rows": 0, "bytes": 0, "minutes": 0.0}
         else:
-            text_of = Recording(str(model), str(site), target, autoencoder, device, text, dataset, tokens, context)
+            text_of = Recording(str(model), str(site), target, shape, device, text, dataset, tokens, context)
             source, before = text_of.planned() if dry_run else text_of.made(out, wanted.seed, resume)
         if dry_run:
             training = plan(wanted, source, device)
@@ -96,8 +97,13 @@ def _command(autoencoder: bool) -> Callable[..., None]:
     return command
 
 
-app.command("sae", help="Train a sparse autoencoder: x̂ = f W_dec + b_dec.")(_command(autoencoder=True))
-app.command("transcoder", help="Train a transcoder: ŷ = f W_dec + b_dec [+ W_skip x].")(_command(autoencoder=False))
+for shape, what in {
+    "sae": "Train a sparse autoencoder of one site: x̂ = f W_dec + b_dec.",
+    "transcoder": "Train a transcoder, from one site to another: ŷ = f W_dec + b_dec [+ W_skip x].",
+    "crosscoder": "Train a crosscoder: one code for several sites, x̂^s = f W_dec^s + b^s.",
+    "clt": "Train a cross-layer transcoder: latents read their layer's MLP and write to it and to all above.",
+}.items():
+    app.command(shape, help=what)(_command(shape))
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
@@ -109,7 +115,7 @@ def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
 
 
 def _check_asked(
-    autoencoder: bool,
+    shape: str,
     model: str | None,
     site: str | None,
     target: str | None,
@@ -117,7 +123,7 @@ def _check_asked(
     targets: Path | None,
     wanted: TrainConfig,
 ) -> None:
-    from interp.dictionaries.kinds import NO_TRANSCODER, TIED
+    from interp.dictionaries.kinds import TIED
 
     if (model is None) == (rows is None):
         raise WrongUse("Give a MODEL and --site, or --rows X.safetensors: one of the two.")
@@ -125,13 +131,17 @@ def _check_asked(
         raise WrongUse(
             "--site goes with a MODEL: `interp sites MODEL` lists the sites." if model else "--site needs a MODEL."
         )
-    if autoencoder and (targets or target or wanted.skip):
+    if shape in ("sae", "crosscoder") and (targets or target or wanted.skip):
         raise WrongUse(
             "An autoencoder's target is its input: --targets, --target and --skip are for `interp train transcoder`."
         )
-    if not autoencoder and wanted.kind.activation in TIED:
-        raise WrongUse(f"{wanted.kind.name} {NO_TRANSCODER}")
-    if not autoencoder and rows is not None and targets is None:
+    if shape == "clt" and (targets or target or wanted.skip):
+        raise WrongUse("A cross-layer transcoder writes to the .write beside each .in; it takes no target and no skip.")
+    if shape != "sae" and wanted.kind.activation in TIED:
+        raise WrongUse(f"{wanted.kind.name} takes one site: {TIED[wanted.kind.activation]}.")
+    if shape in ("crosscoder", "clt") and rows is not None:
+        raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
+    if shape == "transcoder" and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
 
 
@@ -143,9 +153,15 @@ def rows_source(rows: Path, targets: Path | None) -> RowsSource:
 
 
 def only_tensor(path: Path, names: tuple[str, ...]) -> Any:
-    """The tensor of a safetensors file: the only one, or the one with a name of `names`. Raises `WrongUse` otherwise."""
+    """The tensor of a safetensors file: the only one, or the one with a name of `names`; the decoder of a dictionary's folder.
+
+    Raises `WrongUse` otherwise.
+    """
+    from interp.dictionaries import load_dictionary
     from interp.files import load_tensors
 
+    if path.is_dir():
+        return load_dictionary(path).W_dec.detach()
     if not path.is_file():
         raise WrongUse(f"{path} does not exist. It should be a safetensors file with one tensor [n, d].")
     try:
@@ -163,12 +179,12 @@ def only_tensor(path: Path, names: tuple[str, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Recording:
-    """Where the rows come from when a model is given: its activations at one site or two, over text."""
+    """Where the rows come from when a model is given: its activations at some sites, over text."""
 
     model: str
     site: str
     target: str | None
-    autoencoder: bool
+    shape: str
     device: str
     text: str | None
     dataset: str | None
@@ -185,7 +201,7 @@ class Recording:
         meta = {"command": command_line(out), "seed": seed}
         folder = out / "activations"
         store = record_text(
-            model, list(dict.fromkeys([reads, writes])), self._texts(), folder,
+            model, list(dict.fromkeys(reads + writes)), self._texts(), folder,
             tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
         )  # fmt: skip
         return StoreSource(store, reads, writes), {}
@@ -200,40 +216,50 @@ class Recording:
         model, reads, writes = self._loaded()
         cost = plan(
             model,
-            list(dict.fromkeys([reads, writes])),
+            list(dict.fromkeys(reads + writes)),
             self._texts(),
             tokens=self.tokens,
             dtype="bfloat16",
             batch=16,
             context=self.context,
         )
-        x, y = (torch.randn(4096, model.width(s)) for s in (reads, writes))
+        w_in, w_out = ({s: model.width(s) for s in sites} for sites in (reads, writes))
+        x, y = (torch.randn(4096, sum(widths.values())) for widths in (w_in, w_out))
         # the rows of the plan are those recorded: what the example holds is taken off again
         before = {"rows": cost.rows - len(x), "bytes": cost.bytes, "minutes": cost.minutes}
-        return RowsSource(x, None if self.autoencoder else y), before
+        return RowsSource(x, None if reads == writes else y, w_in, w_out), before
 
     def _texts(self) -> Iterator[str]:
         from interp.texts import read_texts
 
         return read_texts(self.text, self.dataset)
 
-    def _loaded(self) -> tuple[Model, str, str]:
+    def _loaded(self) -> tuple[Model, list[str], list[str]]:
+        """The model, the sites to read and the sites to write."""
         from interp.model import load
 
         model = load(self.model, device=self.device)
-        if self.autoencoder:
-            return model, *2 * (_one(model, self.site),)
-        reads = _one(
-            model, self.site if self.site.endswith(".in") else f"{self.site}.in" if self.target is None else self.site
-        )
-        return model, reads, _one(model, self.target or f"{reads.removesuffix('.in')}.write")
+        if self.shape in ("sae", "crosscoder"):
+            return model, *2 * (self._named(model, self.site),)
+        whole = self.site.endswith(".in") or self.target is not None
+        reads = self._named(model, self.site if whole else f"{self.site}.in")
+        if self.target is not None:
+            return model, reads, self._named(model, self.target)
+        return model, reads, [f"{site.removesuffix('.in')}.write" for site in reads]
 
-
-def _one(model: Model, site: str) -> str:
-    names = model.names(site)
-    if len(names) > 1:
-        raise WrongUse(f"{site} means {len(names)} sites ({names[0]}, {names[1]}, …); a dictionary reads one.")
-    return names[0]
+    def _named(self, model: Model, site: str) -> list[str]:
+        names = model.names(site)
+        one = self.shape in ("sae", "transcoder")
+        if one and len(names) > 1:
+            raise WrongUse(
+                f"{site} means {len(names)} sites ({names[0]}, {names[1]}, …); a dictionary of this shape reads one. "
+                "`interp train crosscoder` and `clt` read several."
+            )
+        if not one and len(names) < 2:
+            raise WrongUse(
+                f"{site} is one site; a {self.shape} reads several, such as blocks.*.{site.split('.', 2)[-1]}."
+            )
+        return names
 
 
 def _result(out: Path, config: TrainConfig) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def train(
     steps: int | None = typer.Option(None, "--steps", min=1, help="optimiser steps (default: the recipe's)"),
     seed: int | None = typer.Option(None, "--seed", min=0, help="of weights and batches (default: the recipe's)"),
     device: str = DEVICE,
-    dtype: str | None = typer.Option(None, "--dtype", help="of the products: float32 or bfloat16 (default: float32)"),
+    dtype: str | None = typer.Option(None, "--dtype", help="of the products: float32 or bfloat16 (default: bfloat16)"),
     resume: bool = typer.Option(False, "--resume", help="go on with the run in the folder"),
     dry_run: bool = typer.Option(False, "--dry-run", help="only say how much will be read and written, and how long"),
     as_json: bool = JSON,
@@ -56,7 +56,7 @@ def train(
     _known(name)
     _readable(text)
     out = Path(name) if out is None else out
-    check_keys([dtype or "float32"], ("float32", "bfloat16"), "the list of dtypes")
+    check_keys([dtype or "bfloat16"], ("float32", "bfloat16"), "the list of dtypes")
     recipe = _recipe(out, resume, {"steps": steps, "seed": seed, "dtype": dtype})
     if dry_run:
         return answer(_plan(recipe, device), as_json, _show)

@@ -8,6 +8,7 @@ from interp.dictionaries.kinds import (
     L1,
     April,
     BatchTopK,
+    Codebook,
     Gated,
     JumpReLU,
     Matryoshka,
@@ -17,6 +18,8 @@ from interp.dictionaries.kinds import (
     TanhJumpReLU,
     TargetJumpReLU,
     TopK,
+    forced,
+    straight_through,
 )
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
@@ -28,6 +31,7 @@ __all__ = [
     "April",
     "BatchTopK",
     "Code",
+    "Codebook",
     "Dictionary",
     "DictionaryConfig",
     "Gated",
@@ -47,10 +51,12 @@ __all__ = [
     "TrainConfig",
     "evaluate",
     "evaluate_model",
+    "forced",
     "load_dictionary",
     "pca_fvu",
     "plan",
     "read_config",
     "rows_of",
+    "straight_through",
     "train",
 ]

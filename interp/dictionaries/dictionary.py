@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, NO_TRANSCODER, TIED
+from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, TIED
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
@@ -23,7 +23,11 @@ FORMAT, VERSION = "interp.dictionary", 1
 
 @dataclass(frozen=True)
 class DictionaryConfig:
-    """What a dictionary is, apart from its numbers. An autoencoder reads and writes the same sites."""
+    """What a dictionary is, apart from its numbers. An autoencoder reads and writes the same sites.
+
+    Several sites lie side by side: an autoencoder of several is a crosscoder. In a `cross_layer` transcoder, latents
+    belong to the sites read in equal groups; those of site i read it alone and write to sites i, i + 1, … alone.
+    """
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -33,6 +37,10 @@ class DictionaryConfig:
     k: int | None = None  # active latents per row, if their number is fixed
     activation: str = "topk"
     skip: bool = False  # a transcoder's linear path from input to output
+    widths_in: tuple[int, ...] = ()  # of the sites read, if they are several
+    widths_out: tuple[int, ...] = ()
+    cross_layer: bool = False
+    heads: int = 1  # of a codebook: chunks of the site with codes of their own
 
     def __post_init__(self) -> None:
         check_keys([self.activation], ACTIVATIONS, "the list of activations")
@@ -50,7 +58,24 @@ class DictionaryConfig:
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
         if self.activation in TIED and not self.autoencoder:
-            raise WrongUse(f"{self.activation} {NO_TRANSCODER}")
+            raise WrongUse(f"{self.activation} has no transcoder: {TIED[self.activation]}.")
+        self._check_sites()
+
+    def _check_sites(self) -> None:
+        for widths, sites, d in ((self.widths_in, self.reads, self.d_in), (self.widths_out, self.writes, self.d_out)):
+            if (widths or len(sites) > 1) and (len(widths) != len(sites) or sum(widths) != d):
+                raise WrongUse(f"{', '.join(sites)} cannot be of widths {list(widths)}, {d} together.")
+        if self.activation in TIED and len(self.widths_out) > 1:
+            raise WrongUse(f"{self.activation} reads one site: a projection has no meaning over several scales.")
+        if self.d_out % self.heads or self.latents % self.heads or (self.heads > 1 and self.activation != "codebook"):
+            raise WrongUse(f"heads={self.heads} must divide d={self.d_out} and latents={self.latents} of a codebook.")
+        if not self.cross_layer:
+            return
+        layers = len(self.widths_in)
+        if self.autoencoder or layers < 2 or layers != len(self.widths_out) or self.skip:
+            raise WrongUse("A cross-layer transcoder reads two sites or more, writes as many others, and has no skip.")
+        if self.latents % layers:
+            raise WrongUse(f"latents={self.latents} cannot be shared equally by {layers} layers.")
 
     @property
     def autoencoder(self) -> bool:
@@ -65,14 +90,15 @@ class DictionaryConfig:
         missing = [name for name in ("reads", "writes", "d_in", "d_out", "latents") if name not in given]
         if missing:
             raise WrongUse(f"A dictionary's config needs {', '.join(missing)}.")
-        return cls(**{**given, "reads": tuple(given["reads"]), "writes": tuple(given["writes"])})
+        read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return cls(**read)
 
 
 class Dictionary(nn.Module):
     """f = activation(W_encᵀ (x − b_pre) + b_enc), ŷ = f W_dec + b_dec [+ W_skip x]: autoencoders and transcoders.
 
     W_enc [d_in, m], b_enc [m], W_dec [m, d_out] with rows of length one, b_dec [d_out]; transcoders also b_in [d_in]
-    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; a matching pursuit has no encoder. Rows come
+    and, with a skip, W_skip [d_out, d_in]; JumpReLUs also threshold [m]; pursuits and codebooks have no encoder. Rows come
     and go in the units of the model (no scaling left to do). `product` is the dtype of the encoder's matrix product,
     if not that of the weights.
     """
@@ -95,6 +121,39 @@ class Dictionary(nn.Module):
             self.b_in = nn.Parameter(torch.zeros(c.d_in))
         if c.skip:
             self.W_skip = nn.Parameter(torch.zeros(c.d_out, c.d_in))
+        for p, mask in self._reach().items():
+            p.register_hook(lambda g, mask=mask: g * mask.to(g))
+
+    def _reach(self) -> dict[nn.Parameter, Tensor]:
+        """Which weights there are: W_enc is block-diagonal and W_dec block-triangular in a cross-layer transcoder.
+
+        In a codebook of several heads, W_dec is block-diagonal.
+        """
+        c = self.config
+        if c.heads > 1:
+            head, chunk = (torch.arange(n) // (n // c.heads) for n in (c.latents, c.d_out))
+            return {self.W_dec: head[:, None] == chunk}
+        if not c.cross_layer:
+            return {}
+        site_in, site_out = (
+            torch.arange(len(w)).repeat_interleave(torch.tensor(w)) for w in (c.widths_in, c.widths_out)
+        )
+        layer = torch.arange(len(c.widths_in)).repeat_interleave(c.latents // len(c.widths_in))
+        return {self.W_enc: site_in[:, None] == layer, self.W_dec: layer[:, None] <= site_out}
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Set the weights that there are not to zero; their gradients are zero already."""
+        for p, mask in self._reach().items():
+            p.mul_(mask.to(p))
+
+    def part_norms(self) -> Float[Tensor, "m sites"]:
+        """‖d_i^s‖ of what latent i writes to each site s.
+
+        In the units of the model: divide by each site's √E‖y^s‖² before comparing sites.
+        """
+        parts = self.W_dec.split(self.config.widths_out or (self.config.d_out,), dim=1)
+        return torch.stack([part.norm(dim=1) for part in parts], dim=1)
 
     @property
     def b_pre(self) -> Float[Tensor, " d_in"]:
@@ -144,16 +203,19 @@ class Dictionary(nn.Module):
         return new
 
     @torch.no_grad()
-    def rescaled(self, s_in: float, s_out: float) -> Dictionary:
+    def rescaled(self, s_in: float | Float[Tensor, " d_in"], s_out: float | Float[Tensor, " d_out"]) -> Dictionary:
         """The dictionary for x, given this one for s_in·x and s_out·y: ŷ'(x) = ŷ(s_in x) / s_out.
 
-        The same latents are selected, W_dec keeps its unit rows, values become f / s_out.
+        The same latents are selected, values become f / s, s the first number of s_out. Where s_out is one number,
+        W_dec stays as it is. A codebook's values stay, its codes become c_i / s_out.
         """
-        factors = {"W_enc": s_in / s_out, "b_enc": 1 / s_out, "W_dec": 1.0, "b_dec": 1 / s_out}
-        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out, "threshold": 1 / s_out}
+        s_in, s_out = (torch.as_tensor(s, dtype=torch.float64, device=self.b_dec.device) for s in (s_in, s_out))
+        s = torch.ones_like(s_out.flatten()[0]) if self.config.activation == "codebook" else s_out.flatten()[0]
+        factors = {"W_enc": s_in.view(-1, 1) / s, "b_enc": 1 / s, "W_dec": s / s_out, "b_dec": 1 / s_out}
+        factors |= {"b_in": 1 / s_in, "W_skip": s_in / s_out.view(-1, 1), "threshold": 1 / s}
         new = self.plain()
         for name, tensor in new.tensors().items():
-            tensor.mul_(factors[name])
+            tensor.mul_(factors[name].to(tensor))
         return new
 
     @torch.no_grad()

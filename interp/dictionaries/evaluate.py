@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,26 +105,23 @@ class Spliced:
 def evaluate_model(
     D: Dictionary, model: Model, texts: Iterable[str], tokens: int | None = None, batch: int = 4, context: int = 512
 ) -> Spliced:
-    """Cross-entropy of the next token with the written site clean, zeroed, at its mean, and replaced by ŷ.
+    """Cross-entropy of the next token with the written sites clean, zeroed, at their means, and replaced by ŷ.
 
     Every real token is edited except a beginning-of-sequence token, which dictionaries are not trained on; counted are
     the predictions made at edited tokens whose next token is real. The mean is that of the edited rows themselves.
-    Stops after about `tokens` predictions. Raises `WrongUse` if there is no text, or for a dictionary of several sites.
+    A transcoder reads the run that it edits; a crosscoder reads all its sites in the clean run. Stops after about `tokens`
+    predictions. Raises `WrongUse` if there is no text.
     """
-    if len(D.config.reads) > 1 or len(D.config.writes) > 1:
-        raise WrongUse(
-            f"This dictionary reads {D.config.reads} and writes {D.config.writes}; one site each can be replaced."
-        )
-    site, groups = D.config.writes[0], list(_groups(model, texts, tokens, batch, context))
+    groups = list(_groups(model, texts, tokens, batch, context))
     if not groups:
         raise WrongUse("There is no text to evaluate on.")
-    mean = _mean(model, site, groups)
+    means = _means(model, D.config.writes, groups)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", "zero", "mean", "replaced")}
     count = 0
     for inputs, keep in groups:
         target, counted = inputs.ids[:, 1:], keep[:, :-1] & inputs.mask[:, 1:]
         clean = _log_probs(model, inputs, counted, [])
-        for name, edits in _edits(D, mean, keep).items():
+        for name, edits in _edits(D, model, inputs, means, keep).items():
             edited = _log_probs(model, inputs, counted, edits) if edits else clean
             surprise = -edited.gather(1, target[counted][:, None]).double().sum()
             divergence = (clean.exp() * (clean - edited)).double().sum()
@@ -166,34 +163,56 @@ def _groups(
         yield inputs, keep
 
 
-def _mean(model: Model, site: str, groups: list[tuple[Tokens, Tensor]]) -> Float[Tensor, " d"]:
-    total: Any = 0
+def _means(model: Model, sites: Sequence[str], groups: list[tuple[Tokens, Tensor]]) -> dict[str, Float[Tensor, " d"]]:
+    total: dict[str, Any] = dict.fromkeys(sites, 0)
     for inputs, keep in groups:
-        total = total + model.record(inputs, [site])[site][keep].double().sum(0)
-    return total / sum(int(keep.sum()) for _, keep in groups)
+        cache = model.record(inputs, list(sites))
+        total = {site: t + cache[site][keep].double().sum(0) for site, t in total.items()}
+    return {site: t / sum(int(keep.sum()) for _, keep in groups) for site, t in total.items()}
 
 
-def _edits(D: Dictionary, mean: Tensor, keep: Tensor) -> dict[str, list[Edit]]:
-    from interp.model import Mean, Replace, Zero
+def _edits(
+    D: Dictionary, model: Model, inputs: Tokens, means: dict[str, Tensor], keep: Tensor
+) -> dict[str, list[Edit]]:
+    from interp.model import Mean, Zero
 
-    reads, writes = D.config.reads[0], D.config.writes[0]
-    seen: list[Tensor] = []
-
-    def look(x: Tensor) -> Tensor:
-        seen[:] = [x]
-        return x
-
-    def put(y: Tensor) -> Tensor:
-        made: Tensor = D((y if D.config.autoencoder else seen[0]).to(D.b_dec.device))
-        return made.to(y)
-
-    replaced: list[Edit] = [] if D.config.autoencoder else [Replace(reads, look, pos=keep)]
     return {
         "clean": [],
-        "zero": [Zero(writes, pos=keep)],
-        "mean": [Mean(writes, mean, pos=keep)],
-        "replaced": [*replaced, Replace(writes, put, pos=keep)],
+        "zero": [Zero(site, pos=keep) for site in means],
+        "mean": [Mean(site, mean, pos=keep) for site, mean in means.items()],
+        "replaced": _replaced(D, model, inputs, keep),
     }
+
+
+def _replaced(D: Dictionary, model: Model, inputs: Tokens, keep: Tensor) -> list[Edit]:
+    """Every written site becomes its part of ŷ. What a site reads later than it writes cannot reach it: it counts as zero."""
+    from interp.model import Replace
+
+    c = D.config
+    seen: dict[str, Tensor] = {}
+    if c.autoencoder and len(c.reads) > 1:
+        cache = model.record(inputs, list(c.reads))
+        seen.update({site: cache[site] for site in c.reads})
+
+    def look(site: str) -> Callable[[Tensor], Tensor]:
+        def keep_it(x: Tensor) -> Tensor:
+            seen[site] = x
+            return x
+
+        return keep_it
+
+    def put(number: int) -> Callable[[Tensor], Tensor]:
+        def made(y: Tensor) -> Tensor:
+            there = seen or {c.reads[0]: y}  # an autoencoder of one site reads what it replaces
+            widths = dict(zip(c.reads, c.widths_in or (c.d_in,), strict=True))
+            parts = [there.get(site, y.new_zeros(*y.shape[:-1], w)) for site, w in widths.items()]
+            whole: Tensor = D(torch.cat(parts, -1).to(D.b_dec.device))
+            return whole.split(c.widths_out or (c.d_out,), dim=-1)[number].to(y)
+
+        return made
+
+    looks: list[Edit] = [] if c.autoencoder else [Replace(site, look(site), pos=keep) for site in c.reads]
+    return looks + [Replace(site, put(number), pos=keep) for number, site in enumerate(c.writes)]
 
 
 def _log_probs(model: Model, inputs: Tokens, counted: Tensor, edits: list[Edit]) -> Float[Tensor, "counted vocabulary"]:

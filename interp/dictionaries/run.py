@@ -143,7 +143,7 @@ class Run:
             print(f"interp: the checkpoint was made with {then}: as good, but not the same bits.", file=sys.stderr)
         self.command, self.saved = meta["command"], meta["step"]
         check_tensors(self.state, tensors, self.trainer.state())
-        self.trainer.restore(tensors, meta["step"], tuple(meta["scales"]))
+        self.trainer.restore(tensors, meta["step"], (tuple(meta["scales"][0]), tuple(meta["scales"][1])))
         self.publish()  # a run may have been killed between the two files
         self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
         self._open(self.speed, None, "step,tokens_per_second")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,6 +24,8 @@ class Source(Protocol):
     writes: tuple[str, ...]
     d_in: int
     d_out: int
+    widths_in: tuple[int, ...]  # of the sites read, which lie side by side in x
+    widths_out: tuple[int, ...]
 
     def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
         """Batches number `start` to `stop` − 1 of the endless shuffled stream that `seed` names, in float32."""
@@ -36,10 +38,17 @@ class RowsSource:
     """Rows in memory: x [rows, d_in] and, for a transcoder, y [rows, d_out] of the same rows, in any float dtype.
 
     Row number p of the stream is row π_e(p mod rows), e = ⌊p / rows⌋, π_e an exact permutation drawn from (seed, e):
-    every pass shows every row once, and batches run on over the end of a pass.
+    every pass shows every row once, and batches run on over the end of a pass. `reads` and `writes` name the sites
+    that lie side by side in x and y, with their widths; one each, named rows and targets, unless given.
     """
 
-    def __init__(self, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"] | None = None):
+    def __init__(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        y: Float[Tensor, "rows d_out"] | None = None,
+        reads: Mapping[str, int] | None = None,
+        writes: Mapping[str, int] | None = None,
+    ):
         for name, t in (("rows", x), ("targets", y)):
             if t is not None and not (t.ndim == 2 and len(t) > 1 and t.is_floating_point()):
                 raise WrongUse(
@@ -49,8 +58,12 @@ class RowsSource:
             raise WrongUse(f"There are {len(x)} rows but {len(y)} targets: row i of one belongs to row i of the other.")
         self.x, self.y = x, y
         self.rows, self.d_in, self.d_out = len(x), x.shape[1], (x if y is None else y).shape[1]
-        self.reads: tuple[str, ...] = ("rows",)
-        self.writes: tuple[str, ...] = ("rows",) if y is None else ("targets",)
+        reads = reads or {"rows": self.d_in}
+        writes = writes or (reads if y is None else {"targets": self.d_out})
+        self.reads, self.writes = tuple(reads), tuple(writes)
+        self.widths_in, self.widths_out = tuple(reads.values()), tuple(writes.values())
+        if (sum(self.widths_in), sum(self.widths_out)) != (self.d_in, self.d_out):
+            raise WrongUse(f"The widths of {reads} and {writes} do not add up to {self.d_in} and {self.d_out}.")
 
     def _pair(self, index: Tensor | slice) -> Pair:
         x = self.x[index].float()
@@ -94,7 +107,8 @@ class StoreSource:
         for site in self.reads + self.writes:
             if site not in store.widths:
                 raise WrongUse(f"The store has no {site!r}; it holds {', '.join(store.widths)}.")
-        self.d_in, self.d_out = (sum(store.widths[s] for s in sites) for sites in (self.reads, self.writes))
+        self.widths_in, self.widths_out = (tuple(store.widths[s] for s in sites) for sites in (self.reads, self.writes))
+        self.d_in, self.d_out = sum(self.widths_in), sum(self.widths_out)
 
     def _pairs(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[Pair]:
         for batch in batches:

@@ -30,17 +30,34 @@ def scale_to(size: float, x: Float[Tensor, "rows d"], site: str) -> float:
     return (size / mean_square) ** 0.5
 
 
+Scales = tuple[tuple[float, ...], tuple[float, ...]]
+
+
 def scales(
     D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], sizes: tuple[float, float]
-) -> tuple[float, float]:
-    """What rows are multiplied by in training: E‖s_x x‖² and E‖s_y y‖² become `sizes`, which a kind of dictionary sets.
+) -> Scales:
+    """What rows are multiplied by in training, site by site: E‖s_x x‖² and E‖s_y y‖² become `sizes`, set by the kind.
 
-    In an autoencoder one number serves both ends. A TopK transcoder's targets are of length 1: its encoder must grow
-    until its latents have the size of the target, and with Adam's steps of equal size that then takes a few hundred
-    steps instead of thousands (Gao et al. 2024 train at length 1).
+    Several sites share a size by their widths. In an autoencoder one number serves both ends. A TopK transcoder's targets are
+    of length 1: its encoder must grow until its latents have the size of the target, and with Adam's steps of equal
+    size that then takes a few hundred steps instead of thousands (Gao et al. 2024 train at length 1).
     """
-    s_x = scale_to(sizes[0], x, ", ".join(D.config.reads))
-    return s_x, s_x if D.config.autoencoder else scale_to(sizes[1], y, ", ".join(D.config.writes))
+    c = D.config
+    s_x = _by_site(sizes[0], x, c.reads, c.widths_in)
+    return s_x, s_x if c.autoencoder else _by_site(sizes[1], y, c.writes, c.widths_out)
+
+
+def _by_site(size: float, x: Tensor, sites: tuple[str, ...], widths: tuple[int, ...]) -> tuple[float, ...]:
+    if not widths:
+        sites, widths = (", ".join(sites),), (x.shape[1],)
+    parts = zip(x.split(widths, dim=1), sites, strict=True)
+    return tuple(scale_to(size * part.shape[1] / x.shape[1], part, site) for part, site in parts)
+
+
+def spread(scales: tuple[float, ...], widths: tuple[int, ...], like: Tensor) -> Float[Tensor, " d"]:
+    """A scale for each dimension, from one for each site."""
+    s = torch.tensor(scales, dtype=torch.float64)
+    return (s.repeat_interleave(torch.tensor(widths)) if widths else s).to(like)
 
 
 def geometric_median(x: Float[Tensor, "rows d"], tolerance: float = 1e-6, iterations: int = 200) -> Float[Tensor, " d"]:
@@ -86,6 +103,10 @@ def initialise(D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "r
         D.W_enc.copy_(START * unit_rows(D.W_enc.T, generator).T)
         D.b_in.copy_(x.double().mean(0))
         D.b_dec.copy_(y.double().mean(0))
+    if D.config.cross_layer:
+        D.confine()
+        D.W_dec.div_(D.W_dec.norm(dim=1, keepdim=True))
+        D.W_enc.mul_(START / D.W_enc.norm(dim=0))
 
 
 def unit_rows(like: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:

@@ -23,7 +23,7 @@ from interp.dictionaries.kinds.kind import at_least, positive
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source
 from interp.dictionaries.sparse import fired
-from interp.dictionaries.start import initialise, scales
+from interp.dictionaries.start import Scales, initialise, scales, spread
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import command_line
 
@@ -37,6 +37,7 @@ class TrainConfig:
     kind: Kind = TopK()  # noqa: RUF009  (frozen)
     latents: int = 4096
     skip: bool = False  # a transcoder's linear path
+    cross_layer: bool = False  # a transcoder's latents belong to the layers read, and write to those above
     steps: int = 10_000
     batch: int = 4096
     lr: float | None = None  # the kind's
@@ -143,14 +144,18 @@ class Trainer:
         )
         self.silent = torch.zeros(config.latents, dtype=torch.int64, device=self.device)  # rows since each latent fired
         self.averages = {name: torch.zeros_like(p) for name, p in self.trained.items() if config.average}
-        self.scales = (1.0, 1.0)
+        self.scales: Scales = ((1.0,), (1.0,))
         self.step = 0
 
     def _made(self) -> Dictionary:
         c, source, kind = self.config, self.source, self.kind
         k = getattr(kind, "k", None) if kind.activation in COUNTED else None
-        shape = (source.reads, source.writes, source.d_in, source.d_out, c.latents, k, kind.activation, c.skip)
-        D = Dictionary(DictionaryConfig(*shape), DTYPES[c.dtype])
+        w_in, w_out = ((w if len(w) > 1 else ()) for w in (source.widths_in, source.widths_out))
+        sites = (source.reads, source.writes, source.d_in, source.d_out)
+        shape = DictionaryConfig(
+            *sites, c.latents, k, kind.activation, c.skip, w_in, w_out, c.cross_layer, getattr(kind, "heads", 1)
+        )
+        D = Dictionary(shape, DTYPES[c.dtype])
         kind.prepare(D)
         D.W_dec.requires_grad_(not c.frozen_decoder)
         if not D.config.autoencoder:
@@ -171,16 +176,18 @@ class Trainer:
         x, y = x[whole], y[whole]
         D = self.dictionary
         self.scales = scales(D, x, y, self.kind.sizes(D.config))
-        initialise(D, x * self.scales[0], y * self.scales[1], self.config.seed)
+        s_x, s_y = self._spread(x)
+        initialise(D, x * s_x, y * s_y, self.config.seed)
         if not (D.config.autoencoder or self.kind.centred):
             D.b_in.zero_()
-        self.kind.begin(D)
+        self.kind.begin(D, x * s_x)
 
     def update(self, x: Tensor, y: Tensor) -> Loss:
         """One step on the raw rows (x [batch, d_in], y [batch, d_out]); returns the loss before it."""
         autoencoder = y is x
-        x = x.to(self.device, self.dtype) * self.scales[0]
-        y = x if autoencoder else y.to(self.device, self.dtype) * self.scales[1]
+        s_x, s_y = self._spread(self.dictionary.b_dec)
+        x = x.to(self.device, self.dtype) * s_x
+        y = x if autoencoder else y.to(self.device, self.dtype) * s_y
         c, D = self.config, self.dictionary
         now = Now(self.dead.nonzero().flatten(), self.step, c.steps, c.warm(self.step))
         loss = self.kind.loss(D, x, y, now)
@@ -194,9 +201,15 @@ class Trainer:
             self._forget(self.kind.revived(D, x, y, self.silent, now))
         return loss
 
+    def _spread(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales, dimension by dimension."""
+        c = self.dictionary.config
+        return spread(self.scales[0], c.widths_in, like), spread(self.scales[1], c.widths_out, like)
+
     def _forget(self, latents: Tensor) -> None:
         """Latents that start anew have no momentum, and have not been silent."""
         self.silent[latents] = 0
+        self.dictionary.confine()
         for name in {"W_enc", "b_enc", "W_dec", *self.kind.tensors} & self.trained.keys():
             for key in ("exp_avg", "exp_avg_sq"):
                 moments = self.optimiser.state[self.trained[name]][key]
@@ -225,12 +238,13 @@ class Trainer:
     @torch.no_grad()
     def finished(self) -> Dictionary:
         """The dictionary for raw rows: scales and all that only training needs folded into the weights."""
+        s = self._spread(torch.empty(0, dtype=torch.float64, device=self.device))
         if not self.averages or not self.step:
-            return self.kind.folded(self.dictionary).rescaled(*self.scales)
+            return self.kind.folded(self.dictionary).rescaled(*s)
         D = copy.deepcopy(self.dictionary)
         for name, average in self.averages.items():
             D.get_parameter(name).copy_(average / (1 - self.config.average**self.step))
-        return self.kind.folded(D).unit_rows().rescaled(*self.scales)
+        return self.kind.folded(D).unit_rows().rescaled(*s)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""
@@ -246,7 +260,7 @@ class Trainer:
         return tensors | {"silent": self.silent}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], step: int, scales: tuple[float, float]) -> None:
+    def restore(self, tensors: dict[str, Tensor], step: int, scales: Scales) -> None:
         """Put back what `state` gave."""
         self.step, self.scales = step, scales
         for name, mine in self.state().items():

@@ -71,10 +71,11 @@ def _fill(row: Row, kind: str) -> None:
     row |= {"inputs": list(fitting(twin)), "softmaxes": run.softmaxes, "attentions": len(run.attentions)}
     row |= {"repeated": repeated(twin, run), "stage": "prove"}
     wrapped = load(model)
-    row["proofs"] = {letter: _brief(proof) for letter, proof in by_letter(doctor(wrapped, gradients=1)).items()}
+    proofs = by_letter(doctor(wrapped, gradients=1))
     blocks = [block for stack in wrapped.wiring.stacks for block in stack.blocks]
     row |= {"blocks": len(blocks), "solved": sum(bool(b.sums) for b in blocks), "sites": len(wrapped.sites())}
     row["named"] = sum(len(b.cores) for b in blocks)
+    row["proofs"] = {letter: _brief(proof) for letter, proof in proofs.items()}
     del row["stage"]
 
 

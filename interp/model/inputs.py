@@ -92,7 +92,12 @@ def _possible(model: nn.Module) -> list[Row]:
     given, main = inspect.signature(model.forward).parameters.values(), first_name(model)
     named = {main, *(p.name for p in given)}
     needed = {p.name for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    found = [row for row in rows() if set(row) <= named and needed - {"use_cache"} <= {*row, "decoder_input_ids"}]
+    text = any(hasattr(c, n) for c in parts(model.config) for n in ("vocab_size", "d_vocab"))
+    known = [
+        *rows(),
+        *([{main: "tokens batch pos"}] if text else []),
+    ]  # a wrapper may call the text by a name of its own
+    found = [row for row in known if set(row) <= named and needed - {"use_cache"} <= {*row, "decoder_input_ids"}]
     found = [row for row in found if all(_known(model.config, spec) for spec in row.values())]
     if not found:
         raise Failed(

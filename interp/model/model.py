@@ -224,12 +224,15 @@ class Model:
                 return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
             return self._named(x if x.ndim > 1 else x.reshape(1, -1))
         if isinstance(x, Mapping):
+            empty = next((n for n, t in x.items() if isinstance(t, Tensor) and t.numel() == 0), None)
+            if empty is not None:
+                raise WrongUse(f"the input {empty!r} holds nothing: its shape is {tuple(x[empty].shape)}.")
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
         if not isinstance(x, Tokens):
             raise WrongUse(
-                f"{type(x).__name__} is no input: give text, a list of texts, token ids, a float tensor or a dict."
+                f"{type(x).__name__} is no input: give text, a list of texts, a tensor of token ids, a float tensor or a dict."
             )
         return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
 
@@ -285,6 +288,8 @@ class Model:
         a quantised model; `Failed` if the recording would not fit in memory.
         """
         names = self._sites(sites)[0]
+        if not names:
+            raise WrongUse("no site was named, so there is nothing to record: sites=['blocks.*.resid_post'], say.")
         inputs, mine = self.inputs(x, bos), self._resolved(edits)
         tokens, mask = inputs.get(self._main_input), inputs.get("attention_mask")
         tokens = None if tokens is None or tokens.is_floating_point() else tokens

@@ -79,6 +79,7 @@ def _times(trace: Trace, block: Block, coefficient: Coefficient, t: Tensor) -> T
     return weight.unsqueeze(-1) * t.unsqueeze(2)
 
 
+@torch.no_grad()
 def sum_error(trace: Trace, block: Block, claim: Sum, writes: bool = True) -> float:
     """||site - (scale · base + Σ c · write + constant)|| / ||site|| in float64; without `writes` these are held to be zero."""
     site = _value(trace, block, claim.site)
@@ -152,7 +153,7 @@ def doctor(model: Model, wiring: Wiring | None = None, gradients: int | None = N
     proofs += _tried("b", lambda: [_sums(model, own, _own_tolerance(model.dtype), "own weights")])
     on_twin: dict[str, Callable[[], list[Proof]]] = {
         "b": lambda: [_sums(twin, inputs, 1e-8, "twin")],
-        "c": lambda: _attention(twin, inputs),
+        "c": lambda: _attention(twin, inputs) + _remainder(twin, inputs),
         "d": lambda: [_own_value(twin, inputs)],
         "e": lambda: [_zeroed(twin, inputs)],
         "f": lambda: _padding(twin),
@@ -204,7 +205,7 @@ def _sums(model: Model, inputs: dict[str, Any], tolerance: float, which: str) ->
 
 
 def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
-    """(c) Pattern rows and sinks sum to one; pattern · v = z; the rest of the module makes out of z; Σ result + bias = out."""
+    """(c) Pattern rows and sinks sum to one; pattern · v = z; Σ result + bias = out."""
     cores = [n.removesuffix(".pattern") for n in twin.binding.sites if n.endswith(".pattern")]
     seen, run = [], trace(twin.module, inputs)
     for block in (b for stack in twin.wiring.stacks for b in stack.blocks):
@@ -244,6 +245,29 @@ def _attention(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
     return [Proof("c", claim, error, 1e-8, claim) for claim, error in errors.items()]
 
 
+def _remainder(twin: Model, inputs: dict[str, Any]) -> list[Proof]:
+    """(c) The rest of the module makes attn.out of z: with the z of the row before, it returns what that row returned.
+
+    Where z is read by more than a matrix (a gate of each token, say), what else enters may differ between the rows.
+    """
+    from interp.model.edits import Patch
+
+    cores = [n.removesuffix(".z") for n in twin.binding.sites if n.endswith(".z")]
+    cores = [c for c in cores if f"{c}.out" in twin.binding.sites]
+    if not cores:
+        return []
+    clean = twin.record(inputs, [f"{c}.{n}" for c in cores for n in ("z", "out")])
+    edits = [Patch(f"{c}.z", clean[f"{c}.z"].roll(1, 0)) for c in cores]
+    moved = twin.record(inputs, [f"{c}.out" for c in cores], edits=edits, strict=True)
+    errors = {c: _off(moved[f"{c}.out"], clean[f"{c}.out"].roll(1, 0)) for c in cores}
+    claim, beside = "the rest of the module makes attn.out of z", [c for c, e in errors.items() if e > 1e-8]
+    if beside and not any(f"{c}.result" in twin.binding.sites for c in beside):
+        why = f"more than z enters {beside[0]}.out: with another row's z it is off by {errors[beside[0]]:.1e}"
+        return [Proof("c", claim, None, 1e-8, why)]
+    worst = max(errors, key=lambda c: errors[c])
+    return [Proof("c", claim, errors[worst], 1e-8, f"{worst}.out is not what z makes")]
+
+
 def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -253,11 +277,13 @@ def _own_value(twin: Model, inputs: dict[str, Any]) -> Proof:
     from interp.model.edits import Patch
 
     names = [n for n in twin.binding.sites if n != "logits" and editable(n)]
-    cache, worst, clean = twin.record(inputs, names), 0.0, output_tensor(twin.module(**inputs))
+    cache, clean, errors = twin.record(inputs, names), output_tensor(twin.module(**inputs)), {"no site": 0.0}
     for alike in dict.fromkeys(re.sub(r"\d+", "*", n) for n in names):  # one site, in all blocks at once
         with twin.edit(Patch(alike, cache), strict=True), torch.no_grad():
-            worst = max(worst, _off(output_tensor(twin.module(**inputs)), clean))
-    return Proof("d", "patching a site with its own value changes nothing", worst, 1e-10)
+            errors[alike] = _off(output_tensor(twin.module(**inputs)), clean)
+    worst = max(errors, key=lambda n: errors[n])
+    claim = "patching a site with its own value changes nothing"
+    return Proof("d", claim, errors[worst], 1e-10, f"{worst} moves the output by {errors[worst]:.1e}")
 
 
 def _zeroed(twin: Model, inputs: dict[str, Any]) -> Proof:
@@ -310,7 +336,7 @@ def _gradients(twin: Model, inputs: dict[str, Any], most: int | None) -> Proof:
         step = 1e-5 * float(seen.square().mean().sqrt().clamp(min=1e-3))
         for place in slope.abs().topk(min(COORDINATES, slope.numel())).indices.tolist():
             off = abs(_difference(twin, inputs, weighted, name, value, place, step) - float(slope[place]))
-            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step))
+            errors[name] = max(errors.get(name, 0.0), off / max(abs(float(slope[place])), 1e-10 * size / step, 1e-300))
     worst = max(errors, key=lambda n: errors[n])
     return Proof("g", claim, errors[worst], 1e-4, f"{worst} is off")
 

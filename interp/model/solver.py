@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp.model.stream import Link, Stream, Unsolved, alone, is_norm
-from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, rerun, same, tensors_in
+from interp.model.stream import Link, Stream, Unsolved, alone, changed, is_norm
+from interp.model.trace import EXACT, Call, Trace, first_in, near, replace_in, same, tensors_in
 from interp.model.wiring import Block, Coefficient, Core, Place, Sum, moved, vector
 
 # ---------------------------------------------------------------- questions asked of a call
@@ -33,7 +33,10 @@ def mixes_positions(call: Call, axis: int = -1) -> bool:
     assert call.into is not None and call.out is not None
     shifted = call.into.clone()
     shifted.movedim(axis, -1)[(0,) * (shifted.ndim - 1)] += 1.0
-    change = (rerun(call, shifted) - call.out).movedim(axis, -1).abs()
+    change = changed(call, shifted)
+    if change is None:
+        return True  # it keeps something
+    change = change.movedim(axis, -1).abs()
     others = (change if change.ndim == 2 else change[0]).flatten(0, -2)[1:]  # some flatten batch and positions
     return bool((others > 1e-12).any())
 
@@ -76,6 +79,7 @@ class _Solver(Stream):
         self.refused: dict[str, str] = {}
 
     def place(self, call: Call, side: str) -> Place:
+        """Where a call's first tensor is found, and how it lies there."""
         key = call.key_in() if side == "in" else next(iter(call.outputs))
         t = (call.inputs if side == "in" else call.outputs)[key]
         axis = self.axis if call is self.call else self.axis_of(call, t)
@@ -219,8 +223,7 @@ class _Solver(Stream):
     def add_sublayer(self, write: Call) -> str:
         """Name the sites of the sublayer that makes this write; returns the name of the write."""
         role, out, entry = self.sublayer(write)
-        taken = sum(1 for s in self.sites if s.split(".")[0].rstrip("0123456789") == role and s.endswith(".write"))
-        role = role if not taken else f"{role}{taken + 1}"
+        role = self.numbered(role)
         self.sites |= {
             f"{role}.in": self.place(entry, "in"),
             f"{role}.out": self.place(out, "out"),
@@ -236,6 +239,21 @@ class _Solver(Stream):
         elif role.startswith("mlp") and not self.add_experts(role, out, entry):
             self.add_mlp(role, out, entry)
         return f"{role}.write"
+
+    def numbered(self, role: str) -> str:
+        """A name for one more sublayer of a kind."""
+        taken = sum(1 for s in self.sites if s.split(".")[0].rstrip("0123456789") == role and s.endswith(".in"))
+        return role if not taken else f"{role}{taken + 1}"
+
+    def add_readers(self) -> None:
+        """Name attentions that write nothing to the stream themselves: another sublayer reads what they return."""
+        for call, attention in self.cores:
+            if any((core.path, core.call) == (call.path, call.number) for core in self.found_cores.values()):
+                continue
+            role = self.numbered(self.role(call))
+            after = (c for c in self.calls if c.end > call.start and is_linear(c) and same_values(attention.z, c.into))
+            self.sites |= {f"{role}.in": self.place(call, "in"), f"{role}.out": self.place(next(after, call), "out")}
+            self.found_cores[role] = Core(call.path, attention.product, call.number)
 
     def add_experts(self, role: str, out: Call, entry: Call) -> bool:
         """router: the scores each token gives the experts; experts.post: the hidden neurons of those it is sent to."""
@@ -359,6 +377,7 @@ class _Solver(Stream):
                 site, role = self.add_sum(link, site, following, before)
                 if number == last:
                     self.find_mid(link)
+        self.add_readers()
         found = (self.found_cores, self.scales, self.experts, self.refused)
         sums, norms = tuple(self.sums), tuple(self.norms)
         return Block(self.call.path, self.call.number, self.call.until, self.sites, sums, norms, *found)
@@ -475,7 +494,7 @@ def solve_block(trace: Trace, call: Call, solved: Sequence[Block] = ()) -> Block
     solver = _Solver(trace, call)
     try:
         return solver.solve()
-    except Unsolved as report:
+    except (Unsolved, RuntimeError, LookupError, TypeError) as report:  # or a module that does not run again as it ran
         return Block(call.path, call.number, call.until, solver.ends()).ends(
             f"the wiring could not be solved: {report}"
         )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.solver import solve_block
-from interp.model.stream import alone, is_norm
-from interp.model.trace import Call, Trace, replace_in, rerun, same, tensors_in
+from interp.model.stream import alone, changed, is_norm
+from interp.model.trace import Call, Trace, replace_in, same, tensors_in
 from interp.model.wiring import Block, Place, Stack, Wiring
 
 
@@ -65,12 +65,14 @@ def carries(trace: Trace, call: Call) -> bool:
 
     def again(module: nn.Module, args: Any, out: Any) -> Any:
         key = next(tensors_in(out))[0]
-        return replace_in(out, key, made[module].pop(0))
+        return replace_in(out, key, made[module].pop(0).clone())  # blocks may add to it in place
 
     handles = [module.register_forward_hook(again) for module in made]
+    assert call.into is not None
+    other = call.into + torch.linspace(1, 2, call.into.numel()).view_as(call.into).sin()
     try:
-        assert call.into is not None
-        return not same(rerun(call, 2 * call.into), call.out)
+        change = changed(call, other)
+        return change is None or bool(change.any())
     finally:
         for handle in handles:
             handle.remove()
@@ -174,10 +176,12 @@ def solve(model: nn.Module, trace: Trace) -> Wiring:
     names = prefixes([chain[0].path for chain in found])
     stacks = []
     for prefix, chain in zip(names, found, strict=True):
-        solved: list[Block] = []
-        for call in chain:
-            solved.append(solve_block(trace, call, solved))
-        stacks.append(Stack(prefix, tuple(solved)))
+        solved: dict[int, Block] = {}
+        for number, call in sorted(enumerate(chain), key=lambda c: not bool(c[1].into.any())):  # type: ignore[union-attr]
+            solved[number] = solve_block(
+                trace, call, list(solved.values())
+            )  # a stream of zeros tells least, so it comes last
+        stacks.append(Stack(prefix, tuple(solved[number] for number in range(len(chain)))))
     return Wiring(tuple(stacks), *_outside(model, trace, list(zip(names, found, strict=True))))
 
 
@@ -193,7 +197,7 @@ def _outside(
     tokens = _token_embeddings(model, tables)
     for number, call in enumerate(tokens):
         sites[f"{stacks[number][0] if len(tokens) == len(stacks) else ''}embed"] = _returned(call)
-    for call in (c for c in tables if c.inputs):
+    for call in (c for c in tables if any(t.ndim for t in c.inputs.values())):
         ids = next(iter(call.inputs.values()))
         if call not in tokens and bool((ids.flatten()[: ids.shape[-1]].diff() == 1).all()):
             sites["pos_embed"] = _returned(call)

@@ -45,13 +45,23 @@ class Link:
 # ---------------------------------------------------------------- questions asked of a call
 
 
+def changed(call: Call, tensor: Tensor) -> Tensor | None:
+    """How its result changes when it receives a tensor instead; None where it does not run again on that."""
+    try:
+        assert call.out is not None
+        return rerun(call, tensor) - call.out
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # a cache is full, shapes go together
+        return None
+
+
 def is_norm(call: Call) -> bool:
     """Its result does not change when its one tensor argument is doubled, up to the norm's epsilon; it has no matrices."""
     if call.into is None or call.out is None or len(call.inputs) != 1 or call.into.shape != call.out.shape:
         return False
     if any(p.ndim > 1 for p in call.module.parameters()):
         return False
-    return bool((rerun(call, 2 * call.into) - call.out).norm() < 0.01 * call.out.norm())
+    change = changed(call, 2 * call.into)
+    return change is not None and bool(change.norm() < 0.01 * call.out.norm())
 
 
 def adds(call: Call) -> bool:
@@ -61,11 +71,8 @@ def adds(call: Call) -> bool:
 
 
 def after_sum(call: Call) -> bool:
-    """A norm, or an activation function: what may stand between a sum and what a block returns."""
-    if is_norm(call):
-        return True
-    bare = next(call.module.parameters(), None) is None and len(call.inputs) == 1
-    return bare and call.into is not None and call.out is not None and not same(call.into, call.out) and alone(call)
+    """A norm, or what treats every value alone: what may stand between a sum and what a block returns."""
+    return len(call.inputs) == 1 and (is_norm(call) or (alone(call) and not same(call.into, call.out)))
 
 
 def alone(call: Call) -> bool:
@@ -75,7 +82,9 @@ def alone(call: Call) -> bool:
     first = (0,) * call.into.ndim
     moved = call.into.clone()
     moved[first] += 1.0
-    change = rerun(call, moved) - call.out
+    change = changed(call, moved)
+    if change is None:
+        return False
     change[first] = 0.0
     return not bool(change.any())
 
@@ -94,7 +103,10 @@ def channel_axis(call: Call) -> int | None:
     moved = call.into.clone()
     moved[(0,) * moved.ndim] += 1.0
     assert call.out is not None
-    change = (rerun(call, moved) - call.out)[0]
+    change = changed(call, moved)
+    if change is None:
+        return None
+    change = change[0]
     spread = [axis for axis in range(change.ndim) if change.select(axis, -1).abs().max() > 0 and change.shape[axis] > 1]
     return 1 if change.ndim > 1 and spread == [0] else -1
 
@@ -209,22 +221,26 @@ class Stream:
         return None
 
     def ways(self, target: Tensor, before: float) -> Iterator[Link]:
-        """Links that end in a tensor, the plainest first."""
-        yield from self.between(target, self.x, -1, before, ("plain",))
+        """Links that end in a tensor, the plainest first; from a stream of zeros, which anything explains, last."""
+        moving, every = bool(self.x.any()), ("plain", "scaled", "vectors", "mixed")
+        if moving:
+            yield from self.between(target, self.x, -1, before, every[:1])
         for call in self.leaves:
             if call.end <= before and same(self.out(call), target) and after_sum(call):
                 yield Link(target, self.into(call), norm=call, since=call.start)  # type: ignore[arg-type]
-        every = ("plain", "scaled", "vectors", "mixed")
         for reader in reversed(self.calls):  # a sum of which nothing but its reader tells
             base = self.into(reader) if reader.start < before else None
             if self.may_be_base(base, target) and self.producer(base, reader.start) is None:
                 yield from self.between(target, base, reader.start, before, every)  # type: ignore[arg-type]
-        yield from self.between(target, self.x, -1, before, every[1:])
+        if moving:
+            yield from self.between(target, self.x, -1, before, every[1:])
         for norm in reversed(self.leaves):
             base = self.out(norm) if norm.end < before else None
-            if self.may_be_base(base, target) and is_norm(norm):
+            if self.may_be_base(base, target) and after_sum(norm):
                 yield from self.between(target, base, norm.end, before, every)  # type: ignore[arg-type]
         yield from self.joints(target, before)
+        if not moving:
+            yield from self.between(target, self.x, -1, before, every[:1])
 
     def may_be_base(self, base: Tensor | None, target: Tensor) -> bool:
         """A tensor of the stream's size that is neither the target nor x."""

@@ -1,4 +1,9 @@
-"""A tiny random model of any type transformers knows: its own config class, every size cut by the rules of the data table."""
+"""A tiny random model of any type transformers knows: its own config class, every size cut by the rules of the data table.
+
+Of `table.json`: `tiny` are the rules by field name, `unset` what a field gets that is None or empty by default, `special`
+names the token ids, `depth` the numbers of layers, `indices` the lists of layers' indices, `instead` configs put in place of
+those whose models need a package of their own, `start` and `types` hold what one type needs before and after the cut.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -20,7 +25,7 @@ from interp.model.twin import names, randomise
 LAYERS = 3
 LARGE = 10_000_000
 KINDS = 4  # a list with more values than these does not say of what kind a layer is
-FREE = 3  # token ids below are as they were
+FREE = 32  # token ids below are as they were
 
 
 def model_types() -> list[str]:
@@ -76,19 +81,32 @@ def start(kind: str) -> Any:
 
 
 def fields(config: Any) -> dict[str, Any]:
-    """The fields of a config that its class takes, by the names it takes them by, and the stages a backbone gives out."""
-    taken, held = getattr(type(config), "__dataclass_fields__", {}), vars(config)
-    stored = {k: getattr(type(config), "attribute_map", {}).get(k, k) for k in taken if not k.startswith("_")}
+    """What a config was given, by the names its class takes it by: what the class derives from the rest is left out."""
+    kind: Any = type(config)
+    held, other = vars(config), getattr(kind, "attribute_map", {})
+    stored = {k: other.get(k, k) for k in getattr(kind, "__dataclass_fields__", {}) if not k.startswith("_")}
     given = {k: held[v] for k, v in stored.items() if v in held}
-    return given | ({"out_indices": list(config.out_indices)} if "_out_indices" in held else {})
+    usual = _usual(kind) or held
+    more = {k: v for k, v in held.items() if k not in usual and k not in stored.values() and not k.startswith("_")}
+    return given | more | ({"out_indices": list(config.out_indices)} if "_out_indices" in held else {})
+
+
+@cache
+def _usual(kind: Any) -> dict[str, Any]:
+    """What a config of the class holds by default; nothing, if the class knows no default that holds."""
+    try:
+        config = kind()
+    except Exception:
+        return {}
+    return vars(config) | ({"out_indices": list(config.out_indices)} if "_out_indices" in vars(config) else {})
 
 
 def cut(name: str, value: Any) -> Any:
     """A config field's value, cut by the first fitting rule of the data table: at most its size.
 
     Lists: `scale` cuts the least entry to the size and keeps the others' ratios to it, in quarters of the size; `each` cuts
-    every entry; `divide` divides them, so that lists of several parts stay in step; `first` keeps as many entries, for
-    another rule to cut.
+    every entry; `divide` divides them (lists alone), so that those of several parts stay in step; `first` keeps as many
+    entries, for another rule to cut.
     """
     listed = isinstance(value, (list, tuple))
     if not listed and not _whole(value):
@@ -125,27 +143,32 @@ def kept_layers(given: dict[str, Any], layers: int, own: dict[int, Any]) -> dict
     Lists with an entry a layer (kinds, if they hold few values), lists of layers' indices (by name) and what layers have of
     their `own` are cut alike.
     """
-    name = next((n for n in names()["depth"] if _whole(given.get(n))), None)
+    lists = {k: v for k, v in given.items() if isinstance(v, (list, tuple)) and v}
+    name = next((n for n in names()["depth"] if _whole(given.get(n)) or isinstance(lists.get(n, [0])[0], str)), None)
     if name is None:
         return {}
-    layers = max(layers, len(given.get("out_indices", ())))
-    depth, lists = given[name], {k: v for k, v in given.items() if isinstance(v, (list, tuple))}
+    depth = len(lists[name]) if name in lists else given[name]
     index = {k: v for k, v in lists.items() if re.fullmatch(names()["indices"], k)}
     each = {k: v for k, v in lists.items() if len(v) == depth and k not in index}
     kinds = [[repr(e) for e in v] for v in each.values()] + [
         [str(i in v) for i in range(depth)] for v in index.values()
     ]
     kinds.append([repr(own.get(i)) for i in range(depth)])
-    said = list(zip(*(k for k in kinds if len(set(k)) <= KINDS), strict=True))
-    first = [said.index(kind) for kind in dict.fromkeys(said)]
-    chosen = sorted([*first, *(i for i in range(depth) if i not in first)][: max(layers, len(first))])
+    chosen = _chosen([k for k in kinds if len(set(k)) <= KINDS], max(layers, len(given.get("out_indices", ()))))
     new = {k: cut(k, type(v)(v[i] for i in chosen)) for k, v in each.items()}
     new |= {k: type(v)(n for n, i in enumerate(chosen) if i in v) for k, v in index.items()}
     if own:
         new["per_layer_config"] = {n: _own(given, own[i]) for n, i in enumerate(chosen) if i in own}
     if "out_indices" in given:
         new["out_indices"] = list(range(len(chosen) + 1))[-len(given["out_indices"]) :]
-    return new | {name: len(chosen)}
+    return new if name in lists else new | {name: len(chosen)}
+
+
+def _chosen(kinds: list[list[str]], layers: int) -> list[int]:
+    """The first layer of each kind (each list says something of every layer), then the first others, in their order."""
+    said = list(zip(*kinds, strict=True))
+    first = [said.index(kind) for kind in dict.fromkeys(said)]
+    return sorted([*first, *(i for i in range(len(said)) if i not in first)][: max(layers, len(first))])
 
 
 def _own(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +193,7 @@ def sections(rope: dict[str, Any], pairs: int) -> dict[str, Any]:
     if "rope_theta" not in rope:  # one rope a kind of layers
         return {k: sections(v, pairs) if isinstance(v, dict) else v for k, v in rope.items()}
     ratios = rope.get("mrope_section") or [1, 1, 1]
-    ends = [round(pairs * sum(ratios[: i + 1]) / sum(ratios)) for i in range(len(ratios))]
+    ends = [pairs * sum(ratios[: i + 1]) // sum(ratios) for i in range(len(ratios))]
     return rope | {"mrope_section": [b - a for a, b in zip([0, *ends], ends, strict=False)]}
 
 
@@ -195,44 +218,29 @@ def tiny_config(config: Any, layers: int = LAYERS, ids: dict[int, int] | None = 
     for name, value in given.items():
         if isinstance(value, PretrainedConfig):
             changes[name] = tiny_config(instead(value), layers, ids, row.pop(name, None))
-        elif value is None:
-            changes[name] = next((v for pattern, v in names()["unset"] if re.fullmatch(pattern, name)), None)
+        elif value in (None, []):
+            changes[name] = next((v for pattern, v in names()["unset"] if re.fullmatch(pattern, name)), value)
         elif re.fullmatch(names()["special"], name):
             changes[name] = special(value, ids)
         else:
             changes[name] = cut(name, value)
-    said: dict[str, Any] = getattr(config, "to_dict", dict)()
-    changes |= kept_layers(given, layers, said.get("per_layer_config") or {})
+    own = config.to_dict().get("per_layer_config") or {}
+    changes |= kept_layers(given, layers, {int(layer): v for layer, v in own.items()})
     if "mrope_section" in (getattr(config, "ignore_keys_at_rope_validation", None) or ()):
         changes |= _with_sections(changes)
     if given.get("kv_lora_rank"):  # keys and values of all heads are made of one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
-    usual, said = _usual(type(config)), changes | row
-    missing = object()
-    return type(config)(
-        **{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)}
-    )
-
-
-def _told(kind: Any) -> dict[str, Any]:
-    """What a config class says by default; nothing, if it knows no default that holds."""
-    try:
-        return fields(kind())
-    except Exception:
-        return {}
-
-
-_usual: Callable[[Any], dict[str, Any]] = cache(_told)
+    kind: Any = type(config)
+    usual, said, missing = _usual(kind), changes | row, object()
+    return kind(**{k: v for k, v in said.items() if isinstance(v, PretrainedConfig) or v != usual.get(k, missing)})
 
 
 def _with_sections(changes: dict[str, Any]) -> dict[str, Any]:
     """A rope of sections: where it turns only a part of a head, heads of 16 of which it turns half, so that all have dims."""
-    rope, dims = (
-        changes["rope_parameters"],
-        changes.get("head_dim") or changes["hidden_size"] // changes["num_attention_heads"],
-    )
+    rope = changes["rope_parameters"]
     if rope.get("partial_rotary_factor", 1) < 1:
         return {"rope_parameters": sections(rope | {"partial_rotary_factor": 0.5}, 4), "head_dim": 16}
+    dims = changes.get("head_dim") or changes["hidden_size"] // changes["num_attention_heads"]
     return {"rope_parameters": sections(rope, dims // 2)}
 
 

@@ -69,7 +69,11 @@ def shrunk(config: Any) -> Any:
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Matrices to N(0, 1.5² / fan-in), embeddings to N(0, 1), norm weights to N(1, .2²), the rest moved by N(0, .3²)."""
+    """Matrices to N(0, 1.5² / fan-in), embeddings to N(0, 1), norm weights to N(1, .2²), the rest moved by N(0, .3²).
+
+    What has more axes and a spread is moved by N(0, .3²) of that spread; buffers of zeros that are saved (biases that
+    routers learn outside the gradient) count as parameters.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor, scale: float) -> Tensor:
@@ -77,7 +81,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
     seen: set[int] = set()
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
+        for name, p in [*module.named_parameters(recurse=False), *_zeros_kept(module)]:
             if id(p) in seen or not p.is_floating_point():
                 continue
             seen.add(id(p))
@@ -88,7 +92,13 @@ def randomise(model: nn.Module, seed: int) -> None:
             elif p.ndim == 1:
                 p.add_(normal(p, 0.2 if bool((p == 1).all()) else 0.3))
             else:
-                p.add_(normal(p, 0.3 * float(p.std()) if p.numel() > 1 else 0.3))
+                p.add_(normal(p, 0.3 * (float(p.std()) if p.numel() > 1 else 1.0) or 0.3))
+
+
+def _zeros_kept(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """A module's saved vectors of zeros that are no parameters."""
+    held = [(n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set]
+    return [(n, b) for n, b in held if b.ndim == 1 and b.is_floating_point() and bool((b == 0).all())]
 
 
 def twin_of(model: nn.Module, seed: int = 0) -> nn.Module:

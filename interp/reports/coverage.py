@@ -13,8 +13,8 @@ HEAD = """# Which model types are proven
 
 Written by `interp coverage` on {today}, torch {torch}, transformers {transformers}. Every type of transformers' auto mappings, {types} of
 them ({base} have a base model of their own), is built at random tiny size from its own config class, every
-parameter drawn away from its default, and put to the doctor's proofs ([what they say](proven.md)). {built} can be built
-{ran} of these run on made-up inputs, {proven} pass (b) and (d).
+parameter drawn away from its default, and put to the doctor's proofs ([what they say](proven.md)). {built} can be
+built, {ran} of these run on made-up inputs, and {proven} pass both (b) and (d).
 
 | proof | passed | failed | does not apply |
 | --- | --- | --- | --- |

@@ -152,8 +152,8 @@ class _Seen:
 
     def __init__(self, dictionary: Dictionary, model: Model, latents: Sequence[int]) -> None:
         self.dictionary, self.model = dictionary, model
-        self.slots = torch.full((dictionary.config.latents,), -1, device=dictionary.b_enc.device)
-        self.slots[list(latents)] = torch.arange(len(latents), device=dictionary.b_enc.device)
+        self.slots = torch.full((dictionary.config.latents,), -1, device=dictionary.b_dec.device)
+        self.slots[list(latents)] = torch.arange(len(latents), device=dictionary.b_dec.device)
         self.windows: list[np.ndarray] = []
         self.tokens = 0
         self.parts: list[tuple[np.ndarray, ...]] = [tuple(np.empty(0, t) for t in (int, int, int, np.float32))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Ids = Int[np.ndarray, " pos"]
     Bits = Float[np.ndarray, " pos"]
 
-WINDOW, LONG_WINDOW = 512, 4096
+WINDOW = 512
 POSITIONS = (0, 256, 512, 1024, 2048, 4096)
 ORDERS = (3, 4, 5)
 TOKENS_AT_ONCE = 4096
@@ -42,8 +43,8 @@ def check(
 
     Returns `{bits_per_byte: {held_out, default_text, by_position}, kn: {"3", "4", "5"}, kn_default_text: {…},
     induction: {layer, head, score, second_copy_gain}, words_known, distinct_4grams}`: bits per byte of the held-out
-    novels and help texts (windows of 512 tokens; `by_position`: the novels in windows of 4,096), the same for
-    Kneser-Ney models, and the measures of `induction`, `words_known` and `distinct_ngrams` (20 samples of 200 tokens).
+    novels and help texts (windows of 512 tokens; `by_position`: the same tokens of the novels at positions up to 4,096), the
+    same for Kneser-Ney models, and the measures of `induction`, `words_known` and `distinct_ngrams` (20 samples of 200 tokens).
 
     Raises `FileNotFoundError` if `text` has no novel in it, and what `load` raises.
     """
@@ -57,7 +58,7 @@ def check(
         "bits_per_byte": {
             "held_out": bits_per_byte(token_bits(model, held, WINDOW, tokenizer.bos_token_id), held, sizes),
             "default_text": bits_per_byte(token_bits(model, default, WINDOW, tokenizer.bos_token_id), default, sizes),
-            "by_position": by_position(token_bits(model, held, LONG_WINDOW, tokenizer.bos_token_id), held, sizes),
+            "by_position": by_position(model, held, sizes, tokenizer.bos_token_id),
         },
         **_kneser_ney(tokenizer, [*books, help_texts], {"kn": held, "kn_default_text": default}, sizes),
         "induction": induction(load(folder, device, dtype, "eager")[0], tokenizer, seed=seed),
@@ -82,7 +83,7 @@ def plan(
         start = time.perf_counter()
         token_bits(model, window, WINDOW, tokenizer.bos_token_id)
         seconds.append(time.perf_counter() - start)
-    return {"rows": rows, "bytes": 0, "minutes": round(2.5 * rows * min(seconds) / 60, 2)}  # long windows cost more
+    return {"rows": rows, "bytes": 0, "minutes": round(15 * rows * min(seconds) / 60, 2)}  # all positions
 
 
 def load(
@@ -138,17 +139,34 @@ def bits_per_byte(bits: Sequence[Bits], documents: Sequence[Ids], sizes: Int[np.
 
 
 def by_position(
-    bits: Sequence[Bits],
+    model: Any,
     documents: Sequence[Ids],
     sizes: Int[np.ndarray, " vocabulary"],
+    bos: int,
     edges: Sequence[int] = POSITIONS,
 ) -> dict[str, float]:
-    """Bits per byte of the tokens at positions a ≤ i < b of windows of `edges[-1]` tokens (a, b next in `edges`)."""
-    position = np.concatenate([np.arange(len(ids)) % edges[-1] for ids in documents])
-    bit, size = np.concatenate(bits), sizes[np.concatenate(documents)]
-    which = np.digitize(position, edges) - 1
-    total, spent = (np.bincount(which, weights, len(edges) - 1) for weights in (size, bit))
-    return {f"{edges[i]}-{edges[i + 1]}": float(spent[i] / total[i]) for i in range(len(edges) - 1) if total[i]}
+    """Bits per byte of tokens at positions a ≤ i < b of a window (a, b next in `edges`), the same tokens for every range.
+
+    These are the tokens with at least `edges[-1]` others before them: so the ranges differ in context, not in text. Shorter
+    documents do not count; without a long one the result is empty.
+    """
+    long = [ids for ids in documents if len(ids) > edges[-1]]
+    size = sum(sizes[ids[edges[-1] :]].sum() for ids in long)
+    ranges = list(pairwise(edges)) if long else []
+    result = {}
+    for a, b in tqdm(ranges, desc="positions", unit="range"):
+        result[f"{a}-{b}"] = float(sum(bits_at(model, ids, a, b, edges[-1], bos).sum() for ids in long) / size)
+    return result
+
+
+@torch.no_grad()
+def bits_at(model: Any, ids: Ids, a: int, b: int, first: int, bos: int) -> Bits:
+    """Bits of ids[first:], each at one of the positions a … b - 1 of a window of b tokens: windows begin b - a apart."""
+    tokens, starts = torch.from_numpy(ids.astype(np.int64)), list(range(first - a, len(ids) - a, b - a))
+    whole = [tokens[s : s + b] for s in starts if s + b <= len(ids)]
+    batches = list(torch.stack(whole).split(max(1, TOKENS_AT_ONCE // b))) if whole else []
+    batches += [tokens[s:][None] for s in starts[len(whole) :]]
+    return np.concatenate([_bits(model, batch, bos)[:, a:].flatten().cpu().numpy() for batch in batches])
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ def run(out: Path, before: Callable[[], None] = lambda: None) -> int:
     with open(f"{out}.err", "w", encoding="utf-8") as said:
         os.dup2(said.fileno(), 2)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
         torch.set_num_threads(1)
         os.fsync = lambda handle: None  # only a power cut tells the difference
         x = superposed(500, seed=1, d=8, features=12, l0=1.5).x

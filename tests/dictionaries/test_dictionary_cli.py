@@ -61,6 +61,19 @@ def test_autoencoder_of_rows(files: dict[str, str]) -> None:
     assert "--resume" in run(app, "sae", "--rows", files["X"], *SMALL, "-o", files["out"], status=2)["error"]
 
 
+def test_a_meta_dictionary_is_trained_on_a_decoder(files: dict[str, str], tmp_path: Path) -> None:
+    """The rows are the decoder's (Leask et al. 2025): the FVU is that of W_dec."""
+    run(app, "sae", "--rows", files["X"], *SMALL, "-o", files["out"])
+    meta = str(tmp_path / "meta")
+    told = run(
+        app, "sae", "--rows", files["out"], "--kind", "batchtopk", *SMALL[:2], *SMALL[4:], "--latents", "20", "-o", meta
+    )
+    assert (told["kind"], told["dead_window"]) == ("batchtopk", 50)
+    W, D = load_dictionary(files["out"]).W_dec.detach(), load_dictionary(meta)
+    fvu = (W - D(W)).square().sum() / (W - W.mean(0)).square().sum()
+    assert evaluate(meta, "--rows", files["out"])["fvu"] == pytest.approx(fvu.item(), rel=1e-5)
+
+
 def test_transcoder_of_rows_from_a_config_file(files: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("k: 3\nlatents: 50\nbatch: 32\nsteps: 20\nlr: 1e-3\nseed: 4\n")
     given = ["--rows", files["X"], "--targets", files["Y"], "--config", str(tmp_path / "c.yaml"), "--skip", "--k", "2"]
@@ -96,8 +109,10 @@ def test_dry_run_writes_nothing(files: dict[str, str]) -> None:
         (["sae", "--rows", "X", "--targets", "Y"], "An autoencoder's target is its input"),
         (["sae", "--rows", "X", "--skip"], "An autoencoder's target is its input"),
         (["transcoder", "--rows", "X"], "needs --targets"),
-        (["transcoder", "--rows", "X", "--targets", "Y", "--kind", "pursuit"], "pursuit has no transcoder"),
+        (["transcoder", "--rows", "X", "--targets", "Y", "--kind", "pursuit"], "pursuit takes one site: its search"),
         (["sae", "--rows", "X", "--kind", "l1", "--k", "3"], "(kind l1) has no 'k'"),
+        (["crosscoder", "--rows", "X"], "A crosscoder reads several sites of a MODEL"),
+        (["clt", "--rows", "X", "--skip"], "no target and no skip"),
         (["sae", "--rows", "X", "--sparsity", "3"], "(kind topk) has no 'sparsity'"),
         (["sae", "--rows", "two"], "holds a, b: it should hold one tensor, or one named 'x' or 'rows'"),
         (["sae", "--rows", "nowhere"], "nowhere does not exist"),
@@ -144,7 +159,7 @@ def test_the_list_of_kinds_is_that_of_the_page() -> None:
 # ------------------------------------------------------------ from a model
 
 
-@pytest.mark.slow("records, trains and measures twelve times")
+@pytest.mark.slow("records, trains and measures thirteen times")
 def test_every_kind_of_a_model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`for k in $(interp dictionaries --names)`: train and eval succeed, in a model that is loaded once."""
     loaded: Any = cache(interp.model.load)
@@ -191,4 +206,22 @@ def test_from_a_model(tiny_folder: Path, tmp_path: Path) -> None:
     wrong = run(app, "sae", *given, "--site", "blocks.1.resid_pots", "-o", str(tmp_path / "no"), status=2)
     assert "resid_post" in wrong["error"]
     several = run(app, "sae", *given, "--site", "blocks.*.resid_post", "-o", str(tmp_path / "no"), status=2)
-    assert "a dictionary reads one" in several["error"]
+    assert "a dictionary of this shape reads one" in several["error"]
+
+
+@pytest.mark.slow("records and trains twice")
+def test_several_sites_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """A crosscoder of both blocks and a cross-layer transcoder of both MLPs: recorded, trained, measured in the model."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"the {i}th of {i * 7} words, and so on {i % 13}" for i in range(60)))
+    source = [str(tiny_folder), "--text", str(text), "--tokens", "200", "--context", "32"]
+    for shape, site, kind in (("crosscoder", "resid_post", "l1_april"), ("clt", "mlp", "jumprelu_tanh")):
+        given = ["--site", f"blocks.*.{site}", "--kind", kind, *SMALL[2:], "-o", str(tmp_path / shape)]
+        assert run(app, shape, *source, *given, "--dry-run")["rows"] == 200
+        run(app, shape, *source, *given)
+        config = load_dictionary(tmp_path / shape).config
+        assert (len(config.reads), config.widths_out, config.cross_layer) == (2, (32, 32), shape == "clt")
+        measured = evaluate(str(tmp_path / shape), *source)
+        assert measured["fvu"] > 0 and measured["kl"]["replaced"] > 0
+        one = run(app, shape, *source, "--site", f"blocks.1.{site}", "-o", str(tmp_path / "no"), status=2)
+        assert f"a {shape} reads several, such as blocks.*." in one["error"]

@@ -199,11 +199,56 @@ def test_cross_entropy_counts_real_tokens_only(model: interp.Model) -> None:
     assert evaluate_model(identity(12, SITE), model, TEXTS, batch=1, context=8, tokens=5).tokens < count
 
 
-def test_no_text_and_several_sites(model: interp.Model) -> None:
+def test_no_text(model: interp.Model) -> None:
     with pytest.raises(WrongUse, match="no text"):
         evaluate_model(zero(12, SITE), model, [])
     with pytest.raises(WrongUse, match="no text"):
         rows_of(zero(12, SITE), model, [], 10)
-    two = Dictionary(DictionaryConfig((SITE, "embed"), (SITE,), 24, 12, 4, 2))
-    with pytest.raises(WrongUse, match="one site each"):
-        evaluate_model(two, model, TEXTS)
+
+
+# ------------------------------------------------------------ several sites
+
+
+@pytest.mark.check(
+    "dictionaries S6 (crosscoder)", formula="identity over three sites: loss recovered 1, KL 0, FVU 0", tolerance=1e-10
+)
+def test_s6_a_crosscoder_that_is_the_identity(model: interp.Model, measured: Measure) -> None:
+    """Three residual streams side by side: nothing is lost; a crosscoder of zeros is the ablation of all of them."""
+    sites = tuple(f"blocks.{i}.resid_post" for i in range(3))
+    config = DictionaryConfig(sites, sites, 36, 36, 72, 72, widths_in=(12,) * 3, widths_out=(12,) * 3)
+    D, eye = Dictionary(config).double(), torch.eye(36, dtype=torch.float64)
+    with torch.no_grad():
+        D.W_enc.copy_(torch.cat([eye, -eye], 1))
+        D.W_dec.copy_(torch.cat([eye, -eye]))
+    perfect = evaluate_model(D, model, TEXTS, batch=2, context=8)
+    measured(abs(perfect.loss_recovered["zero"] - 1))
+    measured(abs(perfect.kl["replaced"]))
+    measured(evaluate(D, rows_of(D, model, TEXTS, 100, batch=2, context=8)).fvu)
+    with torch.no_grad():
+        D.W_dec.zero_()
+    nothing = evaluate_model(D, model, TEXTS, batch=2, context=8)
+    measured(abs(nothing.kl["replaced"] - nothing.kl["zero"]))
+
+
+@pytest.mark.check(
+    "dictionaries T1 (cross-layer)", formula="neurons of every layer as latents: FVU 0, change of CE 0", tolerance=1e-10
+)
+def test_t1_exact_cross_layer_transcoder(model: interp.Model, measured: Measure) -> None:
+    """All neurons of three MLPs as latents of their layers: nothing changes, though each replaced layer feeds the next."""
+    reads, writes = (tuple(f"blocks.{i}.mlp.{end}" for i in range(3)) for end in ("in", "write"))
+    config = DictionaryConfig(reads, writes, 36, 36, 144, 144, "topk", False, (12,) * 3, (12,) * 3, cross_layer=True)
+    D = Dictionary(config).double()
+    with torch.no_grad():
+        for i in range(3):
+            mlp: Any = model.module.transformer.h[i].mlp  # type: ignore[union-attr]
+            d, m = slice(12 * i, 12 * i + 12), slice(48 * i, 48 * i + 48)
+            D.W_enc[d, m], D.b_enc[m] = mlp.c_fc.weight, mlp.c_fc.bias
+            D.W_dec[m, d], D.b_dec[d] = mlp.c_proj.weight, mlp.c_proj.bias
+    found = evaluate_model(D, model, TEXTS, batch=2, context=8)
+    measured(abs(found.cross_entropy["replaced"] - found.cross_entropy["clean"]))
+    measured(found.kl["replaced"])
+    measured(evaluate(D, rows_of(D, model, TEXTS, 100, batch=2, context=8)).fvu)
+    # an upper layer's latents cannot have been asked before their layer ran: without the lowest, all that is above changes
+    with torch.no_grad():
+        D.W_dec[:48].zero_()
+    assert evaluate_model(D, model, TEXTS, batch=2, context=8).kl["replaced"] > 1e-3

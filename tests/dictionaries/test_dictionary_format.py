@@ -22,6 +22,7 @@ ACTIVATIONS = [
     {"activation": "relu", "k": None, "d_out": 6, "skip": True},
     {"activation": "jumprelu", "k": None},
     {"activation": "pursuit"},
+    {"activation": "codebook"},
 ]
 
 
@@ -41,6 +42,24 @@ def test_round_trip(make: Make, tmp_path: Path, kind: dict[str, int]) -> None:
     if "W_enc" in D.tensors():  # latent by latent in memory, before and after
         assert D.W_enc.T.is_contiguous()
         assert again.W_enc.T.is_contiguous()
+
+
+def test_folders_written_before_there_were_other_kinds_load(make: Make, tmp_path: Path) -> None:
+    D = make(d_out=6, skip=True)
+    D.save(tmp_path)
+    old = {
+        "reads": ["in"],
+        "writes": ["out"],
+        "d_in": 9,
+        "d_out": 6,
+        "latents": 120,
+        "k": 5,
+        "activation": "topk",
+        "skip": True,
+    }
+    text = json.dumps({"format": "interp.dictionary", "version": 1, "dictionary": old, "made": {}})
+    (tmp_path / "config.json").write_text(text)
+    assert load_dictionary(tmp_path).config == D.config
 
 
 def test_equal_dictionaries_give_equal_bytes(make: Make, tmp_path: Path) -> None:
@@ -111,7 +130,9 @@ def test_config_names_the_nearest_field(make: Make) -> None:
         ({"k": 0}, "k must be between 1 and latents=120"),
         ({"k": 121}, "k must be between 1 and latents=120"),
         ({"k": None}, "k must be between 1 and latents=120"),
-        ({"activation": "relu"}, "k=5 is for topk and pursuit: relu fixes no number"),
+        ({"activation": "relu"}, "k=5 is for topk and pursuit and codebook: relu fixes no number"),
+        ({"heads": 3}, "heads=3 must divide d=9 and latents=120 of a codebook"),
+        ({"activation": "codebook", "heads": 2}, "heads=2 must divide d=9"),
         ({"activation": "pursuit", "writes": ("out",)}, "pursuit has no transcoder"),
         ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
         ({"d_out": 8}, "reads what it writes"),

@@ -45,7 +45,9 @@ def test_every_kind_is_here() -> None:
 @pytest.mark.check(
     "dictionaries 4.1 losses", formula="each kind's loss and gradients against the paper written out", tolerance=1e-12
 )
-@pytest.mark.parametrize(("name", "transcoder"), [(n, False) for n in OWN] + [(n, True) for n in OWN if n != "pursuit"])
+@pytest.mark.parametrize(
+    ("name", "transcoder"), [(n, False) for n in OWN] + [(n, True) for n in OWN if n not in k.TIED]
+)
 def test_a_kind_is_its_paper_and_no_other(name: str, transcoder: bool, measured: Measure) -> None:
     """float64, one dictionary that all losses run on: this kind's agrees to 1e-12, every other paper's is 1e-3 away."""
     x = rows()
@@ -53,7 +55,7 @@ def test_a_kind_is_its_paper_and_no_other(name: str, transcoder: bool, measured:
     y = rows(50, 5).square() if transcoder else x
     got = outcome(kind(name).loss(D, x, y, NOW).total, D)
     for other, written in WRITTEN_OUT.items():
-        if other == "pursuit" and transcoder:
+        if other in k.TIED and transcoder:
             continue
         difference = distance(got, outcome(written(D, x, y), D))
         if other == name:
@@ -216,7 +218,7 @@ def trainer(name: str, d_out: int | None = None, skip: bool = False, **settings:
 @pytest.mark.parametrize("name", OWN)
 def test_s1_every_kind_folds(name: str, measured: Measure) -> None:
     """What is used against what was trained, on other scales; BatchTopKs against z·1[z > θ], which is what they become."""
-    for d_out, skip in ((None, False), (5, True)) if name != "pursuit" else ((None, False),):
+    for d_out, skip in ((None, False), (5, True)) if name not in k.TIED else ((None, False),):
         D, of, x = prepared(name, d_out, skip), kind(name), rows()
         if of.unit:
             D.W_dec.data /= D.W_dec.data.norm(dim=1, keepdim=True)
@@ -229,6 +231,9 @@ def test_s1_every_kind_folds(name: str, measured: Measure) -> None:
         dense = f.dense(24) if isinstance(f, Code) else f
         used = of.folded(D).rescaled(s_in, s_out)
         measured(far(used(x), D.decode(dense, s_in * x) / s_out))
+        if name == "codebook":  # its values are 1/k, its codes as long as they are
+            measured(far(used.encode(x), dense))
+            continue
         measured(far(used.encode(x), dense * D.W_dec.norm(dim=1) / s_out))
         measured((used.W_dec.norm(dim=1) - 1).abs().max().item())
 
@@ -265,7 +270,7 @@ def test_dead_latents_are_resampled(name: str, d_out: int | None) -> None:
     t.silent[[4, 9]] = 1000
     x, y = next(batches)
     D, now = t.dictionary, k.Now(DEAD, 3, 40)
-    xs, ys = x.double() * t.scales[0], (x if d_out is None else y).double() * t.scales[1]
+    xs, ys = x.double() * t.scales[0][0], (x if d_out is None else y).double() * t.scales[1][0]
     before = {name: p.detach().clone() for name, p in D.named_parameters()}
     with torch.no_grad():
         latents = of.revived(D, xs, ys, t.silent, now)
@@ -319,6 +324,8 @@ def test_pre_activation_loss_reaches_silent_latents() -> None:
         ),
         ({"kind": "matryoshka", "latents": 40, "groups": [9, 9, 40]}, "groups must rise"),
         ({"kind": "matryoshka", "latents": 40, "groups": "many"}, "groups must be int"),
+        ({"kind": "codebook", "latents": 40, "heads": 3}, r"cannot be 3 codebooks \(heads\)"),
+        ({"kind": "codebook", "latents": 40, "heads": 10, "k": 5}, "with k=5 codes or more each"),
         ({"kind": "pursuit", "k": 9, "latents": 5}, "k=9 of latents=5"),
     ],
 )
@@ -336,9 +343,10 @@ def test_settings_there_and_back() -> None:
     assert k.Matryoshka().ends(3) == (1, 2, 3)
 
 
-def test_a_pursuit_has_no_transcoder() -> None:
-    with pytest.raises(WrongUse, match="pursuit has no transcoder: its search subtracts"):
-        trainer("pursuit", 5)
+@pytest.mark.parametrize(("name", "why"), [("pursuit", "its search subtracts"), ("codebook", "it compares what")])
+def test_what_has_no_transcoder(name: str, why: str) -> None:
+    with pytest.raises(WrongUse, match=f"{name} has no transcoder: {why}"):
+        trainer(name, 5)
 
 
 # ------------------------------------------------------------ training
@@ -362,7 +370,7 @@ class Stops(RowsSource):
 def test_a_run_that_is_stopped_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Stopped in the middle of p's fall, after a resampling, between checkpoints; weights averaged for half of them."""
     x = rows(300).float()
-    given = (x, None) if name == "pursuit" else (x, x[:, :5].square())
+    given = (x, None) if name in k.TIED else (x, x[:, :5].square())
     own = OWN[name] | ({"resample": 6} if "resample" in KINDS[name].__dataclass_fields__ else {})
     average = 0.9 if list(OWN).index(name) % 2 else 0.0
     config = TrainConfig(
@@ -375,8 +383,8 @@ def test_a_run_that_is_stopped_ends_in_the_same_bytes(name: str, tmp_path: Path)
     train(config, RowsSource(*given), tmp_path / "stopped", resume=True, command="interp train")
     for file in ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes(), file
-    loaded = load_dictionary(tmp_path / "whole")
-    assert torch.allclose(loaded.W_dec.norm(dim=1), torch.ones(24), atol=1e-6)
+    norms = load_dictionary(tmp_path / "whole").W_dec.norm(dim=1)
+    assert torch.allclose(norms, torch.ones(24), atol=1e-6) != (name == "codebook")
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -400,8 +408,8 @@ def test_averaged_weights_are_the_weighted_mean() -> None:
     weights = torch.tensor([0.8 ** (8 - i) for i in range(9)], dtype=torch.float64)
     mean = {n: sum(w * s[n] for w, s in zip(weights, seen, strict=True)) / weights.sum() for n in seen[0]}
     x = rows()
-    f = ((x * t.scales[0] - mean["b_dec"]) @ mean["W_enc"] + mean["b_enc"]).relu()
-    assert far(t.finished()(x), (f @ mean["W_dec"] + mean["b_dec"]) / t.scales[0]) < 1e-12
+    f = ((x * t.scales[0][0] - mean["b_dec"]) @ mean["W_enc"] + mean["b_enc"]).relu()
+    assert far(t.finished()(x), (f @ mean["W_dec"] + mean["b_dec"]) / t.scales[0][0]) < 1e-12
     assert (t.finished().W_dec.norm(dim=1) - 1).abs().max() < 1e-12
 
 
@@ -415,7 +423,7 @@ def test_warm_up_of_the_penalty() -> None:
     t.begin()
     x, y = next(t.source.batches(50, 0, 0, 1))
     loss = t.update(x, y)
-    e = loss.fvu * (x * t.scales[0] - (x * t.scales[0]).mean(0)).square().sum() / 50
+    e = loss.fvu * (x * t.scales[0][0] - (x * t.scales[0][0]).mean(0)).square().sum() / 50
     assert loss.total.item() == pytest.approx((e + 0.7 * loss.sparsity / 20).item(), rel=1e-5)
 
 

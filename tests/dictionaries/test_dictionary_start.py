@@ -49,10 +49,10 @@ def test_median_started_on_a_data_point_moves_on() -> None:
 
 def test_scales(make: Make, rows: Tensor) -> None:
     D = make(d_out=6)
-    s_x, s_y = scales(D, rows, rows[:, :6], (9, 1))
+    (s_x,), (s_y,) = scales(D, rows, rows[:, :6], (9, 1))
     assert (s_x * rows).square().sum(1).mean().item() == pytest.approx(9, rel=1e-12)
     assert (s_y * rows[:, :6]).square().sum(1).mean().item() == pytest.approx(1, rel=1e-12)
-    s_x, s_y = scales(make(), rows, rows, (9, 9))
+    (s_x,), (s_y,) = scales(make(), rows, rows, (9, 9))
     assert s_x == s_y == scale_to(9, rows, "in")
 
 

@@ -23,6 +23,7 @@ OWN: dict[str, dict[str, Any]] = {
     "batchtopk": {"k": 3, "aux": 0.2, "k_aux": 2},
     "matryoshka": {"k": 3, "aux": 0.2, "k_aux": 2, "groups": (4, 9, 24)},
     "pursuit": {"k": 3, "aux": 0.2, "k_aux": 2},
+    "codebook": {"k": 3},
     "jumprelu": {"sparsity": 0.3, "bandwidth": 1.5, "threshold": 0.4},
     "jumprelu_target": {"sparsity": 0.9, "bandwidth": 1.5, "threshold": 0.4, "target_l0": 5.0},
     "jumprelu_tanh": {"sparsity": 0.3, "bandwidth": 1.5, "tanh_scale": 0.8, "pre_act": 0.05},
@@ -163,6 +164,16 @@ def pursuit(D: Any, x: Tensor, y: Tensor) -> Tensor:
     return normalised(e, x) + 0.2 * auxk(D, e.detach() @ D.W_dec.T, e)
 
 
+def codebook(D: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Row by row: the mean of the three codes of largest cosine."""
+    made = []
+    for row in x:
+        likeness = [((row - D.b_dec) @ c / (c @ c).sqrt()).item() for c in D.W_dec]
+        chosen = sorted(range(len(likeness)), key=lambda i: -likeness[i])[:3]
+        made.append(D.b_dec + D.W_dec[chosen].mean(0))
+    return normalised(x - torch.stack(made), x)
+
+
 def jumprelu(D: Any, x: Tensor, y: Tensor) -> Tensor:
     v, θ = z(D, x, False), D.log_threshold.exp()
     return l2(y - read(D, jump(v, θ, 1.5), x)) + 0.6 * 0.3 * step(v, θ, 1.5).sum() / len(x)
@@ -184,7 +195,7 @@ def jumprelu_tanh(D: Any, x: Tensor, y: Tensor) -> Tensor:
 WRITTEN_OUT: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     f.__name__: f
     for f in (
-        *(l1, l1_april, gated, p_anneal, topk, multi_topk, batchtopk, matryoshka, pursuit),
+        *(l1, l1_april, gated, p_anneal, topk, multi_topk, batchtopk, matryoshka, pursuit, codebook),
         *(jumprelu, jumprelu_target, jumprelu_tanh),
     )
 }

@@ -13,6 +13,7 @@ from interp.model import load
 from tests.model.shapes import module
 
 IDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(6))
+CAP = "attn_logit_softcapping"
 CLOSE = dict(atol=2e-6, rtol=2e-5)  # float32: another order of sums
 
 
@@ -41,8 +42,110 @@ def test_attention_sinks_take_their_share_of_every_row():
     near(c[at + "sink"], whole[..., -1].transpose(1, 2))
     near(c[at + "z"], (whole[..., :-1] @ spread(c[at + "v"], 4)).transpose(1, 2))
     assert c[at + "sink"].min() > 0.001  # they do take a share
-    window = model.record(IDS, "blocks.0.attn.pattern")["blocks.0.attn.pattern"]
-    assert (window.transpose(2, 3).tril(-4) == 0).all() or (window.tril(-4) == 0).all()
+
+
+@pytest.mark.parametrize(("name", "scale"), [("llama", 8**-0.5), ("qwen3", 8**-0.5), ("falcon one key head", 8**-0.5)])
+def test_query_heads_of_a_group_look_at_the_same_keys_and_values(name, scale):
+    model, at = load(module(name)), "blocks.1.attn."
+    c = model.record(IDS, [at + n for n in ("q", "k", "v", "scores", "pattern", "z")])
+    assert c[at + "q"].shape == (2, 7, 4, 8) and c[at + "k"].shape[2] in (1, 2)
+    pattern = causal(c[at + "q"].transpose(1, 2) @ spread(c[at + "k"], 4).mT * scale).softmax(-1)
+    near(c[at + "pattern"], pattern)
+    near(c[at + "z"], (pattern @ spread(c[at + "v"], 4)).transpose(1, 2))
+    first = model.record(IDS, at + "pattern", edits=[interp.Zero(at + "k", head=0)])[at + "pattern"]
+    other = slice(2, None) if c[at + "k"].shape[2] == 2 else slice(0, 0)
+    near(first[:, other], pattern[:, other])
+    own = first[:, :2]
+    near(own, causal(torch.zeros(7, 7)).softmax(-1).expand_as(own))  # no key is better than another
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("mistral", 8**-0.5), ("gemma2", 256**-0.5), ("gemma3", 256**-0.5), ("gpt_oss", 8**-0.5), ("gpt_neo", 1.0)],
+)
+def test_a_sliding_window_hides_all_but_the_last_four_tokens(name, scale):
+    """Queries and keys as recorded, a window written out: query - key < 4."""
+    model = load(module(name))
+    local = 1 if name == "gpt_neo" else 0  # the block with a window
+    at = f"blocks.{local}.attn."
+    c = model.record(IDS, [at + n for n in ("q", "k", "pattern", "scores")])
+    plain, cap = c[at + "q"].transpose(1, 2) @ spread(c[at + "k"], 4).mT * scale, getattr(model.config, CAP, None)
+    plain = causal(plain if cap is None else cap * torch.tanh(plain / cap))
+    plain = plain.masked_fill(torch.ones(7, 7).tril(-4).bool(), float("-inf"))
+    if name == "gpt_oss":
+        sinks = model.module.model.layers[local].self_attn.sinks.view(1, 4, 1, 1).expand(2, 4, 7, 1)
+        plain = torch.cat([plain, sinks], dim=-1)
+    near(c[at + "pattern"], plain.softmax(-1)[..., :7])
+    assert (c[at + "pattern"].tril(-4) == 0).all() and (c[at + "pattern"].tril(-3).triu(-3).sum((2, 3)) > 0).all()
+
+
+ALONE = [
+    "gpt2",
+    "llama",
+    "pythia",
+    "gemma2",
+    "mamba",
+    "opt",
+    "bloom",
+    "gpt_oss",
+    "mixtral",
+    "jamba",
+    "mamba2",
+    "bitnet",
+]
+
+
+@pytest.mark.parametrize("name", [*ALONE, "falcon one key head", "gpt_neo", "deberta", "bert"])
+def test_one_token_has_every_site_and_what_it_has_in_front_of_others(name):
+    model = load(module(name))
+    one = model.record(IDS[:, :1], "*")
+    assert {*one} == {*model.sites()}
+    for site, shape in model.sites().items():
+        assert one[site].shape[1:] == tuple(s if isinstance(s, int) else 1 for s in shape[1:]), site
+        if site.endswith(".pattern"):
+            sink = one.values_by_site.get(site.replace("pattern", "sink"), torch.zeros(2, 1, 4))
+            near(one[site][..., 0] + sink.transpose(1, 2), torch.ones(2, 4, 1))
+    if name in ALONE:
+        many = model.record(IDS, "*")
+        for site in [s for s in one if s.endswith(("resid_post", ".write", ".state", "logits"))]:
+            assert (one[site] - many[site][:, :1]).norm() < 1e-4 * many[site][:, :1].norm(), site
+
+
+def test_inputs_that_are_no_block_of_memory_give_the_same():
+    """Every second column of a wider tensor, a transposed one, one row for all: the values count, not where they lie."""
+    model, plain = load(module("llama")), IDS[:, :6].contiguous()
+    wide = torch.zeros(2, 12, dtype=torch.long)
+    wide[:, ::2] = plain
+    turned = plain.T.contiguous().T
+    sites = ["blocks.1.attn.pattern", "blocks.1.attn.q", "blocks.2.mlp.post", "logits"]
+    edits = [interp.Scale("blocks.0.attn.z", 2.0, head=1, pos=2), interp.Zero("blocks.1.attn.scores", pos=3)]
+    for how in ([], edits):
+        expected = model.record(plain, sites, edits=how)
+        for ids in (wide[:, ::2], turned):
+            assert not ids.is_contiguous()
+            found = model.record(ids, sites, edits=how)
+            assert all(torch.equal(found[s], expected[s]) for s in sites)
+    row = model.record(plain[:1].expand(3, 6), sites)
+    assert all(torch.equal(row[s][2], row[s][0]) for s in sites)
+    pixels = torch.randn(2, 16, 16, 3, generator=torch.Generator().manual_seed(1)).permute(0, 3, 1, 2)
+    picture = load(module("vit"))
+    a, b = (picture.record(x, "*") for x in (pixels, pixels.contiguous()))
+    assert all(torch.allclose(a[s], b[s], atol=1e-5, rtol=1e-4) for s in a)
+    value = torch.randn(32, 2, 6, generator=torch.Generator().manual_seed(2)).permute(1, 2, 0)
+    put = model.record(plain, "blocks.1.resid_post", edits=[interp.Replace("blocks.1.resid_post", value)])
+    assert torch.equal(put["blocks.1.resid_post"], value)
+
+
+def test_a_tensor_changed_in_place_after_the_hook_is_recorded_as_it_was_returned():
+    """Falcon's MLP output gets the attention output added in place; the block that does is compared with its parts."""
+    model = load(module("falcon one key head"))
+    names = [f"blocks.1.{n}" for n in ("resid_pre", "mlp.in", "mlp.out", "mlp.write", "attn.write", "resid_post")]
+    c = model.record(IDS, names)
+    pre, into, out, write, attention, post = (c[n] for n in names)
+    near(out, model.module.transformer.h[1].mlp(into))
+    near(post, pre + attention + write)
+    alone = model.record(IDS, names[2])[names[2]]
+    assert torch.equal(alone, out)
 
 
 def test_scores_are_capped_before_the_mask():

@@ -16,9 +16,11 @@ import interp.model
 from interp.errors import WrongUse
 from interp.model import load
 from interp.model.inputs import probe_inputs
-from interp.model.proof import by_letter, doctor, norm_error, prove_sums, sum_error
+from interp.model.model import Model
+from interp.model.proof import Proof, _remainder, by_letter, doctor, norm_error, prove_sums, sum_error
 from interp.model.stacks import solve
 from interp.model.state import CLAIM
+from interp.model.tiny import tiny
 from interp.model.trace import trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.wiring import Block, Place, Sum, Wiring
@@ -30,6 +32,28 @@ def traced(name: str):
     with Lifted(), torch.no_grad():
         first = trace(twin, probe_inputs(twin))
         return twin, solve(twin, first), trace(twin, probe_inputs(twin, batch=3, length=9, seed=5))
+
+
+@pytest.mark.parametrize("name", [*BUILD, *MORE])
+def test_every_parameter_of_a_twin_is_away_from_its_default(name):
+    """None is constant, and nearly every entry of each depends on the seed; three blocks or more, four heads, grouped keys."""
+    one, other = (dict(twin_of(module(name), seed).named_parameters()) for seed in (0, 1))
+    for path, p in one.items():
+        assert (p != other[path]).double().mean() > 0.9, path
+        assert p.numel() == 1 or p.std() > 0, path
+    if name != "swin":  # two stages of two blocks, two heads and four
+        config = twin_of(module(name)).config.get_text_config()
+        layers, heads, keys = (
+            next((getattr(config, f) for f in fields if getattr(config, f, None)), None)
+            for fields in (["num_hidden_layers"], ["num_attention_heads", "num_heads"], ["num_key_value_heads"])
+        )
+        assert layers >= 3 and heads in (4, None)
+        assert keys in (None, 4) or 1 <= keys < 4
+
+
+def test_saved_zeros_of_a_router_are_drawn_too():
+    gate = next(m for n, m in twin_of(tiny("deepseek_v3")).named_modules() if hasattr(m, "e_score_correction_bias"))
+    assert gate.e_score_correction_bias.std() > 0.1
 
 
 @pytest.mark.parametrize("name", [*BUILD, *MORE])
@@ -161,6 +185,22 @@ def test_a_wiring_comes_back_from_json_as_it_was():
 def test_the_doctor_names_the_proof_that_a_damaged_wiring_fails(how):
     letter, bad = damaged_wirings(load(module("llama")).wiring)[how]
     assert by_letter(doctor(load(module("llama")), bad))[letter]["status"] == "fail"
+
+
+def remainder(net: nn.Module, wrong: dict[str, str]) -> Proof:
+    """The proof that z makes the output, on a twin some of whose sites stand for others."""
+    twin = Model(twin_of(net))
+    twin.binding.sites.update({name: twin.binding.sites[other] for name, other in wrong.items()})
+    with Lifted():
+        return next(p for p in _remainder(twin, probe_inputs(twin.module, batch=3)) if p.name == "c")
+
+
+def test_what_makes_no_output_is_not_taken_for_z():
+    assert remainder(module("bitnet"), {}).status == "pass"  # a norm stands between z and the matrix
+    wrong = remainder(module("llama"), {"blocks.1.attn.z": "blocks.1.attn.q_raw"})
+    assert wrong.status == "fail" and "blocks.1.attn.out" in wrong.why
+    gated = remainder(tiny("qwen3_next"), {})
+    assert gated.status == "na" and "more than z enters" in gated.why
 
 
 def test_a_doubled_norm_is_rejected_in_a_post_norm_block():

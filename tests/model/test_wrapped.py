@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from interp import Scale, Zero
 from interp.errors import Failed, WrongUse
 from interp.model import load
 from interp.model.proof import by_letter, doctor
@@ -110,6 +111,23 @@ def test_offloaded_weights_come_to_where_they_are_needed():
     ids = torch.tensor([[5, 9, 7]])
     here, there = (load(m).record(ids, "blocks.*.attn.pattern") for m in (module("llama"), offloaded))
     assert all(torch.equal(here[n], there[n]) for n in here)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_device_map_changes_no_number(where, tmp_path):
+    """A map over the CPU, and one that leaves a block on disk until it runs."""
+    module("llama").save_pretrained(tmp_path)
+    parts = ("embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "rotary_emb")
+    spread = {f"model.{part}": "cpu" for part in parts} | {"model.layers.1": where, "lm_head": "cpu"}
+    net = type(module("llama")).from_pretrained(tmp_path, device_map=spread, offload_folder=tmp_path / "off").eval()
+    assert [n for n, p in net.named_parameters() if p.is_meta] == [
+        n for n, _ in net.named_parameters() if where == "disk" and "layers.1." in n
+    ]
+    assert proven(net) == set("abcdefgh")
+    ids, edits = torch.tensor([[5, 9, 7]]), [Scale("blocks.1.attn.z", 2.0, head=1), Zero("blocks.0.mlp.write", pos=1)]
+    for edit in ([], edits):
+        here, there = (load(m).record(ids, "*", edits=edit) for m in (module("llama"), net))
+        assert all(torch.equal(here[n], there[n]) for n in here)
 
 
 # ---------------------------------------------------------------- written by hand

@@ -59,14 +59,24 @@ def test_bits_are_those_of_each_window_alone(loaded: tuple[Any, Any], recipe: bo
         np.testing.assert_allclose(found[start : start + 20], expected, rtol=1e-5)  # float32, other batch shapes
 
 
-def test_by_position_puts_each_token_into_one_range() -> None:
-    documents = [np.zeros(10, dtype=int), np.ones(5, dtype=int)]
-    sizes = np.array([2, 3])
-    bits = [np.arange(10.0), np.full(5, 100.0)]
-    found = check.by_position(bits, documents, sizes, (0, 2, 8))
-    # windows of 8: positions 0, 1 of the first document are tokens 0, 1, 8, 9; of the second 0, 1
-    assert found == {"0-2": (0 + 1 + 8 + 9 + 200) / (4 * 2 + 2 * 3), "2-8": (sum(range(2, 8)) + 300) / (6 * 2 + 3 * 3)}
-    assert check.by_position(bits[1:], documents[1:], sizes, (0, 8, 16)) == {"0-8": 100 / 3}
+def test_every_range_of_positions_is_measured_on_the_same_tokens(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    rng, sizes, bos = np.random.default_rng(0), check.token_bytes(tokenizer), tokenizer.bos_token_id
+    documents = [rng.integers(3, len(tokenizer), n) for n in (29, 8, 40)]  # the second has no token with 8 before it
+    found = check.by_position(model, documents, sizes, bos, (0, 3, 8))
+    assert list(found) == ["0-3", "3-8"]
+    for a, b in ((0, 3), (3, 8)):
+        spent = 0.0
+        for ids in (documents[0], documents[2]):
+            for i in range(8, len(ids)):
+                position = a + (i - 8) % (b - a)
+                window = torch.tensor([[bos, *ids[i - position : i + 1]]])
+                with torch.no_grad():
+                    logits = model(input_ids=window[:, :-1]).logits[0, -1].double()
+                spent -= float(logits.log_softmax(-1)[ids[i]]) / np.log(2)
+        size = sum(sizes[ids[8:]].sum() for ids in (documents[0], documents[2]))
+        assert found[f"{a}-{b}"] == pytest.approx(spent / size, rel=1e-4)  # float32, other batch shapes
+    assert check.by_position(model, documents[1:2], sizes, bos, (0, 3, 8)) == {}
 
 
 def test_planted_induction_head_scores_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from interp.dictionaries.kinds.april import April
 from interp.dictionaries.kinds.batchtopk import BatchTopK
+from interp.dictionaries.kinds.codebook import Codebook, codebook, forced, straight_through
 from interp.dictionaries.kinds.gated import Gated
 from interp.dictionaries.kinds.jumprelu import JumpReLU, TanhJumpReLU, TargetJumpReLU, jumprelu
 from interp.dictionaries.kinds.kind import Kind, Loss, Now, share, squared
@@ -13,21 +14,19 @@ from interp.dictionaries.kinds.panneal import PAnneal
 from interp.dictionaries.kinds.pursuit import Pursuit, pursuit
 from interp.dictionaries.kinds.topk import MultiTopK, TopK, topk
 
-ACTIVATIONS = {
-    "relu": relu,
-    "topk": topk,
-    "jumprelu": jumprelu,
-    "pursuit": pursuit,
-}  # in use: (dictionary, rows) → code
-COUNTED = ("topk", "pursuit")  # those that fix the number of active latents
-TIED = ("pursuit",)  # those whose encoder is the decoder: no W_enc, no b_enc, no transcoder
-NO_TRANSCODER = "has no transcoder: its search subtracts from what it reads what it writes."
+# what a trained one encodes with: (dictionary, rows) → code
+ACTIVATIONS = {"relu": relu, "topk": topk, "jumprelu": jumprelu, "pursuit": pursuit, "codebook": codebook}
+COUNTED = ("topk", "pursuit", "codebook")  # those that fix the number of active latents
+TIED = {  # those whose encoder is the decoder, without W_enc and b_enc; and why they have no transcoder
+    "pursuit": "its search subtracts from what it reads what it writes",
+    "codebook": "it compares what it reads with what it writes",
+}
 
 KINDS: dict[str, type[Kind]] = {
     kind.name: kind
     for kind in (
         *(L1, April, Gated, PAnneal),
-        *(TopK, MultiTopK, BatchTopK, Matryoshka, Pursuit),
+        *(TopK, MultiTopK, BatchTopK, Matryoshka, Pursuit, Codebook),
         *(JumpReLU, TargetJumpReLU, TanhJumpReLU),
     )
 }
@@ -37,10 +36,10 @@ __all__ = [
     "COUNTED",
     "KINDS",
     "L1",
-    "NO_TRANSCODER",
     "TIED",
     "April",
     "BatchTopK",
+    "Codebook",
     "Gated",
     "JumpReLU",
     "Kind",
@@ -53,6 +52,8 @@ __all__ = [
     "TanhJumpReLU",
     "TargetJumpReLU",
     "TopK",
+    "forced",
     "share",
     "squared",
+    "straight_through",
 ]

@@ -1,7 +1,9 @@
-"""L1 with decoder norms ("Update on how we train SAEs", Anthropic, April 2024); its transcoder is Lindsey et al.'s 2024.
+"""L1 with decoder norms ("Update on how we train SAEs", Anthropic, April 2024); over several sites, the crosscoder.
 
 f = ReLU(W_encᵀ x + b_enc)              ŷ = f W_dec + b_dec  [+ W_skip x]    ‖d_i‖ is free
-L = ‖y − ŷ‖² + λ Σ_i f_i ‖d_i‖          mean over the batch; units: E‖x‖² = d_in, E‖y‖² = d_out
+L = ‖y − ŷ‖² + λ Σ_i f_i Σ_s ‖d_i^s‖    mean over the batch; units: E‖x‖² = d_in, E‖y‖² = d_out, at each site s
+
+With one site Σ_s ‖d_i^s‖ is ‖d_i‖; with several, x and y hold them side by side ("Sparse crosscoders", Lindsey et al. 2024).
 
 Start: random d_i of length 0.1, W_enc = W_decᵀ, biases 0. λ rises over the first 5 % of the steps; nothing revives
 dead latents. Folded when saved: ‖d_i‖ into the encoder, and W_encᵀ b_pre into b_enc, as here the encoder reads x itself.
@@ -30,7 +32,7 @@ class April(Kind):
 
     name = "l1_april"
     paper = "Anthropic, April 2024 update"
-    equation = "f = ReLU(z); L = ‖e‖² + λ Σ f_i ‖d_i‖"
+    equation = "f = ReLU(z); L = ‖e‖² + λ Σ f_i ‖d_i‖; over several sites s, Σ_s ‖d_i^s‖"
     activation = "relu"
     unit = False
     centred = False
@@ -45,7 +47,7 @@ class April(Kind):
         """E‖x‖² = d_in, E‖y‖² = d_out."""
         return config.d_in, config.d_out
 
-    def begin(self, D: Dictionary) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
         """Short decoder rows; an autoencoder's encoder is their transpose, its bias 0."""
         D.W_dec.mul_(START)
         if D.config.autoencoder:
@@ -53,8 +55,8 @@ class April(Kind):
             D.b_dec.zero_()
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
-        """L = ‖y − ŷ‖² + λ Σ_i f_i ‖d_i‖."""
+        """L = ‖y − ŷ‖² + λ Σ_i f_i Σ_s ‖d_i^s‖."""
         f = self.z(D, x).relu()
         e = y - D.decode(f, x)
-        penalty = (f * D.W_dec.norm(dim=1)).sum(-1).mean()
+        penalty = (f * D.part_norms().sum(1)).sum(-1).mean()
         return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)

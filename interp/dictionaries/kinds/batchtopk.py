@@ -3,9 +3,12 @@
 f = the B·k largest entries of ReLU(z), over a batch of B rows        z = W_encᵀ (x − b_pre) + b_enc
 L = ‖y − ŷ‖² / ‖y − ȳ‖²  +  α AuxK                                    as TopK
 
+A crosscoder (several sites s, ‖d_i‖ = 1 over all) selects by f_i Σ_s ‖d_i^s‖ (Minder et al. 2025, arXiv 2504.02922).
+
 Dead latents are revived by AuxK. In use rows must not depend on each other: f = z·1[z > θ], θ a moving average of the
-smallest entry kept in a batch. Its window is a twentieth of the run and 1,000 steps at most, starting at the first batch's
-value; so nothing is taken from before training, and short runs follow their own end.
+smallest entry kept in a batch, divided by Σ_s ‖d_i^s‖ in a crosscoder. Its window is a twentieth of the run and 1,000
+steps at most, starting at the first batch's value; so nothing is taken from before training, and short runs follow
+their own end.
 """
 
 from __future__ import annotations
@@ -42,14 +45,22 @@ class BatchTopK(TopK):
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
         """The B·k largest entries of ReLU(z); among equal ones the first row's, then the lowest index."""
         f = self.z(D, x).relu()
-        kept = select(f.detach().view(1, -1), self.k * len(x))[1]
+        kept = select((f.detach() * self.weight(D)).view(1, -1), self.k * len(x))[1]
         return f * torch.zeros_like(f).view(-1).scatter(0, kept[0], 1).view_as(f)
+
+    def weight(self, D: Dictionary) -> Float[Tensor, " m"] | float:
+        """What f is selected by beside itself: Σ_s ‖d_i^s‖ in a crosscoder, otherwise ‖d_i‖, which is 1."""
+        return D.part_norms().detach().sum(1) if D.config.widths_out else 1.0
 
     def after(self, D: Dictionary, loss: Loss, now: Now) -> None:
         """θ ← θ + (min of what was kept − θ) / window."""
-        f = loss.code
-        assert isinstance(f, Tensor)
-        if (f > 0).any():
-            least = f[f > 0].min()
+        assert isinstance(loss.code, Tensor)
+        selected = loss.code * self.weight(D)
+        if (selected > 0).any():
+            least = selected[selected > 0].min()
             window = max(1, min(WINDOW, now.steps // 20))
             D.threshold.lerp_(least.expand_as(D.threshold), 1 / window if now.step else 1.0)
+
+    def fold(self, D: Dictionary, new: Dictionary) -> None:
+        """θ_i = θ / Σ_s ‖d_i^s‖."""
+        new.threshold.div_(self.weight(D))

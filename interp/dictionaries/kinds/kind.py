@@ -72,8 +72,8 @@ class Kind:
         for name, start in self.tensors.items():
             D.register_parameter(name, torch.nn.Parameter(torch.full_like(D.b_dec[:1], start).repeat(D.config.latents)))
 
-    def begin(self, D: Dictionary) -> None:
-        """Change the first weights, which are those of `start.initialise`."""
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+        """Change the first weights, which are those of `start.initialise`; x is a sample of the rows."""
 
     def z(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
         """Pre-activations W_encᵀ (x − b_pre) + b_enc."""

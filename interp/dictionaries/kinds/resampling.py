@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from interp.dictionaries.kinds.kind import Kind, Now, at_least
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
     from interp.dictionaries.dictionary import Dictionary
 
@@ -50,10 +50,20 @@ class Resampled(Kind):
         generator = torch.Generator().manual_seed(now.step)
         chance = (error / error.max()).square().cpu()
         rows = chance.multinomial(len(latents), generator=generator).to(x.device)
+        self.place(D, latents, x[rows], y[rows], is_dead)
+        return latents
+
+    def place(
+        self,
+        D: Dictionary,
+        latents: Int[Tensor, " dead"],
+        x: Float[Tensor, "dead d_in"],
+        y: Float[Tensor, "dead d_out"],
+        is_dead: Bool[Tensor, " m"],
+    ) -> None:
+        """Give each latent its row's directions."""
         alive = D.W_enc[:, ~is_dead].norm(dim=0)
-        n = alive.mean() if len(alive) else 1.0
-        D.W_dec[latents] = normalize(y[rows] - D.b_dec)
-        D.W_enc.T[latents] = 0.2 * n * normalize(x[rows] - D.b_pre)
+        D.W_dec[latents] = normalize(y - D.b_dec)
+        D.W_enc.T[latents] = 0.2 * (alive.mean() if len(alive) else 1.0) * normalize(x - D.b_pre)
         for name, start in {"b_enc": 0.0, **self.tensors}.items():
             D.get_parameter(name)[latents] = start
-        return latents
