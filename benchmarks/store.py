@@ -6,10 +6,10 @@ Every writer is fed ready rows, without a model, and is done when they are on th
 rows once, shuffled, after what it reads was dropped from the page cache. Turns alternate; ratios are taken within a
 round, and their median, least and greatest are told. Peers run in environments of their own: `make bench-peers`.
 
-Floors: a row on the disk takes the disk's time for its bytes. The CPU's own, s a GB on one core of an EPYC, rounded: to
-write bfloat16 rows, 0.07 to look for NaN, 0.23 to scatter into piles, 0.25 for CRC-32, 0.3 for the kernel's copy; the last
-two run on a thread beside the first two. To read them, 0.25 for CRC-32 and 0.1 for the kernel's copy on a thread, beside
-0.25 to gather. int8 rows take 1.4 more to encode and 0.3 more to decode. `cpu_s_a_gb` tells what it took here.
+Floors, s a GB. The disk: what `disk_MB_a_second` says. A core (EPYC, in memory already given to the process): to write
+bfloat16 rows, 0.07 to look for NaN and 0.17 to scatter into piles, beside 0.25 for CRC-32 and 0.25 for the kernel's copy on
+threads; to read them, 0.2 to gather and 0.05 for the order, beside 0.25 for CRC-32 and 0.2 for the kernel's copy. int8 rows
+take 1.4 more to encode and 0.3 more to decode. Where one core has all of that to do, it is slower than a disk of 2 GB/s.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from interp.store.layout import (
     INDEX,
     JOURNAL,
     LOCK,
-    PART_BYTES,
     PILE_BYTES,
+    REGION_BYTES,
     SHARD,
     Crc32,
     Index,
@@ -113,9 +113,9 @@ class StoreWriter:
         self._memory = memory_for(max(widths.values()))
         self._rows = self._index.rows
         self._torn = False
-        room = min(PART_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
+        room = min(REGION_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
         self._waiting = Waiting(asked, max(1, room))
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._summing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: deque[tuple[Future[None], int]] = deque()  # what the thread does, and the region it does it from
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -330,10 +330,11 @@ class StoreWriter:
         for column, rows in columns.items():
             name, data = shard_name(pile, column), raw(rows)
             shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
-            shard.digest.update(data)
+            summed = self._summing.submit(shard.digest.update, data)
             with self._naming(shard.path), open(shard.path, "ab") as file:
                 file.write(data)
                 start_writing(file, shard.bytes, len(data))
+            summed.result()
             shard.bytes += len(data)
             shard.synced = False
 
@@ -362,6 +363,7 @@ class StoreWriter:
 
     def _release(self) -> None:
         self._thread.shutdown()
+        self._summing.shutdown()
         self._lock.close()
 
 
