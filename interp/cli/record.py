@@ -22,7 +22,9 @@ def record(
     context: Annotated[int, typer.Option(help="tokens a window")] = 512,
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 16,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32 or int8 rows")] = "bfloat16",
-    max_fvu: Annotated[float, typer.Option(help="share of a site's variance that int8 rows may lose")] = 1e-3,
+    max_fvu: Annotated[
+        float | None, typer.Option(help="share of the variance int8 rows may lose; default 1e-3")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     max_memory: Annotated[str | None, typer.Option(help="refuse batches whose recording takes more, as 500MB")] = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.errors import WrongUse
 from interp.store.layout import row_bytes
 from interp.store.reader import Store, open_store
-from interp.store.writer import MAX_FVU, StoreWriter
+from interp.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from interp.model import Model, Tokens
@@ -113,7 +113,7 @@ def record_text(
     batch: int = 16,
     context: int = 512,
     expected_rows: int | None = None,
-    max_fvu: float = MAX_FVU,
+    max_fvu: float | None = None,
     meta: dict[str, Any] | None = None,
 ) -> Store:
     """Record rows of `sites` over `texts` into the folder `out` and open it.

@@ -26,8 +26,8 @@ from interp.store.layout import (
     INDEX,
     JOURNAL,
     LOCK,
-    PART_BYTES,
     PILE_BYTES,
+    REGION_BYTES,
     SHARD,
     Crc32,
     Index,
@@ -78,7 +78,7 @@ class StoreWriter:
 
     `expected_rows` sets the number of piles so that one takes `pile_bytes` of memory to read; the writer itself takes no
     more than that. `meta` (JSON) is kept in the index; on resume, that of the first run stands. int8 rows that lose more
-    than `max_fvu` of the variance of a site are refused.
+    than `max_fvu` of the variance of a site (1e-3 if not said) are refused.
 
     Raises `WrongUse` if the folder is not empty (unless `resume`), or holds a store of other widths, dtype, seed or
     number of piles; `Failed` if another process is writing there, or naming a file that is damaged.
@@ -95,9 +95,10 @@ class StoreWriter:
         meta: Mapping[str, Any] | None = None,
         resume: bool = False,
         pile_bytes: int = PILE_BYTES,
-        max_fvu: float = MAX_FVU,
+        max_fvu: float | None = None,
     ) -> None:
         self.path = Path(path)
+        self._max_fvu = _max_fvu(max_fvu, dtype)
         asked = _asked(widths, dtype, seed, expected_rows, meta, pile_bytes)
         self._lock = _lock(self.path)
         self._shards: dict[str, _Shard] = {}
@@ -107,15 +108,14 @@ class StoreWriter:
         except BaseException:
             self._lock.close()
             raise
-        self._max_fvu = max_fvu
         self._piles = np.array(self._index.piles)
         self._codings = {site: Coding.from_json(told) for site, told in self._index.int8.items()}
         self._memory = memory_for(max(widths.values()))
         self._rows = self._index.rows
         self._torn = False
-        room = min(PART_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
+        room = min(REGION_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
         self._waiting = Waiting(asked, max(1, room))
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._summing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: deque[tuple[Future[None], int]] = deque()  # what the thread does, and the region it does it from
 
     # -- state ---------------------------------------------------------------------------------------------------
@@ -287,8 +287,10 @@ class StoreWriter:
         if (fvu := coding.fvu(count)) > self._max_fvu:
             raise Failed(
                 f"int8 rows lose {fvu:.2g} of the variance of {site} (FVU), and may lose {self._max_fvu:g}. "
-                f"None of this append was kept. Store bfloat16 (--dtype bfloat16), or allow more: max_fvu={2 * fvu:.1g} "
-                f"(--max-fvu {2 * fvu:.1g})."
+                "None of this append was kept. Rows far from the mean of the first append lose most. Store bfloat16 "
+                f"(--dtype bfloat16), or allow more: max_fvu={2 * fvu:.1g} (--max-fvu {2 * fvu:.1g})."
+                + f" {self._advice()}"
+                * bool(self._index.rows)
             )
         if first and (lost := coding.lost(count)):
             warnings.warn(
@@ -328,10 +330,11 @@ class StoreWriter:
         for column, rows in columns.items():
             name, data = shard_name(pile, column), raw(rows)
             shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
-            shard.digest.update(data)
+            summed = self._summing.submit(shard.digest.update, data)
             with self._naming(shard.path), open(shard.path, "ab") as file:
                 file.write(data)
                 start_writing(file, shard.bytes, len(data))
+            summed.result()
             shard.bytes += len(data)
             shard.synced = False
 
@@ -360,6 +363,7 @@ class StoreWriter:
 
     def _release(self) -> None:
         self._thread.shutdown()
+        self._summing.shutdown()
         self._lock.close()
 
 
@@ -389,6 +393,14 @@ def _asked(
         None,
         _plain(meta or {}, "meta"),
     )
+
+
+def _max_fvu(asked: float | None, dtype: str) -> float:
+    if asked is not None and not str(dtype).endswith("int8"):
+        raise WrongUse(f"max_fvu={asked} is for int8 rows; {dtype} rows are kept as they are. Leave it out.")
+    if asked is not None and not asked >= 0:
+        raise WrongUse(f"max_fvu={asked} must be 0 or more: the share of the variance that int8 rows may lose.")
+    return MAX_FVU if asked is None else asked
 
 
 def _plain(value: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from interp.cli.record import record
 from interp.cli.store import app
 from interp.dictionaries import RowsSource, StoreSource, TrainConfig, evaluate, load_dictionary, train
 from interp.dictionaries.planted import superposed
-from interp.errors import Failed
+from interp.errors import Failed, WrongUse
 from interp.store import Store, StoreWriter, open_store, row_bytes
 from interp.store.int8 import Coding, begun, decode, encode, memory_for
 from interp.texts import default_text
@@ -347,6 +347,12 @@ def test_rows_far_from_the_first_are_refused_when_they_come(tmp_path: Path) -> N
     told = open_store(tmp_path / "a").index.int8["a"]
     assert told == open_store(tmp_path / "b").index.int8["a"]
     assert told["fvu"] > 1e-3
+
+
+@pytest.mark.parametrize(("settings", "told"), [({"dtype": "bfloat16"}, "is for int8 rows"), ({}, "must be 0 or more")])
+def test_a_limit_that_makes_no_sense(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(WrongUse, match=told):
+        _writer(tmp_path, max_fvu=float("nan"), **settings)
 
 
 def test_good_rows_warn_of_nothing(tmp_path: Path) -> None:
