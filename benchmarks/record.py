@@ -153,7 +153,7 @@ def timed(told: list[dict[str, Any]], kind: str, cuda: bool) -> dict[str, Any]:
     return rows
 
 
-def measured(recorders: list[str], folder: Path, a: argparse.Namespace) -> dict[str, Any]:
+def compared(recorders: list[str], folder: Path, a: argparse.Namespace) -> dict[str, Any]:
     """Both settings and the bytes, by recorder and group."""
     settings = {"1b": [("ratio", "1b", a.passes)]}.get(
         a.model, [("us_a_site", "tiny", a.rounds), ("ratio", "small", a.passes)]
@@ -237,7 +237,7 @@ def main() -> None:
     gpu = a.device == "cuda"
     recorders = [*(GPU if gpu else HERE), *([] if a.no_peers or gpu else PEERS)]
     with tempfile.TemporaryDirectory() as folder:
-        result = measured(recorders, Path(folder), a)
+        result = compared(recorders, Path(folder), a)
     if gpu:
         result["hidden"] = hidden(result)
     result |= {"machine": machine(a.device), "asked": vars(a)}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 GROUPS = ("residuals", "outputs", "everything")  # outputs: residuals, and what attention and MLPs return
 WARM = 5  # pairs before the first that counts
 Recorder = dict[str, Callable[[], list[Tensor]]]
+Build = Callable[[nn.Module, Tensor, Path, str], Recorder]  # of a model, its tokens, its checkpoint's folder, a name
 GPT2 = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"n_layer": 6, "n_embd": 64, "n_head": 4, "vocab_size": 1000, "n_positions": 64},
@@ -162,21 +163,29 @@ def memory(plain: Callable[[], Any], work: Callable[[], list[Tensor]]) -> dict[s
 # ---------------------------------------------------------------- a process
 
 
-def serve(build: Callable[[nn.Module, Tensor, Path, str], Recorder], about: dict[str, str]) -> None:
-    """Measure what `build(model, ids, folder of its checkpoint, recorder)` makes, and print JSON on the last line."""
+def measured(
+    build: Build, recorder: str, folder: Path, shape: str, groups: str, rounds: int, device: str, dtype: str
+) -> dict[str, dict[str, Any]]:
+    """By group: how many sites, and the pairs of `rounds` alternations, or bytes if there are none."""
+    net, ids = network(shape, device, dtype)
+    plain, record, told = bare(net, ids), build(net, ids, folder, recorder), {}
+    for mine, theirs in zip(hooked(net, ids, blocks(net)), record["residuals"](), strict=True):
+        assert torch.allclose(mine, theirs.to(mine), atol=1e-4 if dtype == "float32" else 1e-1)
+    for group in (g for g in groups.split(",") if g in record):
+        sites = len(record[group]())
+        told[group] = {"sites": sites} | (
+            {"pairs": pairs(plain, record[group], rounds)} if rounds else memory(plain, record[group])
+        )
+    return told
+
+
+def serve(build: Build, about: dict[str, str]) -> None:
+    """A process that measures one recorder; JSON on the last line."""
     parser = argparse.ArgumentParser()
     for name in ("shape", "recorder", "folder", "groups", "device", "dtype"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rounds", type=int, default=0, help="0: measure bytes")
     a = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    net, ids = network(a.shape, a.device, a.dtype)
-    plain, recorder, told = bare(net, ids), build(net, ids, Path(a.folder), a.recorder), {}
-    for mine, theirs in zip(hooked(net, ids, blocks(net)), recorder["residuals"](), strict=True):
-        assert torch.allclose(mine, theirs.to(mine), atol=1e-4 if a.dtype == "float32" else 1e-1)
-    for group in a.groups.split(","):
-        if group in recorder:
-            sites = len(recorder[group]())
-            rest = {"pairs": pairs(plain, recorder[group], a.rounds)} if a.rounds else memory(plain, recorder[group])
-            told[group] = {"sites": sites} | rest
+    told = measured(build, a.recorder, Path(a.folder), a.shape, a.groups, a.rounds, a.device, a.dtype)
     print(json.dumps({"groups": told, "about": about | {"torch": torch.__version__}}))
