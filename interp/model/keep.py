@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.model.positions import Pos, Positions
+from interp.model.positions import Pos, Where
 from interp.sites import pattern_like, position_axis
 
 if TYPE_CHECKING:
@@ -21,22 +20,26 @@ class Kept:
 
     def __init__(self, pos: Pos, dtype: torch.dtype | None, device: Any, clone: bool) -> None:
         self.pos, self.dtype, self.device, self.clone = pos, dtype, device, clone
+        self.whole = isinstance(pos, str) and pos == "all"
+        self.moved = device is not None or dtype is not None
         self.values: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
 
-    def __call__(self, site: str, x: Tensor, where: Callable[[], Positions]) -> None:
-        kept = self.cut(site, x.detach() if x.requires_grad else x, where)
-        if self.device is not None or self.dtype is not None:
+    def __call__(self, site: str, x: Tensor, where: Where) -> None:
+        kept = x.detach() if x.requires_grad else x
+        if not self.whole:
+            kept = self.cut(site, kept, where)
+        if self.moved:
             kept = kept.to(device=self.device, dtype=self.dtype)
-        self.values[site] = kept = kept.clone() if self.clone and kept.data_ptr() == x.data_ptr() else kept
+        if self.clone and kept.data_ptr() == x.data_ptr():
+            kept = kept.clone()
+        self.values[site] = kept
         self.versions[site] = kept._version
 
-    def cut(self, site: str, x: Tensor, where: Callable[[], Positions]) -> Tensor:
+    def cut(self, site: str, x: Tensor, where: Where) -> Tensor:
         """The positions asked for."""
-        if isinstance(self.pos, str) and self.pos == "all":
-            return x
         axis = position_axis(site)
-        chosen = where().select(self.pos).to(x.device)
+        chosen = where(site, x).select(self.pos).to(x.device)
         counts = chosen.sum(1)
         if int(counts.min()) != int(counts.max()) or int(counts.max()) == 0:
             raise WrongUse(
@@ -57,8 +60,8 @@ class Joined:
         self.parts: dict[str, list[Tensor]] = {}
         self.seen: dict[str, int] = {}
 
-    def __call__(self, site: str, x: Tensor, where: Callable[[], Positions]) -> None:
-        axis, total = position_axis(site), int(where().index.max()) + 1
+    def __call__(self, site: str, x: Tensor, where: Where) -> None:
+        axis, total = position_axis(site), int(where(site, x).index.max()) + 1
         fresh = min(total - self.seen.get(site, 0), x.shape[axis])
         if fresh > 0:
             part = x.detach().narrow(axis, x.shape[axis] - fresh, fresh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,11 +48,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def teaches(function: F) -> F:
     """Unknown keywords raise `WrongUse` that names the nearest one."""
-    known = [p for p in inspect.signature(function).parameters if p != "self"]
+    known = dict.fromkeys(p for p in inspect.signature(function).parameters if p != "self")
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check_keys(kwargs, known, f"{function.__name__}()")
+        if not kwargs.keys() <= known.keys():
+            check_keys(kwargs, known, f"{function.__name__}()")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -294,7 +295,8 @@ class Model:
         tokens, mask = inputs.get(self._main_input), inputs.get("attention_mask")
         tokens = None if tokens is None or tokens.is_floating_point() else tokens
         self._check_mask(inputs)
-        self._check_edits(mine, inputs)
+        if mine:
+            self._check_edits(mine, inputs)
         if grad is not None:
             check_differentiable(self.module)
             refuse(
@@ -338,7 +340,7 @@ class Model:
         if session.undo:  # in use: a recording within a recording
             session = self._hooks(edits, reads)
         session.keep, session.stop = keep, stop
-        with self._bare() as outer, session:
+        with nullcontext() if self._session is None else self._bare() as outer, session:
             yield session
         if outer is not None:
             outer.fired |= session.fired

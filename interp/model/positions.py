@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,9 @@ class Positions:
         raise WrongUse(
             f"pos={word!r} means nothing here: use an int, a slice, a list, a mask, 'all', 'prompt', 'generated' or 'last'."
         )
+
+
+Where = Callable[[str, Tensor], Positions]  # of a site and its tensor
 
 
 def of_call(

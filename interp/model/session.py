@@ -17,7 +17,7 @@ from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
 from interp.model.experts import Scores, effect, hidden, routing
 from interp.model.live import signature
-from interp.model.positions import Positions, of_call
+from interp.model.positions import Positions, Where, of_call
 from interp.model.state import CACHE, beside, stepped
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in, tensors_in
@@ -25,7 +25,7 @@ from interp.model.wiring import Coefficient, Place, vector
 from interp.sites import position_axis
 
 Change = Callable[[Tensor], Tensor | None]
-Keep = Callable[[str, Tensor, Callable[[], Positions]], None]
+Keep = Callable[[str, Tensor, Where], None]
 Visit = Callable[..., Any]  # of a module's (args, kwargs) or of its output; None: it goes on as it is
 
 
@@ -81,8 +81,12 @@ class Session:
                 (self._install_state if site.kind == "state" else self._install_router)(name, site)
             for path, names in self.taps.items():
                 self._install_tap(path, names)
-            for (path, side), visits in self.visits.items():
-                self._listen(path, side, visits)
+            for (path, side), listener in self.listeners.items():
+                module = self._module(path)
+                if side == "in":
+                    self._hook(module.register_forward_pre_hook(listener, with_kwargs=True))
+                else:
+                    self._hook(module.register_forward_hook(listener))
         except BaseException:
             self.close()
             raise
@@ -110,6 +114,7 @@ class Session:
                 self._install_edit(name, site)
         for name in self.reads:
             self._install_read(name, self.sites[name])
+        self.listeners = {key: self._listener(key, visits) for key, visits in self.visits.items()}
 
     def unfired(self) -> list[Edit]:
         """Edits that have changed nothing so far."""
@@ -186,7 +191,7 @@ class Session:
         if name not in self.left:
             return
         assert self.keep is not None
-        self.keep(name, x, partial(self.positions, name, x))
+        self.keep(name, x, self.positions)
         self.left.discard(name)
         if self.stop and not self.left:
             raise Stop
@@ -198,9 +203,9 @@ class Session:
     def _visit(self, place: Place, visit: Visit) -> None:
         self.visits.setdefault((place.path, place.side), {}).setdefault(place.call, []).append(visit)
 
-    def _listen(self, path: str, side: str, visits: dict[int, list[Visit]]) -> None:
+    def _listener(self, key: tuple[str, str], visits: dict[int, list[Visit]]) -> Callable[..., Any]:
         """One hook for all that is visited at a module's input, or at its output."""
-        module, counts, key = self._module(path), self.counts, (path, side)
+        counts = self.counts
 
         def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.aside:
@@ -219,10 +224,7 @@ class Session:
                 output = output if changed is None else changed
             return output
 
-        if side == "in":
-            self._hook(module.register_forward_pre_hook(on_input, with_kwargs=True))
-        else:
-            self._hook(module.register_forward_hook(on_output))
+        return on_input if key[1] == "in" else on_output
 
     def _module(self, path: str) -> nn.Module:
         return submodule(self.module, path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.errors import WrongUse
 from interp.model.edits import Edit, axes
-from interp.model.positions import Positions
+from interp.model.positions import Positions, Where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,14 +62,12 @@ class Probe(Edit):
         self.zeros.append((zero, positions))
         return x + zero, True
 
-    def where(self) -> Positions:
+    def where(self, site: str, x: Tensor) -> Positions:
         """The positions of the site's tensor."""
         return self.zeros[0][1]
 
 
-def slopes(
-    output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Callable[[], Positions]], None]
-) -> None:
+def slopes(output: Any, metric: Metric, probes: Sequence[Probe], keep: Callable[[str, Tensor, Where], None]) -> None:
     """Hand d metric / d site of every probe to `keep`; no parameter's .grad is touched."""
     value = metric(output_tensor(output))
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:

@@ -105,6 +105,27 @@ def test_loading_and_using_a_model_again_and_again_leaves_nothing_behind():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+def allocated(work):
+    """(Bytes of torch's allocator still held after `work` while its result lives, the result): its own count, exact."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = work()
+        gc.collect()
+    return sum(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), result
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "pythia", "gemma2"])
+def test_a_recording_holds_the_bytes_asked_for_and_nothing_else(name):
+    """To the byte: the recorded tensors, each once, and the mask of real tokens; all of it goes with the cache."""
+    model, x = wrapped(name), inputs_for(name)
+    for sites in ("blocks.*.resid_post", ["blocks.*.resid_post", "blocks.*.attn.out", "blocks.*.mlp.out"]):
+        model.record(x, sites)
+        held, cache = allocated(lambda sites=sites: model.record(x, sites))
+        asked = {t.data_ptr(): t.nbytes for t in cache.values()}
+        assert held == sum(asked.values()) + cache.mask.nbytes, sites
+        del cache
+        assert allocated(lambda sites=sites: model.record(x, sites) and None)[0] == 0
+
+
 def test_tables_and_sizes():
     plan = memory.Plan({"a": 300, "b": 100})
     assert plan.bytes == 400
