@@ -2,7 +2,7 @@
 
 Of `table.json`: `tiny` are the rules by field name, `unset` what a field gets that is None or empty by default, `special`
 names the token ids, `depth` the numbers of layers, `indices` the lists of layers' indices, `instead` configs put in place of
-those whose models need a package of their own, `start` and `types` hold what one type needs before and after the cut.
+those whose models need a package of their own, `types` what one type needs after the cut (of its parts, too).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def model_classes(kind: str) -> Iterator[Any]:
     from transformers.models.auto import modeling_auto
 
     config, seen = config_class(kind), set()
-    parts = {getattr(v, "__class__", None) for v in fields(start(kind)).values()}
+    parts = {getattr(v, "__class__", None) for v in fields(config()).values()}
     for mapping in names()["heads"]:
         given = getattr(modeling_auto, f"MODEL_{mapping}MAPPING_NAMES", {}).get(kind, ())
         for name in (given,) if isinstance(given, str) else given:
@@ -73,11 +73,6 @@ def _written_for(config: Any) -> Iterator[Any]:
                 model = isinstance(c, type) and issubclass(c, PreTrainedModel) and c.config_class is config
                 if model and "forward" in vars(c):
                     yield c
-
-
-def start(kind: str) -> Any:
-    """The config of a type by default, or by its row of the data table where the class knows no default that holds."""
-    return config_class(kind)(**names()["start"].get(kind, {}))
 
 
 def fields(config: Any) -> dict[str, Any]:
@@ -260,7 +255,7 @@ def tiny(kind: str, seed: int = 0) -> nn.Module:
     errors = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = tiny_config(start(kind))
+        config = tiny_config(config_class(kind)())
         for build in model_classes(kind):
             try:
                 torch.manual_seed(seed)

@@ -10,7 +10,17 @@ import torch
 from transformers import PretrainedConfig
 
 from interp import WrongUse
-from interp.model.tiny import cut, fields, kept_layers, model_classes, sections, special, start, tiny, tiny_config
+from interp.model.tiny import (
+    config_class,
+    cut,
+    fields,
+    kept_layers,
+    model_classes,
+    sections,
+    special,
+    tiny,
+    tiny_config,
+)
 from interp.model.twin import names
 
 TEXT = ["llama", "gemma3_text", "gemma4_text", "deepseek_v3", "jamba", "zamba2", "mamba2", "gpt_neo", "t5", "esm"]
@@ -45,7 +55,7 @@ def test_a_tiny_model_reads_text(kind):
 
 def test_every_kind_of_layer_is_there():
     def config(kind: str) -> Any:
-        return tiny_config(start(kind))
+        return tiny_config(config_class(kind)())
 
     assert config("gemma3_text").layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
     assert config("gpt_neo").attention_layers == ["global", "local", "global"]
