@@ -25,7 +25,14 @@ def test_recording_tells_its_ratios_with_intervals_and_its_bytes(monkeypatch, tm
 
     monkeypatch.setattr(record, "process", here)
     a = argparse.Namespace(
-        model="small", rounds=2, passes=2, repeats=1, groups=record.GROUPS, device="cpu", dtype="float32", no_bytes=False
+        model="small",
+        rounds=2,
+        passes=2,
+        repeats=1,
+        groups=record.GROUPS,
+        device="cpu",
+        dtype="float32",
+        no_bytes=False,
     )
     result = record.compared(["ours", "hooks"], Path(tmp_path), a)
     for kind in ("us_a_site", "ratio"):

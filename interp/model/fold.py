@@ -23,8 +23,9 @@ def folded(model: Model) -> Model:
 
     (γ ⊙ x̂ + β) W = (x̂ + β / γ) (γ ⊙ W), for every matrix W that reads through the norm. A centred norm does not see the
     mean of the stream, so that W_O, W_out, their biases and the embeddings may lose theirs; what has no name keeps its
-    mean. W_E and W_U are untied. As `fold_ln` and `center_writing_weights` of TransformerLens, which folds β, too. Raises `WrongUse` where norms stand after the sums, or what
-    reads through one has no name in `model.weights`; `Failed` if the outputs would change (by more than 1e-4 of them).
+    mean. W_E and W_U are untied. As `fold_ln` and `center_writing_weights` of TransformerLens, which folds β, too.
+    Raises `WrongUse` where norms stand after the sums, or what reads through one has no name in `model.weights`;
+    `Failed` if the outputs would change (by more than 1e-4 of them).
     """
     if model.wiring.post_norm:
         raise WrongUse(

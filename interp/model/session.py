@@ -265,21 +265,28 @@ class Session:
         return vector(self.module, coefficient, like) if isinstance(coefficient, str) else coefficient
 
     def _install_edit(self, name: str, site: Site) -> None:
-        if site.kind == "sum":
-            return self._edit_sum(name, site)
-        if site.kind == "result":
-            return self._edit_result(name, site)
-        if site.kind == "scale":
-            return self._edit_scale(name, site)
-        if site.kind == "experts":
-            return self._edit_experts(name, site)
+        edits = {
+            "sum": self._edit_sum,
+            "result": self._edit_result,
+            "scale": self._edit_scale,
+            "experts": self._edit_experts,
+        }
+        edits.get(site.kind, self._edit_module)(name, site)
+
+    def _edit_module(self, name: str, site: Site) -> None:
+        """Exchange the tensor where it is received or returned."""
+        made: list[Tensor | None] = []
 
         def visit(t: Tensor) -> Tensor | None:
             old = self._canonical(site, t)
             new = self.change(name, old)
-            return None if new is old else self._back(site, t, new)
+            back = None if new is old else self._back(site, t, new)
+            made[:] = [back] * len(site.place.also)
+            return back
 
-        return self.at(site.place, visit)
+        self.at(site.place, visit)
+        for place in site.place.also:
+            self.at(place, lambda t: made.pop())
 
     def _edit_sum(self, name: str, site: Site) -> None:
         """resid_mid' reaches the stream through the write before it: write' = write + (resid_mid' - resid_mid) / c."""

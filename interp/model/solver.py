@@ -225,7 +225,7 @@ class _Solver(Stream):
         role, out, entry = self.sublayer(write)
         role = self.numbered(role)
         self.sites |= {
-            f"{role}.in": self.place(entry, "in"),
+            f"{role}.in": replace(self.place(entry, "in"), also=self.readers_beside(entry, out)),
             f"{role}.out": self.place(out, "out"),
             f"{role}.write": self.place(write, "out"),
         }
@@ -239,6 +239,12 @@ class _Solver(Stream):
         elif role.startswith("mlp") and not self.add_experts(role, out, entry):
             self.add_mlp(role, out, entry)
         return f"{role}.write"
+
+    def readers_beside(self, entry: Call, out: Call) -> tuple[Place, ...]:
+        """Where no module holds the sublayer: what else, up to its end, receives the input of its first matrix."""
+        between = (c for c in self.calls if entry.end < c.start and c.end < out.start)
+        inner = [c for c in between if same(c.into, entry.into)]
+        return tuple(self.place(c, "in") for c in inner if not any(o.start < c.start and c.end < o.end for o in inner))
 
     def numbered(self, role: str) -> str:
         """A name for one more sublayer of a kind."""

@@ -29,6 +29,7 @@ class Place:
     batch: int | None = (
         0  # the axis of the batch; None: what belongs to several pictures stands in one row of positions
     )
+    also: tuple[Place, ...] = ()  # calls beside it that receive the same tensor: an edit reaches them, too
 
     def rows(self, t: Tensor) -> Float[Tensor, "batch pos ..."]:
         """A tensor found at this place: batch first, positions on one axis, channels last; a view where that will do."""
@@ -155,7 +156,11 @@ def _read(kind: Any, given: dict[str, Any], **changed: Any) -> Any:
 
 
 def _places(given: dict[str, Any]) -> dict[str, Place]:
-    return {name: _read(Place, place) for name, place in given.items()}
+    return {name: _place(place) for name, place in given.items()}
+
+
+def _place(given: dict[str, Any]) -> Place:
+    return _read(Place, given, also=tuple(map(_place, given.get("also", ()))))
 
 
 def _block(given: dict[str, Any]) -> Block:
@@ -171,7 +176,8 @@ def moved(block: Block, path: str) -> Block:
 
     def at(place: Any) -> Any:
         inside = place.path == old or place.path.startswith(old + ".")
-        return replace(place, path=path + place.path[len(old) :]) if inside else place
+        place = replace(place, path=path + place.path[len(old) :]) if inside else place
+        return replace(place, also=tuple(map(at, place.also))) if getattr(place, "also", ()) else place
 
     tables: dict[str, Any] = {
         n: {k: at(p) for k, p in getattr(block, n).items()} for n in ("sites", "cores", "scales", "experts")

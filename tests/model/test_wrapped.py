@@ -249,6 +249,15 @@ def test_gated_layers_that_normalise_after_adding():
     model = randomised(Gated())
     assert proven(model) >= set("abdegh")
     assert {"blocks.1.mlp.gate", "blocks.1.mlp.up", "blocks.1.mlp.sum", "blocks.1.mlp.post"} <= {*load(model).sites()}
+    ids = torch.tensor([[5, 9, 7, 11]])
+    cache = load(model).record(ids, ["blocks.1.*", "logits"], edits=[Scale("blocks.1.mlp.in", 2.0)])
+    x, layer = (
+        cache["blocks.1.resid_pre"],
+        model.layers[1],
+    )  # gate and up each receive what was edited, the sum does not
+    out = layer.norm(x + layer.down(F.silu(layer.gate(2 * x)) * layer.up(2 * x)))
+    assert torch.allclose(cache["blocks.1.resid_post"], out, atol=1e-6)
+    assert torch.equal(load(model).record(ids, "logits").logits, model(ids))  # no edit stays
 
 
 def test_a_model_no_input_can_be_made_up_for_says_what_to_give():
