@@ -45,7 +45,7 @@ def fetched(name: str) -> Path:
         raise Failed(f"hub:{name} is neither in the local cache nor could it be fetched: {error}") from error
     found = Path(local) / folder
     if not found.exists():
-        raise WrongUse(f"The repository {repository} has no {folder}.")
+        raise WrongUse(f"The repository {repository} has no {folder}, or it is not in the local cache.")
     return found
 
 
