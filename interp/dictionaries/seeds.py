@@ -13,7 +13,7 @@ class Interval(NamedTuple):
     half: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.half:.3f}" if self.half == self.half else "")
+        return f"{self.mean:.3f}" + (f" ± {self.half:.3f}" if self.half > 0 else "")
 
 
 def interval(values: Sequence[float]) -> Interval:
