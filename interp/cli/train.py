@@ -198,7 +198,7 @@ class Recording:
         from interp.store.recording import record_text
 
         model, reads, writes = self._loaded()
-        meta = {"command": command_line(out), "seed": seed}
+        meta = {"command": command_line(out), "seed": seed, "text": self.text, "dataset": self.dataset}
         folder = out / "activations"
         store = record_text(
             model, list(dict.fromkeys(reads + writes)), self._texts(), folder,
