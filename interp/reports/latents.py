@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.reports.words import token_texts
 from interp.store.recording import padded
+from interp.texts import token_texts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,8 @@ import pytest
 from interp.reports.charts import Curve, LineChart, Scale
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.page import Table, number, write_report
-from interp.reports.words import token_texts, visible
+from interp.reports.words import visible
+from interp.texts import token_texts
 
 HOSTILE = [
     "<script>",
