@@ -100,10 +100,14 @@ class Trajectory:
         keep = self.prompt == prompt
         if not bool(keep.any()):
             raise WrongUse(f"there is no prompt {prompt}: they are numbered from 0 to {int(self.prompt.max())}.")
-        flat = {n: getattr(self, n)[keep] for n in ("prompt", "pos", "final")}
+        return self.at(keep)
+
+    def at(self, tokens: Any) -> Trajectory:
+        """Some of the tokens: a slice, a mask or places."""
+        flat = {n: getattr(self, n)[tokens] for n in ("prompt", "pos", "final")}
         names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob", "ranks")
-        deep = {n: getattr(self, n)[:, keep] for n in names}
-        return replace(self, ids=None if self.ids is None else self.ids[keep], **flat, **deep)
+        deep = {n: getattr(self, n)[:, tokens] for n in names}
+        return replace(self, ids=None if self.ids is None else self.ids[tokens], **flat, **deep)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and token: site, prompt, pos, token, top, prob, entropy, kl_forward, kl_backward, cross_entropy,
