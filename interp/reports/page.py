@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 from interp.files import write_text
 from interp.reports.charts import Bars, Curve, LineChart, Scale, histogram
@@ -20,6 +21,13 @@ SHADES = 10  # of the highlight; a token's is its activation's share of the late
 
 NUMBER = ' class="number"'
 Cell = str | int | float | None
+
+
+class Shown(Protocol):
+    """What makes HTML of itself."""
+
+    def html(self) -> str:
+        """The piece of a page, all text escaped."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def write_report(
     lead: str = "",
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
-    tables: Sequence[Table] = (),
+    tables: Sequence[Shown] = (),
     charts: Sequence[LineChart | Scale | Bars] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
