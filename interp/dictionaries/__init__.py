@@ -21,6 +21,7 @@ from interp.dictionaries.kinds import (
     forced,
     straight_through,
 )
+from interp.dictionaries.latents import Latents, search_direction, search_token
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
 from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
@@ -36,6 +37,7 @@ __all__ = [
     "DictionaryConfig",
     "Gated",
     "JumpReLU",
+    "Latents",
     "Matryoshka",
     "MultiTopK",
     "PAnneal",
@@ -57,6 +59,8 @@ __all__ = [
     "plan",
     "read_config",
     "rows_of",
+    "search_direction",
+    "search_token",
     "straight_through",
     "train",
 ]

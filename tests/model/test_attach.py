@@ -412,7 +412,7 @@ def test_a_crosscoder_has_its_latents_at_its_last_site(llama):
         ):
             with pytest.raises(WrongUse, match=r"passed before 'blocks\.2\.resid_post' is read"):
                 call()
-    f = D.encode(whole)
+    f = D.encode(whole).dense()
     f[..., 3] = 0
     assert torch.allclose(found[sites[2]], split(D, sites[2], D.decode(f)), atol=1e-5)
     assert torch.equal(found[sites[0]], x[sites[0]])
