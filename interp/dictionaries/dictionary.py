@@ -288,14 +288,25 @@ class Dictionary(nn.Module):
 
 
 def load_dictionary(
-    folder: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    where: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Dictionary:
+    """Read a dictionary: one of ours, of another library, or from the hub (docs/interop.md).
+
+    `where`: what `Dictionary.save` or a training run wrote; a folder or file of SAELens, dictionary_learning, sparsify,
+    circuit-tracer or Gemma Scope; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID". Raises `WrongUse` if there is no
+    dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or cannot be fetched.
+    """
+    from interp.interop.hub import opened
+
+    return opened(where).dictionary.to(device=device, dtype=dtype)
+
+
+def load_folder(folder: Path) -> Dictionary:
     """Read a folder that `Dictionary.save` or a training run wrote.
 
-    Raises `WrongUse` if the folder is no dictionary, `Failed` if a tensor is missing, extra or of another shape.
+    Raises `WrongUse` if its config is none, `Failed` if a tensor is missing, extra or of another shape.
     """
-    folder = Path(folder)
-    dictionary = Dictionary(_read_config(folder))
+    dictionary = Dictionary(_read_config(folder / "config.json"))
     path = folder / "weights.safetensors"
     tensors = _read_weights(path)
     check_tensors(path, tensors, dictionary.tensors())
@@ -303,22 +314,16 @@ def load_dictionary(
     with torch.no_grad():
         for name, tensor in dictionary.tensors().items():
             tensor.copy_(tensors[name])
-    return dictionary.to(device=device, dtype=dtype)
+    return dictionary
 
 
-def _read_config(folder: Path) -> DictionaryConfig:
+def _read_config(path: Path) -> DictionaryConfig:
     import json
 
-    wanted = "A dictionary folder holds config.json and weights.safetensors, as `interp train … -o DIR` leaves them."
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WrongUse(f"{folder} is no dictionary folder: {path} does not exist. {wanted}")
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WrongUse(f"{path} is no JSON file ({error}). {wanted}") from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise WrongUse(f'{folder} is no dictionary folder: {path} does not say "format": "{FORMAT}". {wanted}')
+        raise WrongUse(f"{path} is no JSON file ({error}). `interp train … -o DIR` writes one.") from error
     if whole.get("version") != VERSION:
         raise WrongUse(f"{path} is of format version {whole.get('version')}; this release reads version {VERSION}.")
     return DictionaryConfig.from_dict(whole.get("dictionary", {}))

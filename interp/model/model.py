@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
 F = TypeVar("F", bound=Callable[..., Any])
+GIVEN = "text, a list of texts, token ids (a tensor, or a list for each prompt), a float tensor or a dict"
 
 
 def teaches(function: F) -> F:
@@ -242,7 +243,7 @@ class Model:
         return Tokens(ids.to(self.device), mask.to(self.device), bos)
 
     def inputs(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
-        """Keyword arguments for the wrapped model from text, texts, ids, `Tokens`, a float tensor or a dict."""
+        """Keyword arguments for the wrapped model from text, texts, ids, lists of ids, `Tokens`, a float tensor or a dict."""
         if isinstance(x, Tensor):
             if x.is_floating_point():
                 return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
@@ -254,11 +255,21 @@ class Model:
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
+        x = self._listed(x) if isinstance(x, (list, tuple)) else x
         if not isinstance(x, Tokens):
-            raise WrongUse(
-                f"{type(x).__name__} is no input: give text, a list of texts, a tensor of token ids, a float tensor or a dict."
-            )
+            raise WrongUse(f"{type(x).__name__} is no input: give {GIVEN}.")
         return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
+
+    def _listed(self, x: Sequence[Any]) -> Tokens:
+        """Token ids of one prompt, or a list of them for each of several."""
+        lists = [x] if x and isinstance(x[0], int) else x
+        if not lists or any(
+            not isinstance(ids, (list, tuple)) or not all(type(i) is int for i in ids) for ids in lists
+        ):
+            raise WrongUse(f"{x!r:.80} is no input: give {GIVEN}.")
+        if [] in [list(ids) for ids in lists]:
+            raise WrongUse(f"prompt {[len(ids) for ids in lists].index(0)} has no tokens.")
+        return self.pad(lists)
 
     def _named(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Any]:
         """Token ids under the name the wrapped model gives them, with a decoder's first token if it has one."""
@@ -665,6 +676,8 @@ class Model:
         names = [] if record is None else self._recordable(record, tokens, max_new_tokens, options)
         fixed = {"do_sample": seed is not None, "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0}
         options = fixed | {"max_new_tokens": max_new_tokens, "attention_mask": tokens.mask.long()} | options
+        if "logits" in names and "logits_to_keep" in inspect.signature(self.module.forward).parameters:
+            options["logits_to_keep"] = 0  # all of them; transformers keeps the last position's alone
         kept, self._prompt = Joined(), tokens.mask.sum(1)
         if self._session is not None:
             self._session.fresh()
