@@ -106,12 +106,12 @@ def typed(name: str, value: Any, kind: str, what: str) -> Any:
         return tuple(typed(name, v, "int", what) for v in (value if isinstance(value, (list, tuple)) else [value]))
     wanted = {"int": int, "float": float, "bool": bool, "str": str}[kind.removesuffix(" | None")]
     try:
-        typed = wanted(value)
+        made = wanted(value)
     except (TypeError, ValueError):
-        typed = None
-    if typed is None or (wanted is bool) != isinstance(value, bool) or (wanted is int and typed != float(value)):
+        made = None
+    if made is None or (wanted is bool) != isinstance(value, bool) or (wanted is int and made != float(value)):
         raise WrongUse(f"{what}: {name} must be {kind}; it is {value!r}.")
-    return typed
+    return made
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
