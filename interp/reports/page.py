@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from interp.files import write_text
-from interp.reports.charts import Curve, LineChart, Scale, histogram
+from interp.reports.charts import Chart, Curve, LineChart, Scale, histogram
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.words import visible
 
@@ -54,7 +54,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
     tables: Sequence[Table] = (),
-    charts: Sequence[LineChart | Scale] = (),
+    charts: Sequence[Chart] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
 ) -> None:

@@ -18,6 +18,8 @@ from interp.store.reader import Store, open_store
 from interp.store.writer import StoreWriter
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
     from interp.model import Model, Tokens
 
 COMMIT_EVERY = 16  # batches between two points to go on from
@@ -140,10 +142,10 @@ def record_text(
             room = None if tokens is None else tokens - writer.rows
             if room is not None and room <= 0:
                 break
-            kept = _rows(model, names, group, room)
-            documents = torch.tensor(origin)[kept.pop("window")]
+            rows, window = kept_rows(model, names, group)
+            documents = torch.tensor(origin)[window[:room]]
             done += len(group)
-            writer.append(kept, documents=documents)
+            writer.append({name: r[:room] for name, r in rows.items()}, documents=documents)
             bar.update(len(documents))
             if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
                 writer.commit({"windows": done})
@@ -151,9 +153,11 @@ def record_text(
     return open_store(out)
 
 
-def _rows(model: Model, names: Sequence[str], group: Sequence[Sequence[int]], room: int | None) -> dict[str, Tensor]:
-    """The kept rows of every site [n, width], and the window of the group each comes from."""
+def kept_rows(
+    model: Model, names: Sequence[str], group: Sequence[Sequence[int]]
+) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
+    """The kept rows of every site over a group of windows, and the window that each comes from."""
     tokens, keep = padded(model, group)
     cache = model.record(tokens, names)
-    rows = {n: cache[n][keep.to(cache[n].device)].flatten(1)[:room].cpu() for n in names}
-    return rows | {"window": keep.nonzero()[:, 0][:room].cpu()}
+    rows = {n: cache[n][keep.to(cache[n].device)].flatten(1).cpu() for n in names}
+    return rows, keep.nonzero()[:, 0].cpu()
