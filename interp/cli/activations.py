@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import WrongUse
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.dictionaries import RowsSource, TrainConfig
     from interp.model import Model
     from interp.store import Store, Stream
+    from interp.store.recording import Data
 
 ONE_SITE = ("sae", "transcoder")  # shapes that read one site
 SHAPES = (*ONE_SITE, "crosscoder", "clt")
@@ -79,33 +80,34 @@ def each(names: Names, shape: str, site: str) -> dict[str, Ends]:
 
 @dataclass(frozen=True)
 class Activations:
-    """A model's activations over text: a row is a token."""
+    """A model's activations over text, a row a token, or over ready inputs."""
 
     model: Model
     text: str | None
     dataset: str | None
     tokens: int | None
     context: int
+    inputs: Path | None = None
 
     @classmethod
-    def of(
-        cls, model: str, device: str, text: str | None, dataset: str | None, tokens: int | None, context: int
-    ) -> Activations:
-        """Those of the model of that name."""
+    def of(cls, model: str, device: str, *data: Any) -> Activations:
+        """Those of the model of that name; `data` as the fields have it."""
         from interp.model import load
 
-        return cls(load(model, device=device), text, dataset, tokens, context)
+        return cls(load(model, device=device), *data)
 
-    def texts(self) -> Iterator[str]:
-        """The documents."""
-        from interp.texts import read_texts
+    def texts(self) -> Data:
+        """The documents, or the inputs."""
+        from interp.store.recording import read_data
 
-        return read_texts(self.text, self.dataset)
+        return read_data(self.model, self.text, self.dataset, self.inputs)
 
     def streamed(self, sites: Iterable[str]) -> Stream:
         """They are computed while they are trained on, and nothing is written."""
         from interp.store import Stream
 
+        if self.inputs is not None:
+            raise WrongUse("--stream reads text: rows of ready --inputs are recorded first.")
         every = list(dict.fromkeys(sites))
         return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context)
 

@@ -23,7 +23,7 @@ def latents(
     site: Annotated[str | None, typer.Option(help="which of several sites the vector belongs to")] = None,
     model: Annotated[str | None, typer.Option(help="zoo:books, a folder, or a hub id; for --token")] = None,
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set, or saved folder, with a column 'text'")] = None,
+    dataset: Annotated[str | None, typer.Option(help="hub data set, or folder of one, with a column 'text'")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="stop after about this many tokens of text")] = 50_000,
     top: Annotated[int, typer.Option(min=1, help="latents to list")] = 20,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",

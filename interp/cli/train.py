@@ -25,7 +25,10 @@ OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
 TEXT = typer.Option(help="text file or folder; default: Python's help texts")
-DATASET = typer.Option(help="hub data set with a column 'text'")
+DATASET = typer.Option(help="hub data set, or folder of one, with a column 'text'")
+INPUTS = typer.Option(
+    help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values [n, 3, h, w]"
+)
 TOKENS = typer.Option(help="stop recording after this many rows")
 CONTEXT = typer.Option(help="tokens a window of text")
 STREAM = typer.Option("--stream", help="train on a MODEL's rows as they are computed; nothing is recorded")
@@ -58,6 +61,7 @@ def _command(shape: str) -> Callable[..., None]:
         target: Annotated[str | None, TARGET] = None,
         text: Annotated[str | None, TEXT] = None,
         dataset: Annotated[str | None, DATASET] = None,
+        inputs: Annotated[Path | None, INPUTS] = None,
         tokens: Annotated[int | None, TOKENS] = None,
         context: Annotated[int, CONTEXT] = 512,
         stream: Annotated[bool, STREAM] = False,
@@ -95,7 +99,7 @@ def _command(shape: str) -> Callable[..., None]:
         elif store is not None:
             source = store_source(store, shape, str(site), target)
         else:
-            there = Activations.of(str(model), device, text, dataset, tokens, context)
+            there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
             reads, writes = ends(there.model.names, shape, str(site), target)
             if dry_run:
                 source, before = there.like(reads, writes), there.planned(reads + writes)
