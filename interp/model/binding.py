@@ -299,7 +299,8 @@ def _reordered(calls: list[Call], core: Call, seen: Attention) -> str:
         return f"its softmax is over {tuple(pattern.shape[2:])}, not over {(q.shape[2], k.shape[2])} queries and keys"
     if not _weighs(pattern, v, z):
         return "what leaves it is not pattern · v"
-    if all(t.shape[:-1].numel() != q.shape[0] * q.shape[2] for t in core.inputs.values() if t.ndim > 1):
+    given = (t.numel() // size for t in core.inputs.values() if t.ndim > 1 for size in t.shape)
+    if q.shape[0] * q.shape[2] not in given:  # whichever axis has the channels
         return f"its softmax has {q.shape[2]} queries in a row, which are not the positions it is given"
     inside = [c for c in calls if core.start < c.start and c.end < core.end and is_linear(c)]
     if any(same_values(z, c.into) for c in inside) and not any(_in_order(z, c.into) for c in inside):
