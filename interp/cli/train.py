@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
-from interp.cli.activations import Activations, ends, names_in
+from interp.cli.activations import Activations, check_shape, ends, names_in
+from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.errors import Failed, WrongUse
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
 TEXT = typer.Option(help="text file or folder; default: Python's help texts")
-DATASET = typer.Option(help="hub data set with a column 'text'")
+DATASET = typer.Option(help="hub data set, or folder of one, with a column 'text'")
+INPUTS = typer.Option(
+    help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values [n, 3, h, w]"
+)
 TOKENS = typer.Option(help="stop recording after this many rows")
 CONTEXT = typer.Option(help="tokens a window of text")
+STREAM = typer.Option("--stream", help="train on a MODEL's rows as they are computed; nothing is recorded")
 STORE = typer.Option(help="instead of a model: folder of a store that `interp record` made")
 ROWS = typer.Option(help="instead of a model: safetensors file with rows [n, d], or a dictionary's folder: its decoder")
 TARGETS = typer.Option(help="transcoder: safetensors file with the targets of --rows")
@@ -56,8 +61,10 @@ def _command(shape: str) -> Callable[..., None]:
         target: Annotated[str | None, TARGET] = None,
         text: Annotated[str | None, TEXT] = None,
         dataset: Annotated[str | None, DATASET] = None,
+        inputs: Annotated[Path | None, INPUTS] = None,
         tokens: Annotated[int | None, TOKENS] = None,
         context: Annotated[int, CONTEXT] = 512,
+        stream: Annotated[bool, STREAM] = False,
         store: Annotated[Path | None, STORE] = None,
         rows: Annotated[Path | None, ROWS] = None,
         targets: Annotated[Path | None, TARGETS] = None,
@@ -73,33 +80,36 @@ def _command(shape: str) -> Callable[..., None]:
         config: Annotated[Path | None, CONFIG] = None,
         resume: Annotated[bool, RESUME] = False,
         dry_run: Annotated[bool, DRY_RUN] = False,
+        tensorboard: Annotated[bool, TENSORBOARD] = False,
+        wandb: Annotated[str | None, WANDB] = None,
         device: Annotated[str, DEVICE] = "cpu",
         dtype: Annotated[str | None, DTYPE] = None,
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
-        from interp.dictionaries import plan, train
+        from interp.dictionaries import StoreSource, plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
-        wanted = _settings(config, given)
-        _check_from(model, store, rows, site)
-        _check_shape(shape, rows, target, targets, wanted)
+        wanted, watch = _settings(config, given), watches(tensorboard, wandb)
+        check_shape(shape, wanted, target or targets)
+        _check_from(shape, model, store, rows, site, targets, stream)
         before: dict[str, float] = {}
         if rows is not None:
             source: Source = rows_source(rows, targets)
         elif store is not None:
             source = store_source(store, shape, str(site), target)
         else:
-            there = Activations.of(str(model), device, text, dataset, tokens, context)
-            both = ends(there.model.names, shape, str(site), target)
+            there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
+            reads, writes = ends(there.model.names, shape, str(site), target)
             if dry_run:
-                source, before = there.planned(*both)
+                source, before = there.like(reads, writes), there.planned(reads + writes)
             else:
-                source = there.recorded(*both, out, wanted.order, resume)
+                every = reads + writes
+                held = there.streamed(every) if stream else there.recorded(every, out, wanted.order, resume)
+                source = StoreSource(held, reads, writes)
         if dry_run:
-            told = plan(wanted, source, device)
-            return answer({name: value + before.get(name, 0) for name, value in told.items()}, as_json, _show)
-        train(wanted, source, out, resume, device)
+            return answer(added(plan(wanted, source, device), before), as_json, _show)
+        train(wanted, source, out, resume, device, watch=watch)
         return answer(_result(out, wanted), as_json, _show)
 
     return command
@@ -114,6 +124,9 @@ for shape, what in {
     app.command(shape, help=what)(_command(shape))
 
 
+app.command("sweep")(sweep)
+
+
 def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     """Defaults, then the file, then what was said on the command line."""
     from interp.dictionaries import TrainConfig, read_config
@@ -122,30 +135,35 @@ def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig.from_dict((read_config(file) if file else {}) | said, str(file or "The command line"))
 
 
-def _check_from(model: str | None, store: Path | None, rows: Path | None, site: str | None) -> None:
+def _check_from(
+    shape: str,
+    model: str | None,
+    store: Path | None,
+    rows: Path | None,
+    site: str | None,
+    targets: Path | None,
+    stream: bool,
+) -> None:
     if sum(place is not None for place in (model, store, rows)) != 1:
         raise WrongUse("Give a MODEL and --site, --store FOLDER and --site, or --rows X.safetensors: one of the three.")
+    if stream and model is None:
+        raise WrongUse("--stream needs a MODEL: a --store is recorded already, and --rows are in memory.")
     if rows is not None and site is not None:
         raise WrongUse("--site needs a MODEL or a --store: --rows holds one site.")
     if rows is None and site is None:
         raise WrongUse("--site says what to read: `interp sites MODEL` lists the sites.")
-
-
-def _check_shape(shape: str, rows: Path | None, target: str | None, targets: Path | None, wanted: TrainConfig) -> None:
-    from interp.dictionaries.kinds import TIED
-
-    if shape in ("sae", "crosscoder") and (targets or target or wanted.skip):
-        raise WrongUse(
-            "An autoencoder's target is its input: --targets, --target and --skip are for `interp train transcoder`."
-        )
-    if shape == "clt" and (targets or target or wanted.skip):
-        raise WrongUse("A cross-layer transcoder writes to the .write beside each .in; it takes no target and no skip.")
-    if shape != "sae" and wanted.kind.activation in TIED:
-        raise WrongUse(f"{wanted.kind.name} takes one site: {TIED[wanted.kind.activation]}.")
+    if rows is None and targets is not None:
+        raise WrongUse("--targets goes with --rows: of a MODEL or a --store, --target names the site to write.")
     if shape in ("crosscoder", "clt") and rows is not None:
         raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
     if shape == "transcoder" and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
+
+
+def added(training: dict[str, float], recording: dict[str, float]) -> dict[str, float]:
+    """Both together; the rows of training are those that were recorded."""
+    whole = {name: value + recording.get(name, 0) for name, value in training.items()}
+    return whole | {"rows": recording.get("rows", training["rows"])}
 
 
 def store_source(folder: Path, shape: str, site: str, target: str | None = None) -> StoreSource:

@@ -22,6 +22,7 @@ from interp.dictionaries.kinds import (
     forced,
     straight_through,
 )
+from interp.dictionaries.latents import Latents, search_direction, search_token
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
 from interp.dictionaries.training import plan, train, train_many
@@ -37,6 +38,7 @@ __all__ = [
     "DictionaryConfig",
     "Gated",
     "JumpReLU",
+    "Latents",
     "Matryoshka",
     "MultiTopK",
     "PAnneal",
@@ -58,6 +60,8 @@ __all__ = [
     "plan",
     "read_config",
     "rows_of",
+    "search_direction",
+    "search_token",
     "straight_through",
     "train",
     "train_many",

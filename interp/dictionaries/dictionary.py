@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, TIED
+from interp.dictionaries.latents import Latents
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
@@ -168,15 +169,20 @@ class Dictionary(nn.Module):
             )
         return ACTIVATIONS[self.config.activation](self, x.reshape(-1, x.shape[-1]).to(self.b_dec.dtype))
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch m"]:
-        """f(x) with its zeros written out."""
-        return self.active(x).dense(self.config.latents).reshape(*x.shape[:-1], -1)
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Latents:
+        """f(x) [*batch, m], held as what fires: a tensor in every operation, with `.code`, `.to_frame()` and `.plot()`."""
+        values, indices = (t.view(*x.shape[:-1], -1) for t in self.active(x))
+        return Latents(Code(values, indices), self.config.latents)
 
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
-        y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        if isinstance(f, Latents):
+            flat = Code(*(t.flatten(0, -2) for t in f.code))
+            y = decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1) + self.b_dec
+        else:
+            y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:

@@ -204,7 +204,7 @@ def rows_of(
     for inputs, keep in _groups(model, texts, tokens, batch, context):
         cache = model.record(inputs, list(parts))
         for site, rows in parts.items():
-            rows.append(cache[site][keep].cpu())
+            rows.append(cache[site][keep].flatten(1).cpu())
     if not any(parts.values()):
         raise WrongUse("There is no text to evaluate on.")
     x, y = (torch.cat([torch.cat(parts[s]) for s in sites], -1) for sites in (D.config.reads, D.config.writes))
@@ -255,22 +255,23 @@ def _replaced(D: Dictionary, model: Model, inputs: Tokens, keep: Tensor) -> list
     seen: dict[str, Tensor] = {}
     if c.autoencoder and len(c.reads) > 1:
         cache = model.record(inputs, list(c.reads))
-        seen.update({site: cache[site] for site in c.reads})
+        seen.update({site: cache[site].flatten(2) for site in c.reads})
 
     def look(site: str) -> Callable[[Tensor], Tensor]:
         def keep_it(x: Tensor) -> Tensor:
-            seen[site] = x
+            seen[site] = x.flatten(2)
             return x
 
         return keep_it
 
     def put(number: int) -> Callable[[Tensor], Tensor]:
         def made(y: Tensor) -> Tensor:
-            there = seen or {c.reads[0]: y}  # an autoencoder of one site reads what it replaces
+            flat = y.flatten(2)
+            there = seen or {c.reads[0]: flat}  # an autoencoder of one site reads what it replaces
             widths = dict(zip(c.reads, c.widths_in or (c.d_in,), strict=True))
-            parts = [there.get(site, y.new_zeros(*y.shape[:-1], w)) for site, w in widths.items()]
+            parts = [there.get(site, y.new_zeros(*y.shape[:2], w)) for site, w in widths.items()]
             whole: Tensor = D(torch.cat(parts, -1).to(D.b_dec.device))
-            return whole.split(c.widths_out or (c.d_out,), dim=-1)[number].to(y)
+            return whole.split(c.widths_out or (c.d_out,), dim=-1)[number].reshape(y.shape).to(y)
 
         return made
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from interp.files import load_tensors, save_tensors, write_json
 if TYPE_CHECKING:
     from interp.dictionaries.kinds import Loss
     from interp.dictionaries.trainer import Trainer
+    from interp.dictionaries.watch import Log, Watch
 
 METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 
@@ -29,12 +30,13 @@ METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 class Run:
     """What a trainer leaves on disk, all of it in one folder."""
 
-    def __init__(self, folder: Path, trainer: Trainer, command: str):
-        self.folder, self.trainer, self.command = folder, trainer, command
+    def __init__(self, folder: Path, trainer: Trainer, command: str, watch: Sequence[Watch] = ()):
+        self.folder, self.trainer, self.command, self.watch = folder, trainer, command, watch
         self.state, self.metrics, self.speed = (folder / n for n in ("state.safetensors", "metrics.csv", "speed.csv"))
         self.saved: int | None = None  # the step of the last checkpoint
         self.last: dict[str, Any] = {}  # the last row of metrics
         self._files: dict[Path, IO[bytes]] = {}
+        self._logs: list[Log] = []
         self._kept_bytes = 0  # of metrics.csv, at the last checkpoint
         self._logged = 0, 0.0  # the step and the time of the last row of metrics
 
@@ -56,7 +58,9 @@ class Run:
         """Open the files that rows are appended to, cut back to the checkpoint, and say what is run."""
         self._open(self.metrics, self._kept_bytes, ",".join(METRICS))
         self._open(self.speed, None if self._kept_bytes else 0, "step,tokens_per_second")
-        self._describe()
+        about = self._describe()
+        for watch in self.watch:
+            self._logs.append(watch(self.folder, about, self.trainer.step))
         self._logged = self.trainer.step, time.perf_counter()
 
     def log(self, loss: Loss) -> None:
@@ -76,6 +80,8 @@ class Run:
         (step, then), self._logged = self._logged, (t.step, time.perf_counter())
         self._append(self.speed, f"{t.step},{(t.step - step) * t.config.batch / (self._logged[1] - then):.0f}")
         self.last = row
+        for log in self._logs:
+            log.log(t.step, {name: value for name, value in row.items() if name != "step"})
 
     def save(self) -> None:
         """A checkpoint: the state first, in one file, then the dictionary as it stands."""
@@ -109,18 +115,21 @@ class Run:
         return f"The checkpoint of step {self.saved} in {self.folder} is whole."
 
     def close(self) -> None:
-        """Close the files that rows are appended to."""
+        """Close what rows are written to."""
         for file in self._files.values():
             file.close()
+        for log in self._logs:
+            log.close()
 
     def _made(self) -> dict[str, Any]:
         return {"command": self.command, "seed": self.trainer.config.seed, "train": self.trainer.config.to_dict()}
 
     def _source(self) -> dict[str, Any]:
         s = self.trainer.source
-        return {"reads": list(s.reads), "writes": list(s.writes), "rows": s.rows, "d_in": s.d_in, "d_out": s.d_out}
+        where = {"reads": list(s.reads), "writes": list(s.writes), "rows": s.rows, "d_in": s.d_in, "d_out": s.d_out}
+        return where | ({"text": s.digest} if s.digest else {})
 
-    def _describe(self) -> None:
+    def _describe(self) -> dict[str, Any]:
         t = self.trainer
         about = {
             "command": shlex.join(sys.argv),
@@ -135,6 +144,7 @@ class Run:
         }
         with self._writing(self.folder / "run.json"):
             write_json(self.folder / "run.json", about)
+        return about
 
     def _restore(self) -> None:
         try:

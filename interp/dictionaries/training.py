@@ -18,6 +18,7 @@ from interp.dictionaries.dictionary import Dictionary
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source, together
 from interp.dictionaries.trainer import Trainer
+from interp.dictionaries.watch import Watch
 from interp.errors import Failed, WrongUse
 from interp.files import command_line
 
@@ -33,15 +34,17 @@ def train(
     resume: bool = False,
     device: str | torch.device = "cpu",
     command: str | None = None,
+    watch: Sequence[Watch] = (),
 ) -> Dictionary:
     """Train a dictionary on `source` into the folder `out`; returns it, for raw rows.
 
     `out` then holds config.json, weights.safetensors, metrics.csv, speed.csv, state.safetensors and run.json. A run
     that was stopped, however, goes on with `resume=True` and ends in the same bytes as one that was not (same
-    machine, versions, thread count). Raises `WrongUse` if `out` holds a run and `resume` is not asked for, or is of
-    another config; `Failed` for NaN in the rows (site and step named) or a file that cannot be written.
+    machine, versions, thread count). `watch`: who is shown the metrics beside metrics.csv. Raises `WrongUse` if `out`
+    holds a run and `resume` is not asked for, or is of another config; `Failed` for NaN in the rows (site and step
+    named) or a file that cannot be written.
     """
-    run = Run(Path(out), Trainer(config, source, device), command or command_line(out))
+    run = Run(Path(out), Trainer(config, source, device), command or command_line(out), watch)
     for error in _finish([run], resume).values():
         raise error
     return run.trainer.finished()
@@ -54,6 +57,7 @@ def train_many(
     resume: bool = False,
     device: str | torch.device = "cpu",
     command: str | None = None,
+    watch: Sequence[Watch] = (),
 ) -> dict[str, Dictionary]:
     """Train a dictionary for each config in one pass over one stream of rows; number NAME has the folder `out`/NAME.
 
@@ -65,7 +69,7 @@ def train_many(
     _check_shared(configs)
     of = sources if isinstance(sources, Mapping) else dict.fromkeys(configs, sources)
     said = command or command_line(out)
-    runs = [Run(Path(out) / name, Trainer(config, of[name], device), said) for name, config in configs.items()]
+    runs = [Run(Path(out) / name, Trainer(config, of[name], device), said, watch) for name, config in configs.items()]
     stopped = _finish(runs, resume)
     if stopped:
         told = " ".join(f"{run.folder.name}: {error}" for run, error in stopped.items())

@@ -14,7 +14,6 @@ last site); their edits reach that site and later ones. A cross-layer transcoder
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -221,9 +220,9 @@ def _checked(model: Model, name: str, width: int) -> str:
     shape = site.shape
     if shape and (shape[:2] != ("batch", "pos") or not all(isinstance(size, int) for size in shape[2:])):
         raise WrongUse(f"{names[0]!r} takes no dictionary: its shape is [{', '.join(map(str, shape))}].")
-    if shape and math.prod(shape[2:]) != width:
+    if shape and model.width(names[0]) != width:
         raise WrongUse(
-            f"this dictionary is for {width} numbers at {name!r}, where {model.id} has {math.prod(shape[2:])}: "
+            f"this dictionary is for {width} numbers at {name!r}, where {model.id} has {model.width(names[0])}: "
             "it belongs to another model, or another site."
         )
     return names[0]

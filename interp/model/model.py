@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -169,14 +170,15 @@ class Model:
         return self._sites(sites)[0]
 
     def width(self, site: str) -> int:
-        """Size of a site's last axis."""
+        """Numbers a position has at a site: heads and their entries together."""
         names, table = self._sites(site)
-        if not table[names[0]].shape:
+        shape = table[names[0]].shape
+        if not shape:
             raise WrongUse(f"the width of {site!r} is known only once it is recorded: use the site's own name.")
-        last = table[names[0]].shape[-1]
-        if isinstance(last, str):
-            raise WrongUse(f"{site!r} has no fixed width: its last axis is {last!r}.")
-        return last
+        sizes = [size for size in shape if size not in ("batch", "pos")]
+        if not all(isinstance(size, int) for size in sizes):
+            raise WrongUse(f"{site!r} has no fixed width: its shape is [{', '.join(map(str, shape))}].")
+        return math.prod(sizes)  # type: ignore[arg-type]
 
     def _sites(self, patterns: str | Iterable[str]) -> tuple[list[str], dict[str, Site]]:
         """Names that match, and the table of sites with the `module:` ones added."""

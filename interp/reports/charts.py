@@ -6,8 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Protocol
 
 WIDTH, LABELS = 720, 210  # of a chart, and of the room for names at its right
+
+
+class Chart(Protocol):
+    """A picture with a title."""
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+
+    def svg(self) -> str:
+        """The picture."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from interp.files import write_text
-from interp.reports.charts import Bars, Curve, LineChart, Scale, histogram
+from interp.reports.charts import Bars, Chart, Curve, LineChart, Scale, histogram
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.words import visible
 
@@ -62,7 +62,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
     tables: Sequence[Shown] = (),
-    charts: Sequence[LineChart | Scale | Bars] = (),
+    charts: Sequence[Chart] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
 ) -> None:
