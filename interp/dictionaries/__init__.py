@@ -1,6 +1,7 @@
 """Sparse dictionaries: one shape, one trainer, one format."""
 
 from interp.dictionaries.baselines import pca_fvu
+from interp.dictionaries.config import TrainConfig, read_config
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, load_dictionary
 from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
 from interp.dictionaries.kinds import (
@@ -23,7 +24,7 @@ from interp.dictionaries.kinds import (
 )
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
-from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
+from interp.dictionaries.training import plan, train, train_many
 
 __all__ = [
     "KINDS",
@@ -59,4 +60,5 @@ __all__ = [
     "rows_of",
     "straight_through",
     "train",
+    "train_many",
 ]

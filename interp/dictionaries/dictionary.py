@@ -232,6 +232,43 @@ class Dictionary(nn.Module):
         new.W_dec.div_(length[:, None])
         return new
 
+    def layers(self) -> list[Dictionary]:
+        """The layers of a cross-layer transcoder: ŷ is the sum of theirs, each reads one site and writes to it and all above.
+
+        Weights are views, biases of ŷ copies. A dictionary of another shape is one layer, and so is one whose active
+        latents are picked among those of all layers.
+        """
+        c = self.config
+        if not c.cross_layer or c.activation in COUNTED:
+            return [self]
+        return [self._layer(i) for i in range(len(c.reads))]
+
+    @torch.no_grad()
+    def _layer(self, i: int) -> Dictionary:
+        c, m = self.config, self.config.latents // len(self.config.reads)
+        mine, start, out = slice(i * m, (i + 1) * m), sum(c.widths_in[:i]), sum(c.widths_out[:i])
+        read = slice(start, start + c.widths_in[i])
+        config = DictionaryConfig(
+            (c.reads[i],),
+            c.writes[i:],
+            c.widths_in[i],
+            c.d_out - out,
+            m,
+            None,
+            c.activation,
+            widths_out=c.widths_out[i:],
+        )
+        with torch.device("meta"):
+            layer = Dictionary(config, self.product)
+        bias = torch.zeros_like(self.b_dec[out:])
+        bias[: c.widths_out[i]] = self.b_dec[out : out + c.widths_out[i]]
+        parts = {"W_enc": self.W_enc[read, mine], "b_enc": self.b_enc[mine], "W_dec": self.W_dec[mine, out:]}
+        for name, part in (parts | {"b_dec": bias, "b_in": self.b_in[read]}).items():
+            setattr(layer, name, nn.Parameter(part))
+        if c.activation == "jumprelu":
+            layer.threshold = self.threshold[mine]
+        return layer
+
     def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
         """Write `config.json` and `weights.safetensors` into `folder`; `made` (command, seed, …) is kept with both."""
         folder = Path(folder)

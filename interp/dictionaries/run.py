@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,10 +33,13 @@ class Run:
         self.folder, self.trainer, self.command = folder, trainer, command
         self.state, self.metrics, self.speed = (folder / n for n in ("state.safetensors", "metrics.csv", "speed.csv"))
         self.saved: int | None = None  # the step of the last checkpoint
+        self.last: dict[str, Any] = {}  # the last row of metrics
         self._files: dict[Path, IO[bytes]] = {}
+        self._kept_bytes = 0  # of metrics.csv, at the last checkpoint
+        self._logged = 0, 0.0  # the step and the time of the last row of metrics
 
-    def begin(self, resume: bool) -> None:
-        """Start at step 0, or put the trainer where the last checkpoint was."""
+    def restored(self, resume: bool) -> bool:
+        """Make the folder; put the trainer where the last checkpoint was, if there is one to go on from."""
         if not resume and (self.state.exists() or self.metrics.exists()):
             raise WrongUse(
                 f"{self.folder} already holds a training run: go on with --resume, or choose another folder."
@@ -46,13 +50,16 @@ class Run:
                 leftover.unlink()
         if resume and self.state.exists():
             self._restore()
-        else:
-            self.trainer.begin()
-            self._open(self.metrics, 0, ",".join(METRICS))
-            self._open(self.speed, 0, "step,tokens_per_second")
-        self._describe()
+        return self.saved is not None
 
-    def log(self, loss: Loss, rows_per_second: float) -> dict[str, Any]:
+    def begin(self) -> None:
+        """Open the files that rows are appended to, cut back to the checkpoint, and say what is run."""
+        self._open(self.metrics, self._kept_bytes, ",".join(METRICS))
+        self._open(self.speed, None if self._kept_bytes else 0, "step,tokens_per_second")
+        self._describe()
+        self._logged = self.trainer.step, time.perf_counter()
+
+    def log(self, loss: Loss) -> None:
         """Append a row to metrics.csv, which equal runs share byte for byte, and the speed to speed.csv."""
         t = self.trainer
         row = {
@@ -66,8 +73,9 @@ class Run:
             "lr": t.optimiser.param_groups[0]["lr"],
         }
         self._append(self.metrics, ",".join(f"{value:.7g}" for value in row.values()))
-        self._append(self.speed, f"{t.step},{rows_per_second:.0f}")
-        return row
+        (step, then), self._logged = self._logged, (t.step, time.perf_counter())
+        self._append(self.speed, f"{t.step},{(t.step - step) * t.config.batch / (self._logged[1] - then):.0f}")
+        self.last = row
 
     def save(self) -> None:
         """A checkpoint: the state first, in one file, then the dictionary as it stands."""
@@ -144,9 +152,8 @@ class Run:
         self.command, self.saved = meta["command"], meta["step"]
         check_tensors(self.state, tensors, self.trainer.state())
         self.trainer.restore(tensors, meta["step"], (tuple(meta["scales"][0]), tuple(meta["scales"][1])))
+        self._kept_bytes = meta["metrics_bytes"]
         self.publish()  # a run may have been killed between the two files
-        self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
-        self._open(self.speed, None, "step,tokens_per_second")
 
     def _check_same(self, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
         for name, value in now.items():

@@ -110,29 +110,53 @@ class StoreSource:
         self.widths_in, self.widths_out = (tuple(store.widths[s] for s in sites) for sites in (self.reads, self.writes))
         self.d_in, self.d_out = sum(self.widths_in), sum(self.widths_out)
 
-    def _pairs(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[Pair]:
-        for batch in batches:
-            x = _beside(batch, self.reads)
-            yield x, x if self.reads == self.writes else _beside(batch, self.writes)
+    def _pair(self, batch: dict[str, Tensor]) -> Pair:
+        x = _beside(batch, self.reads)
+        return x, x if self.reads == self.writes else _beside(batch, self.writes)
 
     @property
     def _sites(self) -> list[str]:
         return list(dict.fromkeys(self.reads + self.writes))
 
-    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
-        """See `Source.batches`; the rows that do not fill a batch at the end of a pass wait for the next shuffle."""
+    def _served(self, size: int, seed: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        """The rows of each site apart; those that do not fill a batch at the end of a pass wait for the next shuffle."""
         if size > self.rows:
             raise WrongUse(
                 f"A batch of {size} rows cannot be filled: the store holds {self.rows}. Use batch={self.rows} or less."
             )
         passes = -(-stop // (self.rows // size))
         stream = self.store.batches(size, seed=seed, sites=self._sites, epochs=passes, start=start, drop_last=True)
-        for _, pair in zip(range(start, stop), self._pairs(stream), strict=False):
-            yield pair
+        for _, batch in zip(range(start, stop), stream, strict=False):
+            yield batch
+
+    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
+        """See `Source.batches`."""
+        return map(self._pair, self._served(size, seed, start, stop))
 
     def once(self, size: int) -> Iterator[Pair]:
         """See `Source.once`."""
-        yield from self._pairs(self.store.batches(size, seed=0, sites=self._sites, epochs=1, start=0, drop_last=False))
+        stream = self.store.batches(size, seed=0, sites=self._sites, epochs=1, start=0, drop_last=False)
+        return map(self._pair, stream)
+
+
+def together(sources: Sequence[Source], size: int, seed: int, start: int, stop: int) -> Iterator[list[Pair]]:
+    """`Source.batches` of several sources at once, a pair for each, reading every row once.
+
+    Raises `WrongUse` unless they share their rows: all the same source, or sites of one store.
+    """
+    first = sources[0]
+    if all(source is first for source in sources):
+        yield from ([pair] * len(sources) for pair in first.batches(size, seed, start, stop))
+        return
+    views = [source for source in sources if isinstance(source, StoreSource)]
+    if len(views) < len(sources) or any(view.store is not views[0].store for view in views):
+        raise WrongUse("Dictionaries are trained together on one stream: the same rows, or sites of the same store.")
+    for batch in StoreSource(views[0].store, sum((view.reads + view.writes for view in views), ()))._served(
+        size, seed, start, stop
+    ):
+        rows = {site: part.float() for site, part in batch.items()}
+        pairs = {(view.reads, view.writes): view._pair(rows) for view in views}
+        yield [pairs[view.reads, view.writes] for view in views]
 
 
 def _beside(batch: dict[str, Tensor], sites: Sequence[str]) -> Tensor:

@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from interp.files import write_text
-from interp.reports.charts import Curve, LineChart, Scale, histogram
+from interp.reports.charts import Bars, Curve, LineChart, Scale, histogram
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.words import visible
 
-__all__ = ["Curve", "LineChart", "Scale", "Table", "write_report"]
+__all__ = ["Bars", "Curve", "LineChart", "Scale", "Table", "write_report"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHADES = 10  # of the highlight; a token's is its activation's share of the latent's maximum
@@ -54,7 +54,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
     tables: Sequence[Table] = (),
-    charts: Sequence[LineChart | Scale] = (),
+    charts: Sequence[LineChart | Scale | Bars] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
 ) -> None:
