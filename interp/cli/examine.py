@@ -7,6 +7,11 @@ from typing import Any
 
 from interp.errors import WrongUse
 
+SAYS = (  # what a file of another library may say that bears on its numbers
+    *("model_name", "lm_name", "prepend_bos", "context_size", "dtype", "normalize_activations"),
+    *("apply_b_dec_to_input", "model_from_pretrained_kwargs", "norm_scaling_factor", "transcode"),
+)
+
 
 def examined(
     subject: str,
@@ -35,7 +40,13 @@ def examined(
     wrapped = load(model, device=device, dtype=dtype or "float32")
     told = examine(D.to(wrapped.device), wrapped, read_texts(text, None), tokens)
     sites = {"reads": list(D.config.reads), "writes": list(D.config.writes)}
-    return {"dictionary": subject, "format": about["format"], "model": model, **sites} | asdict(told)
+    whole = {"dictionary": subject, "format": about["format"], "model": model, "says": _says(about["config"]), **sites}
+    return whole | asdict(told)
+
+
+def _says(config: dict[str, Any]) -> dict[str, Any]:
+    flat = config | (config.get("trainer") or {}) | (config.get("metadata") or {})
+    return {name: flat[name] for name in SAYS if flat.get(name) is not None}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -49,6 +60,8 @@ def show(result: dict[str, Any]) -> None:
         change = "" if r is now or None in (r["fvu"], now["fvu"]) else f"{r['fvu'] - now['fvu']:+.3g}"
         row = [_number(r["fvu"]), change, _number(r["l0"]), _number(r["loss_recovered"])]
         table.add_row("" if r is now else r["cause"], r["said"] + " *" * (not r["telling"]), *row)
+    if result["says"]:
+        show("its file says: " + ", ".join(f"{name} {value}" for name, value in result["says"].items()))
     show(table)
     if any(not r["telling"] for r in result["readings"]):
         show("* other rows, or a small factor: a lower FVU there explains nothing")

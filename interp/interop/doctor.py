@@ -121,7 +121,11 @@ class Seat:
         parts = made.split(D.config.widths_out or (D.config.d_out,), dim=-1)
         known = self.model.sites()
         return [
-            Patch(site, part.reshape(*part.shape[:2], *known.get(site, part.shape)[2:]).to(self.model.dtype), pos=keep)
+            Patch(
+                site,
+                part.reshape(*part.shape[:2], *known.get(site, part.shape)[2:]).to(keep.device, self.model.dtype),
+                pos=keep,
+            )
             for site, part in zip(self.writes, parts, strict=True)
         ]
 
@@ -172,7 +176,7 @@ def examine(
 
 def _measured(way: Way) -> Reading:
     x, y = way.seat.kept
-    told = evaluate(way.dictionary, RowsSource(x, y))
+    told = evaluate(way.dictionary, RowsSource(x.cpu(), y.cpu()))
     recovered = way.seat.recovered(way.dictionary)
     return Reading(way.cause, way.said, _known(told.fvu), _known(told.l0), recovered, way.telling)
 

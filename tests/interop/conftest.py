@@ -18,6 +18,7 @@ D, WIDE, M, K = 6, 8, 40, 5  # widths, latents, active ones
 STREAM, MLP = ("blocks.2.resid_post",) * 2, ("blocks.2.mlp.in", "blocks.2.mlp.write")
 KINDS: dict[str, dict[str, object]] = {
     **{name: {"activation": name} for name in ("relu", "topk", "jumprelu", "pursuit", "codebook")},
+    "heads": {"activation": "relu", "sites": ("blocks.2.attn.z",) * 2},
     **{f"{name} transcoder": {"activation": name, "sites": MLP} for name in ("relu", "topk", "jumprelu")},
     **{f"{name} skip": {"activation": name, "sites": MLP, "skip": True} for name in ("relu", "topk", "jumprelu")},
     "wide transcoder": {"activation": "relu", "sites": MLP, "d_out": WIDE},

@@ -15,8 +15,9 @@ from tokenizers.processors import Sequence
 
 import interp
 from interp.cli.model import doctor
-from interp.dictionaries import Dictionary, DictionaryConfig, evaluate_model
+from interp.dictionaries import Dictionary, DictionaryConfig, evaluate_model, load_dictionary
 from interp.errors import WrongUse
+from interp.interop import formats
 from interp.interop.doctor import Seat, examine
 from interp.interop.parts import placed
 from interp.model import Model
@@ -186,8 +187,13 @@ def test_the_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     told = json.loads(capsys.readouterr().out)
     assert (told["format"], told["reads"], told["fits"]["cause"]) == ("interp", list(HERE), "site")
     assert told["fits"]["said"] == "blocks.0.resid_post"
-    doctor(str(tmp_path / "D"), site="blocks.0.resid_post", **options)
-    assert "It fits the model as it is read." in capsys.readouterr().out
+    formats.write(load_dictionary(tmp_path / "D"), tmp_path / "S", "saelens")
+    doctor(str(tmp_path / "S"), site="blocks.0.resid_post", **options)
+    shown = capsys.readouterr().out
+    assert "It fits the model as it is read." in shown
+    assert "its file says: dtype float32, normalize_activations none, apply_b_dec_to_input True" in " ".join(
+        shown.split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ Made = Callable[..., Dictionary]
 TRANSCODERS = {f"{a} {shape}" for a in ("relu", "jumprelu") for shape in ("transcoder", "skip")}
 HOLDS = {
     "interp": set(KINDS),
-    "saelens": {"relu", "topk", "jumprelu", "pursuit", "wide transcoder"} | TRANSCODERS,
-    "dictionary_learning": {"relu", "topk", "jumprelu"},
+    "saelens": {"relu", "heads", "topk", "jumprelu", "pursuit", "wide transcoder"} | TRANSCODERS,
+    "dictionary_learning": {"relu", "heads", "topk", "jumprelu"},
     "sparsify": {"topk", "topk transcoder", "topk skip"},
-    "gemma_scope": {"relu", "jumprelu", "relu transcoder", "jumprelu transcoder", "wide transcoder"},
+    "gemma_scope": {"relu", "heads", "jumprelu", "relu transcoder", "jumprelu transcoder", "wide transcoder"},
     "circuit_tracer": TRANSCODERS | {"relu across", "jumprelu across"},
 }
 PAIRS = [(a, b, kind) for a, b in itertools.permutations(HOLDS, 2) for kind in sorted(HOLDS[a] & HOLDS[b])]
