@@ -76,6 +76,12 @@ def test_float64_stays_float64(made: Made, tmp_path: Path, to: str) -> None:
     same(D, again, 1e-14)
 
 
+def test_a_file_of_a_folder_stands_for_it(made: Made, tmp_path: Path) -> None:
+    for to in ("saelens", "dictionary_learning", "sparsify"):
+        formats.write(made("topk"), tmp_path / to, to)
+        same(made("topk"), load_dictionary(tmp_path / to / formats.FORMATS[to].WEIGHTS), 1e-6)
+
+
 def test_what_is_lost_is_said(made: Made, tmp_path: Path) -> None:
     lost = formats.write(made("jumprelu"), tmp_path, "gemma_scope", {"format": "interp", "config": {"seed": 1}})
     assert lost == ["the sites: it reads blocks.2.resid_post and writes blocks.2.resid_post", "how it was made"]
