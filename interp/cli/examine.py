@@ -30,11 +30,8 @@ def examined(
     from interp.model import load
     from interp.texts import read_texts
 
-    D, about = opened(subject)
-    if target is not None and site is None:
-        raise WrongUse("--target goes with --site.")
-    if site is not None:
-        D = placed(D, site, target or site)
+    read = opened(subject)
+    D, about = placed(read.dictionary, site, target), read.about
     if D.config.reads == ("rows",):
         raise WrongUse(f"{subject} does not say what site it reads: --site blocks.N.resid_post, say.")
     wrapped = load(model, device=device, dtype=dtype or "float32")

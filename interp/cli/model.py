@@ -60,7 +60,7 @@ def doctor(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="dictionary: about this many tokens of text")] = 2000,
     site: Annotated[str | None, typer.Option(help="dictionary: site read, if not the one its file says")] = None,
-    target: Annotated[str | None, typer.Option(help="dictionary: site written, if it is not the one read")] = None,
+    target: Annotated[str | None, typer.Option(help="dictionary: site written, of a transcoder")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = None,
     export_wiring: Annotated[Path | None, typer.Option(help="model: write the solved wiring to this JSON file")] = None,

@@ -100,9 +100,18 @@ def filled(path: Path, config: DictionaryConfig, t: dict[str, Tensor], centred: 
 
 
 @torch.no_grad()
-def placed(D: Dictionary, reads: str, writes: str) -> Dictionary:
-    """The same numbers said of other sites: for files that do not name theirs."""
-    config = replace(D.config, reads=(reads,), writes=(writes,))
+def placed(D: Dictionary, reads: str | None, writes: str | None = None) -> Dictionary:
+    """The same numbers said of other sites, for files that do not name theirs; an autoencoder writes what it reads.
+
+    Raises `WrongUse` for a site written without one read.
+    """
+    if reads is None:
+        if writes is not None:
+            raise WrongUse("--target, the site written, goes with --site, the site read.")
+        return D
+    config = replace(
+        D.config, reads=(reads,), writes=(writes or (reads if D.config.autoencoder else D.config.writes[0]),)
+    )
     if config.autoencoder == D.config.autoencoder:
         new = D.plain()
         new.config = config

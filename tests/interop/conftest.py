@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +78,8 @@ def rows(d: int, n: int = 300, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 def peer(name: str, folder: Path) -> None:
     """Run tests/interop/peers/NAME.py over `folder` with the Python that has that library; skip where none has."""
-    python = ROOT / ".bench" / name / "bin" / "python"
+    here = importlib.util.find_spec({"saelens": "sae_lens"}.get(name, name)) is not None
+    python = Path(sys.executable) if here else ROOT / ".bench" / name / "bin" / "python"
     if not python.is_file():
         pytest.skip(f"{name} is not installed: make bench-peers")
     save_tensors(folder / "x.safetensors", {"x": rows(D), "across": torch.stack(rows(3 * D).split(D, 1))})

@@ -201,7 +201,7 @@ def test_the_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         ({"site": "embed"}, "--site and --target are for a dictionary: say --model MODEL too"),
         ({"model": "zoo:books", "wiring": Path("w.json")}, "--export-wiring and --wiring are for a model"),
-        ({"model": "zoo:books", "target": "embed"}, "--target goes with --site"),
+        ({"model": "zoo:books", "target": "embed"}, "--target, the site written, goes with --site"),
         ({"model": "zoo:books"}, "does not say what site it reads: --site"),
     ],
 )

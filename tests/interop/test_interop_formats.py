@@ -132,4 +132,6 @@ def test_an_autoencoder_said_to_be_a_transcoder_computes_the_same(made: Made) ->
     assert not T.config.autoencoder
     same(D, T, 1e-14)
     same(D, placed(T, "c", "c"), 1e-14)
-    assert placed(made("pursuit"), "c", "c").config.reads == ("c",)
+    assert placed(made("pursuit"), "c").config.reads == placed(made("pursuit"), "c").config.writes == ("c",)
+    assert placed(T, "c").config.writes == ("b",)
+    assert placed(D, None) is D
