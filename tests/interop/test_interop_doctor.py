@@ -60,7 +60,10 @@ def made(seat: Seat) -> Dictionary:
     """A dictionary that has every row of a seat by heart: latent i is row i, and one latent fires."""
     x, y = seat.kept
     b_in, b_dec = x.mean(0), y.mean(0)
-    config = DictionaryConfig(seat.reads, seat.writes, x.shape[1], y.shape[1], len(x), 1)
+    wide = [tuple(map(seat.model.width, sites)) if len(sites) > 1 else () for sites in (seat.reads, seat.writes)]
+    config = DictionaryConfig(
+        seat.reads, seat.writes, x.shape[1], y.shape[1], len(x), 1, widths_in=wide[0], widths_out=wide[1]
+    )
     D = Dictionary(config)
     length = (x - b_in).norm(dim=1, keepdim=True)
     with torch.no_grad():
@@ -86,9 +89,15 @@ def without_start(model: Model) -> Seat:
     return replace(whole, groups=[(type(t)(t.ids[:, 1:], t.mask[:, 1:]), keep[:, 1:]) for t, keep in whole.groups])
 
 
+BOTH, UP = (("blocks.0.resid_post", "blocks.1.resid_post"), ("blocks.1.resid_post", "blocks.2.resid_post"))
 DAMAGED: dict[str, tuple[Callable[[Model], Dictionary], str, str]] = {
     "nothing": (lambda m: made(seat(m)), "none", "as it is read now"),
     "a transcoder, nothing": (lambda m: made(seat(m, *MLP)), "none", "as it is read now"),
+    "a crosscoder, nothing": (lambda m: made(seat(m, BOTH)), "none", "as it is read now"),
+    "a crosscoder, a layer too high": (
+        lambda m: (lambda D: setattr(D, "config", replace(D.config, reads=UP, writes=UP)) or D)(made(seat(m, BOTH))),
+        "site", ", ".join(BOTH),
+    ),
     "b_dec subtracted twice": (
         lambda m: (lambda D: changed(D, b_enc=D.b_enc - D.b_dec @ D.W_enc))(made(seat(m))), "bias", "not subtracted",
     ),
@@ -139,12 +148,18 @@ def test_a_model_in_bfloat16_is_named(model: Model) -> None:
     assert (told.fits.cause, told.fits.said) == ("dtype", "model and dictionary in float32")
 
 
-def test_measures_are_those_of_the_evaluation(model: Model) -> None:
-    """Loss recovered is that of `evaluate_model` where both count the same tokens; every cause is measured."""
-    D = changed(made(seat(model)), b_dec=seat(model).kept[0].mean(0) + 0.3)
-    told = examine(D, model, TEXTS, **SIZE)
+@pytest.mark.parametrize("sites", [(HERE, HERE), MLP, (BOTH, BOTH)])
+def test_loss_recovered_is_that_of_the_evaluation(model: Model, sites: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+    """The same tokens count: `evaluate_model` stops where `examine` does."""
+    there = seat(model, *sites)
+    D = made(there)
+    D = changed(D, b_dec=D.b_dec + 0.3)
     whole = evaluate_model(D, model, TEXTS, SIZE["tokens"], SIZE["batch"], SIZE["context"])
-    assert told.now.loss_recovered == pytest.approx(whole.loss_recovered["zero"], abs=1e-4)
+    assert there.recovered(D) == pytest.approx(whole.loss_recovered["zero"], abs=1e-4)
+
+
+def test_every_cause_is_measured(model: Model) -> None:
+    told = examine(made(seat(model)), model, TEXTS, **SIZE)
     causes = {r.cause for r in told.readings}
     assert causes == {"none", "bias", "norm factor", "centred", "folded", "start token", "dtype", "site"}
     assert all(r.l0 == 1 for r in told.readings)
