@@ -65,7 +65,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`readings`, the least FVU first; `fits`: the one that explains the numbers, or how it is read now."""
+    """`readings`, the least FVU first (among equals the lesser change); `fits`: the one that explains the numbers, or as it is read."""
 
     readings: list[Reading]
     fits: Reading
@@ -171,7 +171,7 @@ def examine(
         raise WrongUse("There is no text to examine the dictionary on.")
     seat = Seat(model, groups, D.config.reads, D.config.writes)
     readings = [_measured(way) for way in _ways(D, seat)]
-    return Diagnosis(sorted(readings, key=_by_fvu), _fitting(readings))
+    return Diagnosis(sorted(readings, key=lambda r: round(_by_fvu(r), 6)), _fitting(readings))
 
 
 def _measured(way: Way) -> Reading:
