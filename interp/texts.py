@@ -1,13 +1,15 @@
-"""Where text comes from: a file, a folder of files, a data set of the hub, or Python's own help texts."""
+"""Where text comes from: a file, a folder of files, a data set of the hub, or Python's own help texts; and tokens as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from interp.errors import Failed, WrongUse
 
 SUFFIXES = (".txt", ".md")
+SPACE = "▁"  # how SentencePiece vocabularies write a space
 
 
 def default_text() -> list[str]:
@@ -75,3 +77,24 @@ def _hub(name: str) -> Iterator[str]:
         raise WrongUse(f"the data set {name!r} has no column 'text'.") from error
     except Exception as error:
         raise Failed(f"the data set {name!r} could not be read: {error}") from error
+
+
+def token_texts(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:
+    """A function from token ids to the text of each token alone; without a tokenizer, to the ids in brackets."""
+    if tokenizer is None:
+        return lambda ids: [f"[{i}]" for i in ids]
+    known: dict[int, str] = {}
+
+    def texts(ids: Sequence[int]) -> list[str]:
+        for i in set(ids) - known.keys():
+            known[i] = _token_text(tokenizer, i)
+        return [known[i] for i in ids]
+
+    return texts
+
+
+def _token_text(tokenizer: Any, i: int) -> str:
+    piece = tokenizer.convert_ids_to_tokens(i)
+    if isinstance(piece, str) and piece.startswith(SPACE):  # decoding a single one would drop its space
+        return piece.replace(SPACE, " ")
+    return tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -92,7 +92,7 @@ class Activations:
         from interp.files import command_line
         from interp.store.recording import record_text
 
-        meta = {"command": command_line(out), "seed": seed}
+        meta = {"command": command_line(out), "seed": seed, "text": self.text, "dataset": self.dataset}
         store = record_text(
             self.model, _each_once(reads, writes), self.texts(), out / "activations",
             tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
