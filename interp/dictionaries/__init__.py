@@ -24,7 +24,7 @@ from interp.dictionaries.kinds import (
 )
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
-from interp.dictionaries.training import plan, train, train_many
+from interp.dictionaries.training import Diverged, plan, train, train_many
 
 __all__ = [
     "KINDS",
@@ -35,6 +35,7 @@ __all__ = [
     "Codebook",
     "Dictionary",
     "DictionaryConfig",
+    "Diverged",
     "Gated",
     "JumpReLU",
     "Matryoshka",

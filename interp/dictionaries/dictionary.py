@@ -172,11 +172,15 @@ class Dictionary(nn.Module):
         """f(x) with its zeros written out."""
         return self.active(x).dense(self.config.latents).reshape(*x.shape[:-1], -1)
 
+    def written(self, f: Code | Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch d_out"]:
+        """Σ_i f_i d_i."""
+        return decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec
+
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
-        y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        y = self.written(f) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:
