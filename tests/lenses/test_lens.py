@@ -85,7 +85,7 @@ def test_every_row_is_the_head_of_the_normed_state(name):
     lens, inputs = Lens(model), probe_inputs(model.module, batch=2, length=5, seed=9)
     found = lens(inputs, tokens=range(lens.head.width))
     with torch.no_grad():
-        hidden = model.module(**inputs, output_hidden_states=True).hidden_states
+        hidden = copy.deepcopy(model.module)(**inputs, output_hidden_states=True).hidden_states  # leaves hooks behind
         assert len(found.sites) == len(hidden) == 4
         for row in range(3):
             wanted = by_hand(model.module, name, hidden[row]).log_softmax(-1).flatten(0, 1)
@@ -310,7 +310,6 @@ def test_tokens_object_with_a_mask():
 def test_states_are_carried_past_the_blocks_and_nothing_is_left_behind(name):
     """The tail alone is what the model itself makes of its last block's output; an edit in force does not reach it."""
     model = load(module(name))
-    hooks = [len(m._forward_hooks) for m in model.module.modules()]  # transformers leaves its own
     lens, inputs = Lens(model), probe_inputs(model.module, batch=2, length=5, seed=9)
     onward = lens.head._carrier[0]
     cache = model.record(inputs, [onward.start, onward.until])
@@ -326,8 +325,7 @@ def test_states_are_carried_past_the_blocks_and_nothing_is_left_behind(name):
     assert torch.equal(got, cache[onward.until])
     assert calls[0]  # the block handed on the very tensor that it received
     assert torch.equal(lens.head(cache[onward.start].flatten(0, 1)), before)
-    assert [len(m._forward_hooks) for m in model.module.modules()] == hooks
-    assert not [n for n, m in model.module.named_modules() if "forward" in vars(m)]
+    assert not [n for n, m in model.module.named_modules() if "forward" in vars(m) or m._forward_hooks]
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
