@@ -1,13 +1,15 @@
-"""Where text comes from: a file, a folder of files, a data set of the hub, or Python's own help texts."""
+"""Where text comes from: a file, a folder of files, a data set of the hub, or Python's own help texts; and tokens as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from interp.errors import Failed, WrongUse
 
 SUFFIXES = (".txt", ".md")
+SPACE = "▁"  # how SentencePiece vocabularies write a space
 
 
 def default_text() -> list[str]:
@@ -63,15 +65,41 @@ def read_texts(text: str | Path | None = None, dataset: str | None = None) -> It
 
 
 def _hub(name: str) -> Iterator[str]:
-    """The column "text" of the split "train", streamed. Also takes a local folder of parquet, JSON lines or text files."""
+    """The column "text" of the split "train", streamed; of a folder: as `save_to_disk` left it, or parquet, JSON lines or text."""
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise Failed("--dataset needs the package 'datasets': pip install datasets.") from error
+    saved = any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     try:
-        rows = load_dataset(name, split="train", streaming=True)
+        rows = load_from_disk(name) if saved else load_dataset(name, split="train", streaming=True)
+        rows = rows["train"] if (Path(name) / "dataset_dict.json").is_file() else rows
         yield from (row["text"] for row in rows)
     except KeyError as error:
-        raise WrongUse(f"the data set {name!r} has no column 'text'.") from error
+        raise WrongUse(
+            f"the data set {name!r} has no {error}: its split 'train' should have a column 'text'."
+        ) from error
     except Exception as error:
         raise Failed(f"the data set {name!r} could not be read: {error}") from error
+
+
+def token_texts(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:
+    """A function from token ids to the text of each token alone; without a tokenizer, to the ids in brackets."""
+    if tokenizer is None:
+        return lambda ids: [f"[{i}]" for i in ids]
+    known: dict[int, str] = {}
+
+    def texts(ids: Sequence[int]) -> list[str]:
+        for i in ids:
+            if i not in known:
+                known[i] = _token_text(tokenizer, i)
+        return [known[i] for i in ids]
+
+    return texts
+
+
+def _token_text(tokenizer: Any, i: int) -> str:
+    piece = tokenizer.convert_ids_to_tokens(i)
+    if isinstance(piece, str) and piece.startswith(SPACE):  # decoding a single one would drop its space
+        return piece.replace(SPACE, " ")
+    return tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)

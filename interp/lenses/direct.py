@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse
+from interp.lenses.readout import token_id
 from interp.model.model import Model, teaches
 from interp.model.wiring import Block, Stack
 
@@ -198,24 +199,8 @@ def _answers(model: Model, tokens: Any, prompts: int, size: int) -> Float[Tensor
         if len(pair) > 2:
             raise WrongUse(f"{answer!r} has {len(pair)} tokens: a tuple is (answer, other); one per prompt is a list.")
         for sign, token in zip((1, -1), pair, strict=False):
-            table[row, _token(model, token, size)] += sign
+            table[row, token_id(model, token, size)] += sign
     return table
-
-
-def _token(model: Model, token: int | str, size: int) -> int:
-    if isinstance(token, str):
-        if model.tokenizer is None:
-            raise WrongUse(f"{model.id} was loaded without a tokenizer: give the id of {token!r}.")
-        ids = model.tokenizer(token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            pieces = [model.tokenizer.decode([i]) for i in ids]
-            raise WrongUse(
-                f"{token!r} is {len(ids)} tokens, {pieces}: name one of them (mind the space before a word)."
-            )
-        return ids[0]
-    if not 0 <= token < size:
-        raise WrongUse(f"token {token} is not there: ids run from 0 to {size - 1}.")
-    return token
 
 
 # ---------------------------------------------------------------- backwards from the logit

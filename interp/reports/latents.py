@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from interp.reports.watch import BINS, OCTAVE, Contexts, Watch, bin_of, edge, row_of
-from interp.reports.words import token_texts
+from interp.texts import token_texts
 
 if TYPE_CHECKING:
     import pandas as pd

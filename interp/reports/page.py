@@ -7,19 +7,27 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 from interp.files import write_text
-from interp.reports.charts import Curve, LineChart, Scale, histogram
+from interp.reports.charts import Bars, Chart, Curve, LineChart, Scale, histogram
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.words import visible
 
-__all__ = ["Curve", "LineChart", "Scale", "Table", "write_report"]
+__all__ = ["Bars", "Curve", "LineChart", "Scale", "Table", "write_report"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHADES = 10  # of the highlight; a token's is its activation's share of the latent's maximum
 
 NUMBER = ' class="number"'
 Cell = str | int | float | None
+
+
+class Shown(Protocol):
+    """What makes HTML of itself."""
+
+    def html(self) -> str:
+        """The piece of a page, all text escaped."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ def write_report(
     lead: str = "",
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
-    tables: Sequence[Table] = (),
-    charts: Sequence[LineChart | Scale] = (),
+    tables: Sequence[Shown] = (),
+    charts: Sequence[Chart] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
 ) -> None:

@@ -1,37 +1,12 @@
-"""Text as it can be shown: what each token stands for, and control marks made visible."""
+"""Text as it can be shown: escaped, and control marks made visible."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
 
-SPACE = "▁"  # how SentencePiece vocabularies write a space
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # Unicode categories that show nothing, or turn text around
 MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
-
-
-def token_texts(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:
-    """A function from token ids to the text of each token alone; without a tokenizer, to the ids in brackets."""
-    if tokenizer is None:
-        return lambda ids: [f"[{i}]" for i in ids]
-    known: dict[int, str] = {}
-
-    def texts(ids: Sequence[int]) -> list[str]:
-        for i in ids:
-            if i not in known:
-                known[i] = _token_text(tokenizer, i)
-        return [known[i] for i in ids]
-
-    return texts
-
-
-def _token_text(tokenizer: Any, i: int) -> str:
-    piece = tokenizer.convert_ids_to_tokens(i)
-    if isinstance(piece, str) and piece.startswith(SPACE):  # decoding a single one would drop its space
-        return piece.replace(SPACE, " ")
-    return tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def parts(text: str) -> list[tuple[str, bool]]:

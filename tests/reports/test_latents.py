@@ -58,7 +58,7 @@ def windows() -> list[list[int]]:
 
 def everything(model: interp.Model, dictionary: Dictionary, windows: list[list[int]]) -> list[torch.Tensor]:
     """f of every token, window by window [pos, m]: no batches, no padding."""
-    return [dictionary.encode(model.record(torch.tensor([w]), [SITE])[SITE][0]) for w in windows]
+    return [dictionary.encode(model.record(torch.tensor([w]), [SITE])[SITE][0]).dense() for w in windows]
 
 
 def strongest(codes: list[torch.Tensor], latent: int, count: int) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ import pytest
 from interp.reports.charts import Curve, LineChart, Scale
 from interp.reports.latents import Context, Latent, LatentExamples, Partner, Stratum, TokenShare
 from interp.reports.page import Table, number, write_report
-from interp.reports.words import parts, token_texts, visible
+from interp.reports.words import parts, visible
+from interp.texts import token_texts
 
 HOSTILE = [
     "<script>",

@@ -1,0 +1,205 @@
+"""A lens maps what stands at a site to the model's output space; the logit lens maps it by the model's own head alone.
+
+logits_l = U(norm_f(h_l)), with the final norm, head, scaling and cap of the model itself; so at the last block the lens is
+the model. Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; Belrose et al. 2023 (arXiv:2303.08112).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import WrongUse
+from interp.lenses.averages import Averages, averages
+from interp.lenses.readout import Readout, token_id
+from interp.lenses.statistics import Final, Statistics, chunks, statistics, topk
+from interp.lenses.trajectory import Trajectory, trajectory
+from interp.model.model import Model, teaches
+from interp.store.recording import batches
+from interp.texts import read_texts, token_texts
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+READS = ("resid_pre", "resid_start", "resid_mid", "resid_post", "resid", "write", "result")
+
+
+class Lens:
+    """The logit lens of a model, and what every other lens is a kind of: one that maps a state before the head reads it.
+
+    Raises what `Readout` raises: the model has no head, or no proven stream.
+    """
+
+    kind = "logit"
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.head = model, Readout(model)
+
+    def mapped(self, site: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """What stands for the stream after the last block, given what stands at `site`: itself, in a logit lens."""
+        return x
+
+    def logits(self, site: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n vocabulary"]:
+        """The scores that the lens reads in states of a site."""
+        return self.head(self.mapped(site, x))
+
+    @teaches
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Any,
+        sites: str | Sequence[str] | None = None,
+        *,
+        tokens: Sequence[int | str] = (),
+        k: int = 5,
+        bos: bool | None = None,
+    ) -> Trajectory:
+        """Read the sites of a run on `x`, by default the stream before the first block and after each.
+
+        Of a head's `result` every head is read by itself; a `write` is read as if it were all of the stream. `tokens`:
+        ids, or strings of one token, whose log-probabilities and ranks are wanted; `k`: how many of the likeliest are kept.
+        The scores of all sites are never held at once: those of a few tokens at a time are, at up to 128 MB (512 MB on a
+        GPU). Raises `WrongUse` for a site that the lens cannot read.
+        """
+        names = self.readable(sites)
+        texts = [x] if isinstance(x, str) else x if isinstance(x, (list, tuple)) else []
+        if any(isinstance(t, str) and not t.strip() for t in texts):
+            raise WrongUse("a text is empty: a lens reads what a model makes of tokens, so give it at least one word.")
+        inputs = self.model.inputs(x, bos)
+        cache = self.model.record(inputs, [*names, self.head.last])
+        ids, mask = self._places(inputs, cache[self.head.last])
+        last, states = cache[self.head.last][mask], dict(_states(cache, names, mask))
+        asked = self._asked(ids, mask, tokens)
+        found: dict[str, list[Statistics]] = {name: [] for name in states}
+        best = []
+        for part in chunks(len(last), self.head.width, last):
+            final = Final(self.head(last[part]))
+            best.append(final.top)
+            wanted = torch.cat([final.top, asked[part]], dim=1)
+            for name, state in states.items():
+                scores = self.logits(name.partition("[")[0], state[part])
+                found[name].append(statistics(scores, final, wanted, min(k, self.head.width)))
+        return trajectory(
+            [Statistics.joined(parts) for parts in found.values()],
+            kind=self.kind,
+            sites=tuple(states),
+            ids=None if ids is None else ids[mask].cpu(),
+            prompt=mask.nonzero()[:, 0].cpu(),
+            pos=(mask.cumsum(1) - 1)[mask].cpu(),
+            chosen=tuple(asked[0, 1:].tolist()),
+            final=torch.cat(best)[:, 0].cpu(),
+            words=self.words,
+        )
+
+    @teaches
+    def over(
+        self,
+        texts: Path | Iterable[str],
+        sites: str | Sequence[str] | None = None,
+        *,
+        context: int = 256,
+        batch: int = 8,
+        tokens: int | None = None,
+    ) -> Averages:
+        """Means over a text file, a folder of them, or texts, with 95 % bands; see `Averages`.
+
+        `context`: tokens of a window; `batch`: windows a pass; `tokens`: stop after this many. Raises `WrongUse` for a
+        text that is not there or holds nothing, and as `__call__` does.
+        """
+        read = read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
+        parts, left = [], tokens
+        for _, group in batches(self.model, read, context, batch):
+            parts.append(self(self.model.pad(group), sites, k=1))
+            left = None if left is None else left - len(parts[-1].pos)
+            if left is not None and left <= 0:
+                break
+        return averages(parts)
+
+    @torch.no_grad()
+    def read(
+        self, vectors: Float[Tensor, "n ..."], site: str | None = None, k: int = 10
+    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """(Ids, log-probabilities) of the k likeliest for vectors that stand at no token, say `dictionary.W_dec[latents]`."""
+        found = []
+        for part in vectors.split(256):
+            scores = self.logits(site or self.head.last, part).log_softmax(1)
+            found.append(topk(scores, min(k, self.head.width)))
+        return torch.cat([places for places, _ in found]).cpu(), torch.cat([values for _, values in found]).cpu()
+
+    # ------------------------------------------------------------ what can be read
+
+    def readable(self, sites: str | Sequence[str] | None = None) -> list[str]:
+        """Names of the sites asked for, in order. Raises `WrongUse` for one that is not there or cannot be read."""
+        prefix = self.head.stack.prefix
+        if sites is None:
+            return [self.head.first, *(f"{prefix}blocks.{i}.resid_post" for i in range(len(self.head.stack.blocks)))]
+        names = self.model.names(sites)
+        if not names:
+            raise WrongUse("no site was named: leave `sites` out for the stream after every block.")
+        for name in names:
+            self._check(name)
+        return names
+
+    def _check(self, name: str) -> None:
+        prefix, shape = self.head.stack.prefix, self.model.sites().get(name, ())
+        width = self.model.sites()[self.head.last][2:]
+        inside = name.startswith(f"{prefix}blocks.") and name.rsplit(".", 1)[-1] in READS
+        if not inside or shape[-len(width) :] != width:
+            held = f"it holds [{', '.join(map(str, shape))}], and " if shape else ""
+            raise WrongUse(
+                f"the {self.kind} lens of {self.model.id} cannot read {name!r}: {held}only what stands in the stream that the "
+                f"head reads, or is added to it, can be read: {prefix}blocks.*.resid_pre, .resid_mid, .resid_post, "
+                f".attn.write, .mlp.write, .attn.result."
+            )
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as text; classes by their names; ids in brackets where neither is known."""
+        names = getattr(self.model.config, "id2label", None) if not self.head.per_position else None
+        if names:
+            return [str(names.get(i, f"[{i}]")) for i in ids]
+        return token_texts(self.model.tokenizer)(ids)
+
+    # ------------------------------------------------------------ what is asked about
+
+    def _places(
+        self, inputs: Mapping[str, Any], stream: Float[Tensor, "batch pos ..."]
+    ) -> tuple[Int[Tensor, "batch pos"] | None, Bool[Tensor, "batch pos"]]:
+        """(Token ids, which are real) of the stream that is read; all of it where the input is no text."""
+        start, shape = "decoder_" if self.head.stack.prefix == "decoder." else "", stream.shape[:2]
+        ids, mask = inputs.get(f"{start}input_ids"), inputs.get(f"{start}attention_mask")
+        ids = ids if isinstance(ids, Tensor) and ids.shape == shape else None
+        if not isinstance(mask, Tensor) or mask.shape != shape:
+            mask = torch.ones(shape)
+        return ids, mask.bool().to(stream.device)
+
+    def _asked(
+        self, ids: Int[Tensor, "batch pos"] | None, mask: Bool[Tensor, "batch pos"], tokens: Sequence[int | str]
+    ) -> Int[Tensor, "token asked"]:
+        """For every real token the one that comes next (-1: none is known), and those chosen."""
+        following = torch.full(mask.shape, -1, device=mask.device)
+        if ids is not None and self.head.per_position:
+            ids = ids.to(mask.device)
+            if self.head.causal:
+                following[:, :-1] = torch.where(mask[:, 1:], ids[:, 1:], -1)
+            else:
+                following = ids
+        chosen = torch.tensor(
+            [token_id(self.model, t, self.head.width) for t in tokens], dtype=torch.long, device=mask.device
+        )
+        return torch.cat([following[mask][:, None], chosen.expand(int(mask.sum()), -1)], dim=1)
+
+
+def _states(
+    cache: Mapping[str, Tensor], names: Sequence[str], mask: Bool[Tensor, "batch pos"]
+) -> Iterator[tuple[str, Float[Tensor, "token ..."]]]:
+    """The real tokens' states by site; those of each head under a name of their own."""
+    for name in names:
+        x = cache[name][mask]
+        if name.endswith(".result"):
+            yield from ((f"{name}[{head}]", x[:, head]) for head in range(x.shape[1]))
+        else:
+            yield name, x

@@ -1,0 +1,93 @@
+"""The rest of a model: what it makes of a stream that is put in place at one site, up to another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from interp.model.edits import Replace
+from interp.model.live import main_inputs
+from interp.model.session import Session, Stop
+from interp.model.trace import Key, replace_in
+from interp.model.wiring import Block, Place
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from interp.model.model import Model
+
+
+class Onward:
+    """`onward(x, inputs)`: the tensor at `until` in a run on `inputs` when `x` stands at `start`, a last block's resid_post.
+
+    Blocks whose own module receives and returns the stream hand it on unread, so what comes before `start` costs next
+    to nothing. Edits in force do not apply. Differentiable in `x` where gradients are on. `example`: inputs for one whole
+    run, which shows in what form each block returns its stream.
+    """
+
+    def __init__(self, model: Model, start: str, until: str, example: Mapping[str, Any]) -> None:
+        self.model, self.start, self.until = model, start, until
+        self.forms = _forms(model, example)
+
+    def __call__(self, x: Float[Tensor, "batch pos ..."], inputs: Mapping[str, Any]) -> Float[Tensor, "batch ..."]:
+        found: dict[str, Tensor] = {}
+        put = Replace(self.start, lambda t: x.to(t).reshape(t.shape))
+        table = self.model._sites([self.start, self.until])[1]
+        session = Session(self.model.module, table, [put], [self.until])
+        session.keep, session.stop = lambda site, t, _: found.update({site: t}), True
+        with self.model._bare(), _skipped(self.forms), session, suppress(Stop):
+            self.model.module(**main_inputs(self.model.module, dict(inputs)))
+        return found[self.until]
+
+
+def _forms(model: Model, inputs: Mapping[str, Any]) -> dict[nn.Module, tuple[Place, Place, Any]]:
+    """By block that can be skipped: where the stream enters, where it leaves, and what one call returned."""
+    places = [_ends(b) for stack in model.wiring.stacks for b in stack.blocks]
+    seen: dict[nn.Module, tuple[Place, Place, Any]] = {}
+    handles = []
+    for ends in (p for p in places if p is not None):
+        module = model.module.get_submodule(ends[0].path)
+        keep = lambda m, _, out, ends=ends: seen.update({m: (*ends, out)})  # noqa: E731
+        handles.append(module.register_forward_hook(keep))
+    try:
+        with model._bare():
+            model.module(**main_inputs(model.module, dict(inputs)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _ends(block: Block) -> tuple[Place, Place] | None:
+    """Where a block's own module receives and returns the stream; None where it is not the module that does."""
+    into, out = block.sites["resid_pre"], block.sites["resid_post"]
+    own = {into.path, out.path} == {block.path} and (into.side, out.side) == ("in", "out")
+    return (into, out) if own and not block.until else None
+
+
+@contextmanager
+def _skipped(returned: Mapping[nn.Module, tuple[Place, Place, Any]]) -> Iterator[None]:
+    """These modules return the stream that they receive, in the form of what they returned before."""
+    before = {m: vars(m).get("forward") for m in returned}
+    try:
+        for module, (into, out, form) in returned.items():
+            module.forward = _handing_on(into.key, out.key, form)
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
+
+
+def _handing_on(into: Key, out: Key, form: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        stream = args[into] if isinstance(into, int) else kwargs[into]  # type: ignore[index]
+        return replace_in(copy.copy(form), out, stream)
+
+    return forward

@@ -1,0 +1,102 @@
+"""`interp lens`: the JSON, the page, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+import interp
+from interp.cli.lens import lens
+
+
+def said(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_json_is_the_model(tiny_folder, capsys):
+    """The last row is the softmax of Hugging Face's logits; every row has T tokens with their k likeliest."""
+    lens(str(tiny_folder), "The class statement", k=3, token=["5"], as_json=True)
+    told = said(capsys)
+    model = interp.load(tiny_folder)
+    with torch.no_grad():
+        p = model("The class statement").logits[0].softmax(-1)
+    assert told["kind"] == "logit"
+    assert told["sites"] == ["blocks.0.resid_pre", "blocks.0.resid_post", "blocks.1.resid_post"]
+    count = len(told["tokens"])
+    for name in ("rank", "entropy", "kl_forward", "kl_backward", "cross_entropy", "agreement"):
+        assert [len(row) for row in told[name]] == [count] * 3
+    assert [[len(cell) for cell in row] for row in told["top"]] == [[3] * count] * 3
+    best = p.topk(3)
+    for cell, ids, values in zip(told["top"][-1], best.indices.tolist(), best.values.tolist(), strict=True):
+        assert [t["id"] for t in cell] == ids
+        assert [t["prob"] for t in cell] == pytest.approx(values, rel=1e-4)
+        assert [t["token"] for t in cell] == [model.tokenizer.decode([i]) for i in ids]
+    assert told["rank"][-1] == [1] * count
+    assert told["cross_entropy"][0][-1] is None
+    assert told["chosen"][0]["log_prob"][-1] == pytest.approx(p[:, 5].log().tolist(), rel=1e-4)
+    ids = ",".join(map(str, model.tokens("The class statement").ids[0].tolist()))
+    lens(str(tiny_folder), ids=ids, k=3, as_json=True)
+    assert said(capsys)["top"] == told["top"]
+    lens(str(tiny_folder), "The class statement", site=["blocks.*.attn.result"], as_json=True)
+    assert len(said(capsys)["sites"]) == 8
+
+
+def test_the_page_needs_nothing_and_escapes_tokens(tiny_folder, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    lens(str(tiny_folder), "<script>alert(1)</script> \u202e & <b>", out=page)
+    assert "page:" in capsys.readouterr().out
+    html = page.read_text(encoding="utf-8")
+    assert not re.search(r"<script|https?:|url\(|@import|<link|<iframe|\u202e", html)
+    assert "alert(1)" not in re.sub(r"&lt;script&gt;alert\(1\)", "", html)
+    assert html.count("<tr>") == 4
+    cells = re.findall(r'<td class="a\d+( peak)?" title="([^"]*)"><bdi>', html)
+    assert len(cells) == 3 * html.count('<th scope="col"')
+    assert all(told.count("&#10;") == 5 and "rank of the model" in told for _, told in cells)
+    assert all(peak for peak, _ in cells[: len(cells) // 3])  # the last site stands first, and is the model
+
+
+def test_a_long_text_is_cut_on_the_page(tiny_folder, tmp_path):
+    from interp.lenses import Lens
+    from interp.reports.lens import LONGEST, write_lens
+
+    seen = Lens(interp.load(tiny_folder))(torch.arange(3, 203)[None])
+    write_lens(tmp_path / "p.html", seen, {})
+    html = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert html.count('<th scope="col"') == LONGEST
+    assert ">200<" in html
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, "give a text or --ids"),
+        ({"text": "a", "ids": "5"}, "give a text or --ids"),
+        ({"text": "  "}, "a text is empty"),
+        ({"ids": "5,x"}, "--ids takes numbers"),
+        ({"ids": "5,99999"}, "ids run from 0 to 399"),
+        ({"text": "a", "kind": "logits"}, "Did you mean 'logit'"),
+        ({"text": "a", "site": ["blocks.9.resid_post"]}, "blocks.9.resid_post"),
+        ({"text": "a", "site": ["blocks.0.mlp.post"]}, "cannot read 'blocks.0.mlp.post'"),
+        ({"text": "a", "token": ["99999"]}, "ids run from 0 to 399"),
+    ],
+)
+def test_wrong_use_is_said(tiny_folder, capsys, how, words):
+    with pytest.raises(SystemExit) as stopped:
+        lens(str(tiny_folder), **how, as_json=True)
+    assert stopped.value.code == 2
+    assert words in said(capsys)["error"]
+
+
+def test_a_model_without_a_head_is_said(tmp_path, capsys):
+    from tests.model.shapes import module
+
+    module("gpt2").transformer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2Model"]}))
+    with pytest.raises(SystemExit) as stopped:
+        lens(str(tmp_path), ids="5,6", as_json=True)
+    assert stopped.value.code == 2
+    assert "has no head" in said(capsys)["error"]
