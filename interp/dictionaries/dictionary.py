@@ -178,15 +178,18 @@ class Dictionary(nn.Module):
         values, indices = (t.view(*x.shape[:-1], -1) for t in self.active(x))
         return Latents(Code(values, indices), self.config.latents)
 
+    def written(self, f: Code | Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch d_out"]:
+        """Σ_i f_i d_i."""
+        if isinstance(f, Latents):
+            flat = Code(*(t.flatten(0, -2) for t in f.code))
+            return decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1)
+        return decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec
+
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
-        if isinstance(f, Latents):
-            flat = Code(*(t.flatten(0, -2) for t in f.code))
-            y = decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1) + self.b_dec
-        else:
-            y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        y = self.written(f) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:
