@@ -373,11 +373,22 @@ def test_attribution_patching_over_latents_is_the_slope_of_patching():
     with Lifted(), model.attach(D):
         effect = interp.attribution_patching(model, IDS, other, [name, f"{SITE}.error"], weighted)
         good, bad = model.record(IDS, list(effect.by_site)), model.record(other, list(effect.by_site))
-        clean = weighted(model(other).logits)
+        clean = weighted(model(other).logits).detach()
         for site in effect.by_site:
             edit = Steer(site, good[site] - bad[site], step)
             moved = weighted(model.record(other, "logits", edits=[edit]).logits)
-            assert torch.allclose((moved - clean) / step, effect[site].sum(1), rtol=1e-4)
+            assert torch.allclose((moved - clean) / step, effect[site].flatten(1).sum(1), rtol=1e-4)
+        row, pos, latent = torch.unravel_index(effect[name].abs().argmax(), effect[name].shape)  # one of them alone
+        edit = Steer(name, good[name] - bad[name], step, index=int(latent), pos=int(pos), rows=[int(row)])
+        moved = weighted(model.record(other, "logits", edits=[edit]).logits)
+        assert float((moved - clean)[row] / step) == pytest.approx(float(effect[name][row, pos, latent]), rel=1e-4)
+    frame = effect.to_frame()
+    assert list(frame.columns) == ["site", "row", "pos", "head", "latent", "effect"]
+    of = frame[frame["site"] == name]
+    strongest = of.loc[of["effect"].abs().idxmax()]
+    assert (strongest["row"], strongest["pos"], strongest["latent"]) == (row, pos, latent)
+    assert len(of) == int((effect[name] != 0).sum()) < effect[name].numel()
+    assert effect.plot().data[0].z.shape[0] == 2
 
 
 def test_parameters_of_the_dictionary_are_left_alone_and_can_be_trained(llama):
