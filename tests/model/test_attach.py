@@ -313,6 +313,21 @@ def test_dropping_the_error_is_the_replacement_of_evaluate(books, site):
     assert measured.cross_entropy["replaced"] > measured.cross_entropy["clean"] + 0.01
 
 
+def test_a_lens_reads_the_error(books):
+    """As a state of its site: what the dictionary does not explain; latents are no states."""
+    from interp.lenses import Lens
+
+    site, lens = "blocks.2.resid_post", Lens(books)
+    D = dictionary(books, site)
+    with books.attach(D):
+        found = lens("It was late", [f"{site}.error"], k=3)
+        e = books.record("It was late", f"{site}.error")[f"{site}.error"][0]
+        with pytest.raises(WrongUse, match=r"cannot read 'blocks\.2\.resid_post\.latents'"):
+            lens("It was late", [f"{site}.latents"])
+    scores = lens.logits(site, e)
+    assert found.to_frame()["top"].tolist() == [books.tokenizer.decode([i]) for i in scores.argmax(-1).tolist()]
+
+
 # ---------------------------------------------------------------- gradients
 
 
