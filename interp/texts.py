@@ -90,8 +90,9 @@ def token_texts(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:
     known: dict[int, str] = {}
 
     def texts(ids: Sequence[int]) -> list[str]:
-        for i in set(ids) - known.keys():
-            known[i] = _token_text(tokenizer, i)
+        for i in ids:
+            if i not in known:
+                known[i] = _token_text(tokenizer, i)
         return [known[i] for i in ids]
 
     return texts

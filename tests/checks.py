@@ -11,7 +11,6 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "checks.md"
 NOT_DONE = {
-    "dictionaries S8": "absorption metric: comes with the other evaluations",
     "dictionaries T2": "attributions through transcoders: come with the circuit finders",
     "dictionaries T3": "de-embedding of features: comes with the circuit finders",
     "dictionaries T4": "greedy path search: comes with the circuit finders",

@@ -14,6 +14,7 @@ from circuits.rasp.graph import Node, Selector, SOp, order
 from circuits.rasp.interpreter import Drawn, Function, Interpreter, Shown
 
 LISTED = 1_000  # elements of a list of lists, over all its levels
+TAB = "\t"
 
 
 def sequence_text(value: Sequence, full: bool = False) -> str:
@@ -88,7 +89,7 @@ class Display:
             return f"     console function: {value.name}({', '.join(value.parameters)})"
         if isinstance(value, Sequence | Matrix):
             bar = "\n" if isinstance(value, Matrix) else " "
-            return f"\t{'' if name == 'out' else ' ' + name} = {bar}{self._result(value)}"
+            return f"{TAB if name == 'out' else f'    value: {name}'} = {bar}{self._result(value)}"
         named = f"{name} = " if name else ""
         if isinstance(value, list | dict):
             return self._container(named, value, left, level)

@@ -64,10 +64,10 @@ class RaspError(Failed):
 
 
 class Budget:
-    """How much work a program may still do, so that a hostile one ends. An evaluated expression costs 10 units, a compared
-    pair or a sequence's element 1; 20 million units are a few seconds."""
+    """How much work a program may still do, so that a hostile one ends: an evaluated expression costs 10 units, a new step
+    100 more, an element of a sequence 1, a pair of a selector a quarter. `UNITS` are a few seconds."""
 
-    UNITS = 20_000_000
+    UNITS = 10_000_000
 
     def __init__(self, units: int = UNITS) -> None:
         self.left = units

@@ -69,7 +69,7 @@ class Run:
 
     def _computed(self, step: Node) -> list[Any]:
         n = len(self.tokens)
-        self.budget.spend(n if isinstance(step, SOp) else n * n)
+        self.budget.spend(n if isinstance(step, SOp) else n * n // 4)
         if isinstance(step, Selector):
             return self._matrix(step)
         values = self._sequence(step)
@@ -121,7 +121,7 @@ class Run:
     def _aggregate(self, step: Aggregate) -> list[Any]:
         values, rows = self._column(step.value), self._values[step.selector]
         numeric = {type(v) for v in values} <= {int, float}
-        self.budget.spend(len(values) ** 2)
+        self.budget.spend(len(values) ** 2 // 4)
         chosen = [[v for v, on in zip(values, row, strict=True) if on] for row in rows]
         if not numeric and any(len(picked) > 1 for picked in chosen):
             raise RaspError(f"asked to average several values, but they are not numbers: {ops.brief(values)}")

@@ -291,6 +291,7 @@ class Interpreter:
         raise TypeError(f"no expression: {node!r}")
 
     def _made(self, step: Node, at: Span) -> Any:
+        self.budget.spend(100)
         step.at = at
         return self._tried(step)
 

@@ -266,6 +266,8 @@ def _explained(error: UnexpectedInput, source: Source) -> RaspError:
         return kind(f"a ';' is missing after {str(before[-1])!r}{_keyword_hint(before, token)}", at)
     if token.type == "$END":
         return Incomplete(*_unfinished(before, source))
+    if token.type == "END":
+        return RaspError("the command ends too early: it stands on one line", _span(token, source))
     return RaspError(_bad_token(token, before, accepted), _span(token, source))
 
 

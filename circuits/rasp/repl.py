@@ -52,7 +52,8 @@ class Repl:
         for span, message in traps(program) if self.warn else ():
             self.warn(f"{span}: warning: {message}\n{span.picture()}")  # type: ignore[misc]
         try:
-            self.interpreter.run(program)
+            for statement in program.statements:
+                self.interpreter.execute(statement)
         finally:
             for shown in self.display.flush():
                 self.say(shown)

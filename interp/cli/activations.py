@@ -117,14 +117,20 @@ class Activations:
 
     def recorded(self, sites: Iterable[str], out: Path, seed: int, resume: bool) -> Store:
         """Their store, OUT/activations: recorded now, or opened if a run that is resumed had finished it."""
+        from interp.dictionaries import ranks
         from interp.files import command_line
+        from interp.store import open_store
         from interp.store.recording import record_text
 
+        folder = out / "activations"
         meta = {"command": command_line(out), "seed": seed, "text": self.text, "dataset": self.dataset}
-        return record_text(
-            self.model, list(dict.fromkeys(sites)), self.texts(), out / "activations",
-            tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
-        )  # fmt: skip
+        if not ranks.rank():  # of several processes the first one records
+            record_text(
+                self.model, list(dict.fromkeys(sites)), self.texts(), folder,
+                tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
+            )  # fmt: skip
+        ranks.wait()
+        return open_store(folder)
 
     def planned(self, sites: Iterable[str]) -> dict[str, float]:
         """What recording will take."""

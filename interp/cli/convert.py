@@ -19,7 +19,7 @@ def convert(
         str, typer.Option(help="interp, saelens, sparsify, dictionary_learning, gemma_scope or circuit_tracer")
     ],
     site: Annotated[str | None, typer.Option(help="site read, for a file that does not name it")] = None,
-    target: Annotated[str | None, typer.Option(help="site written, if it is not the one read")] = None,
+    target: Annotated[str | None, typer.Option(help="site written, of a transcoder")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Write a dictionary in another format. The format of IN is found; what OUT cannot say is said, or refused.
@@ -31,11 +31,7 @@ def convert(
     from interp.interop.parts import placed
 
     read = opened(where)
-    D = read.dictionary
-    if site is not None:
-        D = placed(D, site, target or site)
-    elif target is not None:
-        raise WrongUse("--target goes with --site.")
+    D = placed(read.dictionary, site, target)
     there = next((name for name, format in formats.FORMATS.items() if format.found(out)), None)
     if there not in (None, "circuit_tracer") or (there and there != to.replace("-", "_")):
         raise WrongUse(f"{out} already holds a dictionary ({there}): choose another folder.")

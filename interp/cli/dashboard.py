@@ -7,7 +7,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +61,7 @@ def dashboard(
     begin, out = time.perf_counter(), out or run / "dashboard.html"
     if out.is_dir():
         raise WrongUse(f"{out} is a folder: give an HTML file with -o.")
+    check_folder(run)
     before = recorded(run)
     asked = Text(text, dataset, tokens, context, batch).or_else(before)
     dictionary = load_dictionary(run, device)
@@ -71,7 +72,7 @@ def dashboard(
     wrapped = load(str(name), device=device, dtype=dtype)
     check_sites(wrapped, dictionary, str(name))
     named = read_labels(labels, dictionary.config.latents) if labels else {}
-    title = f"{' + '.join(dictionary.config.writes)} of {name}"
+    title = f"{' … '.join(dict.fromkeys(dictionary.config.writes[i] for i in (0, -1)))} of {name}"
     facts = about(dictionary, run, str(name), asked, chosen, seed, command_line(out))
     shown = write_dashboard(
         out, dictionary, wrapped, asked.groups(wrapped), chosen, title=title, facts=facts, labels=named, seed=seed
@@ -94,6 +95,13 @@ def parse_latents(said: str | None, m: int) -> list[int]:
             raise WrongUse(f"--latents {said}: {part.strip()} is not within 0-{m - 1}, the latents there are.")
         found.update(range(low, high + 1))
     return sorted(found)
+
+
+def check_folder(run: Path) -> None:
+    """Raise `WrongUse` with the dictionaries in a folder that is none itself, such as a demo's."""
+    inside = [str(p.parent) for p in sorted(run.glob("**/config.json"))]
+    if inside and not (run / "config.json").exists():
+        raise WrongUse(f"{run} is no dictionary, but holds some. Give one of {', '.join(inside)}.")
 
 
 def recorded(run: Path) -> dict[str, Any]:
@@ -153,11 +161,11 @@ class Text:
         if not bar.n:
             raise WrongUse(f"There is no text in {self.name}.")
 
-    def _windows(self, model: Model) -> Any:
+    def _windows(self, model: Model) -> Callable[[], Groups]:
         from interp.store.recording import batches
         from interp.texts import read_texts
 
-        def found() -> Iterator[list[list[int]]]:
+        def found() -> Groups:
             return (group for _, group in batches(model, read_texts(self.text, self.dataset), self.context, self.batch))
 
         return found
@@ -171,7 +179,7 @@ class Text:
                 return
 
 
-def read_ids(path: Path, batch: int) -> Any:
+def read_ids(path: Path, batch: int) -> Callable[[], Groups]:
     """A function that gives windows of token ids from a safetensors file, in batches."""
     from interp.files import load_tensors
 

@@ -34,6 +34,16 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = "float32",
+    labels: Annotated[
+        Path | None, typer.Option(help="labelled text: .csv or .jsonl with text, label[, spurious]")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="k-sparse probing, TPP and (spurious) SCR of --labels")
+    ] = False,
+    absorption: Annotated[
+        bool,
+        typer.Option("--absorption", help="of --labels, at the last token of each text, such as words by first letter"),
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write a report page here, such as page.html")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -47,10 +57,13 @@ def evaluate(
 
     folders, model = _asked(given, rows)
     loaded = {folder: load_dictionary(folder, device) for folder in folders}
+    on_labels = _on_labels(labels, probe, absorption, model)
     if rows is not None:
         measure, planned = _on_rows(loaded, rows, targets)
     else:
-        measure, planned = _in_model(loaded, str(model), text, dataset, tokens, context, batch, device, dtype)
+        measure, planned = _in_model(
+            loaded, str(model), text, dataset, tokens, context, batch, device, dtype, on_labels
+        )
     if dry_run:
         return answer(planned(), as_json, _show)
     found = {folder: measure(D) for folder, D in loaded.items()}
@@ -62,6 +75,7 @@ def evaluate(
 
 Measure = Callable[["Dictionary"], tuple["Reconstruction", dict[str, Any]]]  # on rows, and everything for JSON
 Planned = Callable[[], dict[str, Any]]
+OnLabels = Callable[["Dictionary", "Model"], dict[str, Any]]
 
 
 def _asked(given: list[str], rows: Path | None) -> tuple[list[str], str | None]:
@@ -98,6 +112,7 @@ def _in_model(
     batch: int,
     device: str,
     dtype: str,
+    on_labels: OnLabels,
 ) -> tuple[Measure, Planned]:
     from interp.dictionaries import evaluate as on_rows
     from interp.dictionaries import evaluate_model, rows_of
@@ -108,12 +123,28 @@ def _in_model(
 
     def measure(D: Dictionary) -> tuple[Reconstruction, dict[str, Any]]:
         found = on_rows(D, rows_of(D, model, texts, tokens, batch, context))
-        return found, found.to_dict() | evaluate_model(D, model, texts, tokens, batch, context).to_dict()
+        in_model = evaluate_model(D, model, texts, tokens, batch, context)
+        return found, found.to_dict() | in_model.to_dict() | on_labels(D, model)
 
     def planned() -> dict[str, Any]:
         return _planned(loaded, model, texts, tokens, context, batch, dtype)
 
     return measure, planned
+
+
+def _on_labels(labels: Path | None, probe: bool, absorption: bool, model: str | None) -> OnLabels:
+    """What is to be measured on labelled text; nothing, if none is given."""
+    if (labels is None) != (not (probe or absorption)) or (labels is not None and model is None):
+        raise WrongUse(
+            "Labelled text takes a MODEL, --labels FILE, and what to do with it: --probe, --absorption, or both."
+        )
+    if labels is None:
+        return lambda D, model: {}
+    from interp.dictionaries.labelled import absorbs, probed, read_labelled
+
+    data = read_labelled(labels)
+    wanted = [f for f, asked in ((probed, probe), (absorbs, absorption)) if asked]
+    return lambda D, model: {name: v for f in wanted for name, v in f(D, model, data).items()}
 
 
 def _planned(

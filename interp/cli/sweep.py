@@ -11,10 +11,10 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.activations import SHAPES, Activations, Ends, check_shape, each, names_in
-from interp.errors import Failed, check_keys
+from interp.errors import check_keys
 
 if TYPE_CHECKING:
-    from interp.dictionaries import Dictionary, Spliced, TrainConfig
+    from interp.dictionaries import Dictionary, Source, Spliced, TrainConfig
     from interp.dictionaries.sweep import Sweep
     from interp.dictionaries.watch import Watch
     from interp.store import Store, Stream
@@ -41,8 +41,8 @@ def sweep(
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Train sites × kinds × settings × seeds in one pass; OUT/sweep.csv and OUT/pareto.html say what they come to."""
-    from interp.dictionaries import StoreSource, train_many
-    from interp.dictionaries.sweep import compared, read_sweep, write_table
+    from interp.dictionaries import Diverged, StoreSource, ranks, train_many
+    from interp.dictionaries.sweep import read_sweep
     from interp.store import open_store
 
     asked, watch = read_sweep(file), watches(tensorboard, wandb)
@@ -59,17 +59,16 @@ def sweep(
         held = text.rows(every, asked.stream, out, order, resume)
     views = {name: StoreSource(held, *both) for name, both in sites.items()}
     sources = {name: views[site] for name, site in site_of.items()}
-    failure: Failed | None = None
+    failure: Diverged | None = None
     try:
         train_many(configs, sources, out, resume, device, watch=watch)
-    except Failed as error:  # told when the table is written, of those that did not stop
+    except Diverged as error:  # told when the table is written, of those that did not stop
         failure = error
-    rows = compared(out, configs, sources, _spliced(asked, text))
-    write_table(out / "sweep.csv", rows)
-    _write_page(out, rows, asked, text)
+    rows = [] if ranks.rank() else _compared(out, configs, sources, asked, text)
+    ranks.wait()
     if failure:
         raise failure
-    return answer({"path": str(out), "dictionaries": rows}, as_json, _show)
+    return None if ranks.rank() else answer({"path": str(out), "dictionaries": rows}, as_json, _show)
 
 
 def watches(tensorboard: bool, project: str | None) -> list[Watch]:
@@ -137,6 +136,22 @@ def _spliced(asked: Sweep, text: Activations | None) -> Callable[[Dictionary], S
     model, tokens, context = text.model, asked.eval_tokens, asked.context
     texts = text.texts if asked.eval_text is None else lambda: read_texts(asked.eval_text)
     return lambda D: evaluate_model(D, model, texts(), tokens, context=context)
+
+
+def _compared(
+    out: Path,
+    configs: Mapping[str, TrainConfig],
+    sources: Mapping[str, Source],
+    asked: Sweep,
+    text: Activations | None,
+) -> list[dict[str, Any]]:
+    """The table, which is also written, and its page."""
+    from interp.dictionaries.sweep import compared, write_table
+
+    rows = compared(out, configs, sources, _spliced(asked, text))
+    write_table(out / "sweep.csv", rows)
+    _write_page(out, rows, asked, text)
+    return rows
 
 
 def _write_page(out: Path, rows: list[dict[str, Any]], asked: Sweep, text: Activations | None) -> None:

@@ -86,7 +86,7 @@ def _command(shape: str) -> Callable[..., None]:
         dtype: Annotated[str | None, DTYPE] = None,
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
-        from interp.dictionaries import StoreSource, plan, train
+        from interp.dictionaries import StoreSource, plan, ranks, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
@@ -109,7 +109,7 @@ def _command(shape: str) -> Callable[..., None]:
         if dry_run:
             return answer(added(plan(wanted, source, device), before), as_json, _show)
         train(wanted, source, out, resume, device, watch=watch)
-        return answer(_result(out, wanted), as_json, _show)
+        return None if ranks.rank() else answer(_result(out, wanted), as_json, _show)
 
     return command
 

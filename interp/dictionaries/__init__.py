@@ -25,7 +25,7 @@ from interp.dictionaries.kinds import (
 from interp.dictionaries.latents import Latents, search_direction, search_token
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
-from interp.dictionaries.training import plan, train, train_many
+from interp.dictionaries.training import Diverged, plan, train, train_many
 
 __all__ = [
     "KINDS",
@@ -36,6 +36,7 @@ __all__ = [
     "Codebook",
     "Dictionary",
     "DictionaryConfig",
+    "Diverged",
     "Gated",
     "JumpReLU",
     "Latents",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class DictionaryConfig:
     widths_out: tuple[int, ...] = ()
     cross_layer: bool = False
     heads: int = 1  # of a codebook: chunks of the site with codes of their own
+    tolerance: float = 0.0  # of a pursuit: it stops where less than this is left of a row
+    distinct: bool = False  # of a pursuit: it stops after a step that picks no new latent
 
     def __post_init__(self) -> None:
         check_keys([self.activation], ACTIVATIONS, "the list of activations")
@@ -58,6 +60,8 @@ class DictionaryConfig:
             )
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
+        if (self.tolerance or self.distinct) and self.activation != "pursuit":
+            raise WrongUse(f"tolerance and distinct are for pursuit: {self.activation} has no steps to stop at.")
         if self.activation in TIED and not self.autoencoder:
             raise WrongUse(f"{self.activation} has no transcoder: {TIED[self.activation]}.")
         self._check_sites()
@@ -174,15 +178,18 @@ class Dictionary(nn.Module):
         values, indices = (t.view(*x.shape[:-1], -1) for t in self.active(x))
         return Latents(Code(values, indices), self.config.latents)
 
+    def written(self, f: Code | Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch d_out"]:
+        """Σ_i f_i d_i."""
+        if isinstance(f, Latents):
+            flat = Code(*(t.flatten(0, -2) for t in f.code))
+            return decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1)
+        return decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec
+
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
-        if isinstance(f, Latents):
-            flat = Code(*(t.flatten(0, -2) for t in f.code))
-            y = decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1) + self.b_dec
-        else:
-            y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        y = self.written(f) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:
@@ -222,6 +229,7 @@ class Dictionary(nn.Module):
         new = self.plain()
         for name, tensor in new.tensors().items():
             tensor.mul_(factors[name].to(tensor))
+        new.config = replace(new.config, tolerance=new.config.tolerance / float(s))
         return new
 
     @torch.no_grad()

@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from interp.dictionaries.dictionary import check_tensors
-from interp.dictionaries.sparse import l0
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors, save_tensors, write_json
 
@@ -59,19 +58,20 @@ class Run:
         self._open(self.metrics, self._kept_bytes, ",".join(METRICS))
         self._open(self.speed, None if self._kept_bytes else 0, "step,tokens_per_second")
         about = self._describe()
-        for watch in self.watch:
+        for watch in self.watch if self.trainer.step < self.trainer.config.steps else ():
             self._logs.append(watch(self.folder, about, self.trainer.step))
         self._logged = self.trainer.step, time.perf_counter()
 
     def log(self, loss: Loss) -> None:
         """Append a row to metrics.csv, which equal runs share byte for byte, and the speed to speed.csv."""
         t = self.trainer
+        active, dead = t.counts(loss)
         row = {
             "step": t.step,
             "loss": loss.total.item(),
             "fvu": loss.fvu.item(),
-            "l0": l0(loss.code),
-            "dead": int(t.dead.sum()),
+            "l0": active,
+            "dead": dead,
             "sparsity": loss.sparsity.item(),
             "aux": loss.aux.item(),
             "lr": t.optimiser.param_groups[0]["lr"],

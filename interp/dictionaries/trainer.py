@@ -15,7 +15,7 @@ from interp.dictionaries.config import DTYPES, TrainConfig
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 from interp.dictionaries.kinds import COUNTED, Loss, Now
 from interp.dictionaries.sources import Pair, Source
-from interp.dictionaries.sparse import fired
+from interp.dictionaries.sparse import fired, l0
 from interp.dictionaries.start import Scales, initialise, scales, spread
 
 SAMPLE_ROWS, SAMPLE_NUMBERS = 16_384, 2**25  # the rows that scales and centres are estimated on, and a bound on memory
@@ -27,30 +27,34 @@ class Trainer:
     def __init__(self, config: TrainConfig, source: Source, device: str | torch.device = "cpu"):
         self.config, self.kind, self.source, self.device = config, config.kind, source, torch.device(device)
         self.dtype = torch.float64 if config.dtype == "float64" else torch.float32
-        self.dictionary = self._made().to(self.device, self.dtype)
+        self.dictionary = self._made(self._shape()).to(self.device, self.dtype)
         self.lr = config.lr or self.kind.learning_rate(config.latents)
         self.window = min(config.dead_after, source.rows)
         self.optimiser = torch.optim.Adam(
             self.trained.values(), lr=self.lr, betas=self.kind.betas, eps=6.25e-10, fused=True
         )
-        self.silent = torch.zeros(config.latents, dtype=torch.int64, device=self.device)  # rows since each latent fired
+        latents = self.dictionary.config.latents
+        self.silent = torch.zeros(latents, dtype=torch.int64, device=self.device)  # rows since each latent fired
         self.averages = {name: torch.zeros_like(p) for name, p in self.trained.items() if config.average}
         self.scales: Scales = ((1.0,), (1.0,))
         self.step = 0
 
-    def _made(self) -> Dictionary:
+    def _shape(self) -> DictionaryConfig:
         c, source, kind = self.config, self.source, self.kind
         k = getattr(kind, "k", None) if kind.activation in COUNTED else None
         w_in, w_out = ((w if len(w) > 1 else ()) for w in (source.widths_in, source.widths_out))
         sites = (source.reads, source.writes, source.d_in, source.d_out)
-        shape = DictionaryConfig(
+        return DictionaryConfig(
             *sites, c.latents, k, kind.activation, c.skip, w_in, w_out, c.cross_layer, getattr(kind, "heads", 1)
         )
-        D = Dictionary(shape, DTYPES[c.dtype])
-        kind.prepare(D)
-        D.W_dec.requires_grad_(not c.frozen_decoder)
+
+    def _made(self, shape: DictionaryConfig, made: type[Dictionary] = Dictionary) -> Dictionary:
+        """A dictionary of this shape, with what its kind adds, and what is not trained marked as such."""
+        D = made(shape, DTYPES[self.config.dtype])
+        self.kind.prepare(D)
+        D.W_dec.requires_grad_(not self.config.frozen_decoder)
         if not D.config.autoencoder:
-            D.b_in.requires_grad_(kind.centred)
+            D.b_in.requires_grad_(self.kind.centred)
         return D
 
     @property
@@ -122,7 +126,7 @@ class Trainer:
         unit = self.kind.unit and W.requires_grad
         if unit:
             project_out(W)
-        torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
+        self._clip()
         self.optimiser.param_groups[0]["lr"] = self.lr * self.config.schedule(self.step)
         self.optimiser.step()
         if unit:
@@ -130,6 +134,13 @@ class Trainer:
         for name, average in self.averages.items():
             average.lerp_(self.trained[name], 1 - self.config.average)
         self.step += 1
+
+    def _clip(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip)
+
+    def counts(self, loss: Loss) -> tuple[float, int]:
+        """Latents that fire on a row, of the last batch; and dead latents."""
+        return l0(loss.code), int(self.dead.sum())
 
     @torch.no_grad()
     def finished(self) -> Dictionary:
@@ -143,7 +154,11 @@ class Trainer:
         return self.kind.folded(D).unit_rows().rescaled(*s)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on."""
+        """Every tensor that the next step depends on, of the whole dictionary."""
+        return self.tensors()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are here, themselves."""
         D = self.dictionary
         tensors: dict[str, Tensor] = {f"weights.{name}": p for name, p in D.named_parameters()}
         tensors |= {f"kept.{name}": t for name, t in D.named_buffers()}
@@ -159,7 +174,7 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], step: int, scales: Scales) -> None:
         """Put back what `state` gave."""
         self.step, self.scales = step, scales
-        for name, mine in self.state().items():
+        for name, mine in self.tensors().items():
             if not name.startswith("adam."):
                 mine.copy_(tensors[name])
         for name, p in self.trained.items():

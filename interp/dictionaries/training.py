@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.dictionaries.config import TrainConfig
 from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.ranks import rank, ranks, same, share, start, wait
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source, together
 from interp.dictionaries.trainer import Trainer
@@ -42,9 +43,15 @@ def train(
     that was stopped, however, goes on with `resume=True` and ends in the same bytes as one that was not (same
     machine, versions, thread count). `watch`: who is shown the metrics beside metrics.csv. Raises `WrongUse` if `out`
     holds a run and `resume` is not asked for, or is of another config; `Failed` for NaN in the rows (site and step
-    named) or a file that cannot be written.
+    named) or a file that cannot be written. Under `torchrun` the latents are shared by the processes (see `sharded`).
     """
-    run = Run(Path(out), Trainer(config, source, device), command or command_line(out), watch)
+    said = command or command_line(out)
+    if ranks() > 1:
+        from interp.dictionaries.sharded import sharded_run
+
+        run = sharded_run(Path(out), config, source, device, said, watch)
+    else:
+        run = Run(Path(out), Trainer(config, source, device), said, watch)
     for error in _finish([run], resume).values():
         raise error
     return run.trainer.finished()
@@ -64,16 +71,22 @@ def train_many(
     Each folder ends in the bytes that `train` gives with the same config, source and command: what they share is the
     reading of rows. `sources` is one source for all, or one for each name, over one store; `batch` and the order of the
     rows (`data_seed`, or else `seed`) must be the same for all. A dictionary whose rows or loss are not finite stops by
-    itself; when the others are through, `Failed` names it. Otherwise raises what `train` raises.
+    itself; when the others are through, `Diverged` names it. Otherwise raises what `train` raises. Under `torchrun` each
+    process trains its share of them, every so many-th, reading the stream for itself, and returns those.
     """
     _check_shared(configs)
     of = sources if isinstance(sources, Mapping) else dict.fromkeys(configs, sources)
     said = command or command_line(out)
-    runs = [Run(Path(out) / name, Trainer(config, of[name], device), said, watch) for name, config in configs.items()]
-    stopped = _finish(runs, resume)
+    if ranks() > 1:
+        start()
+        same({name: config.to_dict() for name, config in configs.items()})
+    mine = share(list(configs))
+    runs = [Run(Path(out) / name, Trainer(configs[name], of[name], device), said, watch) for name in mine]
+    stopped = _finish(runs, resume) if runs else {}
+    wait()
     if stopped:
         told = " ".join(f"{run.folder.name}: {error}" for run, error in stopped.items())
-        raise Failed(f"{len(stopped)} of {len(runs)} dictionaries stopped, the others are trained. {told}")
+        raise Diverged(f"{len(stopped)} of {len(runs)} dictionaries stopped, the others are trained. {told}")
     return {run.folder.name: run.trainer.finished() for run in runs}
 
 
@@ -151,7 +164,7 @@ def _loop(runs: Sequence[Run]) -> dict[Run, Diverged]:
     stream = together([run.trainer.source for run in runs], config.batch, config.order, first, last)
     stopped: dict[Run, Diverged] = {}
     name = runs[0].folder.name if len(runs) == 1 else f"{len(runs)} dictionaries"
-    with tqdm(total=last, initial=first, desc=name, unit="step", mininterval=1) as bar:
+    with tqdm(total=last, initial=first, desc=name, unit="step", mininterval=1, disable=rank() > 0) as bar:
         for step, pairs in enumerate(stream, first):
             for run, (x, y) in zip(runs, pairs, strict=True):
                 if run not in stopped and run.trainer.step == step < run.trainer.config.steps:

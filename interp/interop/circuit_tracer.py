@@ -65,7 +65,7 @@ def read(path: Path) -> Read:
     match = LAYER.fullmatch(path.name)
     assert match is not None
     activation = "jumprelu" if "threshold" in t else "relu"
-    return Read(assemble(path, *_sites(config, int(match[1])), activation, t), about)
+    return Read(assemble(path, _sites(config, int(match[1])), activation, t), about)
 
 
 def _config(folder: Path) -> dict[str, Any]:

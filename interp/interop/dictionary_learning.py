@@ -79,7 +79,7 @@ def read(path: Path) -> Read:
     elif name == "GatedAutoEncoder":
         t = gated(t)
     site = _site(trainer)
-    D = assemble(path, site, site, activation, t, count, CENTRED[name])
+    D = assemble(path, (site, site), activation, t, CENTRED[name], k=count)
     return Read(D, {"format": NAME, "config": config})
 
 

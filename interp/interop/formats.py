@@ -33,8 +33,11 @@ def detect(path: str | Path) -> Any:
 
 
 def read(path: str | Path) -> Read:
-    """The dictionary in a folder or file of any format, and what is said beside it."""
-    return detect(path).read(Path(path))
+    """The dictionary in a folder of any format, or in the folder of a file of one, and what is said beside it."""
+    path = Path(path)
+    if path.is_file() and not any(format.found(path) for format in FORMATS.values()):
+        path = path.parent
+    return detect(path).read(path)
 
 
 def write(D: Dictionary, path: str | Path, to: str, about: dict[str, Any] | None = None) -> list[str]:

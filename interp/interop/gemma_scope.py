@@ -52,8 +52,8 @@ def read(path: Path) -> Read:
     if "W_dec" in t and t["W_dec"].ndim == 3:
         raise WrongUse(f"{file} writes several layers; only Gemma Scope's autoencoders and transcoders are read.")
     wide = "W_enc" in t and "W_dec" in t and t["W_enc"].shape[0] != t["W_dec"].shape[1]
-    reads, writes = _sites(file, cfg, "W_skip" in t or wide)
-    return Read(assemble(file, reads, writes, "jumprelu", t), {"format": NAME, "config": cfg})
+    sites = _sites(file, cfg, "W_skip" in t or wide)
+    return Read(assemble(file, sites, "jumprelu", t), {"format": NAME, "config": cfg})
 
 
 def _arrays(file: Path) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from interp.interop import formats, saelens
 from interp.interop.parts import Read
 
 TABLE = "pretrained_saes.yaml"  # a file of the package sae_lens
+# layouts of releases that are read: SAELens' own, and those of formats here, by the functions that SAELens converts them with
+READ = (None, "gemma_2", "gemma_2_transcoder", "gemma_3", "dictionary_learning_1", "mwhanna_transcoder", "sparsify")
 
 
 def opened(where: str | Path) -> Read:
@@ -28,7 +30,8 @@ def opened(where: str | Path) -> Read:
 def fetched(name: str) -> Path:
     """The local folder or file of "OWNER/REPOSITORY/FOLDER", fetched by huggingface_hub unless it is in its cache.
 
-    Nothing but that folder is fetched. Raises `WrongUse` if no such thing can be named, `Failed` if it is not to be had.
+    Nothing but that is fetched, and the config beside a file. Raises `WrongUse` if no such thing can be named, `Failed`
+    if it is not to be had.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -37,8 +40,9 @@ def fetched(name: str) -> Path:
     if len(parts) < 2 or not all(parts):
         raise WrongUse(f"hub:{name} names no repository: it should read hub:OWNER/REPOSITORY, or with a /FOLDER in it.")
     repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
+    beside = "/".join([*parts[2:-1], "config.*"])  # of a file: what its folder says of it
     try:
-        local = snapshot_download(repository, allow_patterns=[f"{folder}/*", folder] if folder else None)
+        local = snapshot_download(repository, allow_patterns=[f"{folder}/*", folder, beside] if folder else None)
     except HFValidationError as error:
         raise WrongUse(f"hub:{name}: {error}") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -60,10 +64,16 @@ def _release(name: str) -> Read:
         raise WrongUse(
             f"The release {release} has no {id!r}.{nearest(id, rows)} It has {len(rows)}: {', '.join([*rows][:5])}…"
         )
+    if entry.get("conversion_func") not in READ:
+        raise WrongUse(
+            f"The release {release} is in a layout of its own ({entry['conversion_func']!r}), which is not read here. "
+            f"Save it with SAELens' own `save_model`, and open that."
+        )
     folder = fetched(f"{entry['repo_id']}/{rows[id]['path']}")
-    if entry.get("conversion_func") is None:
-        return saelens.read(folder, rows[id].get("norm_scaling_factor"))
-    return formats.read(folder)
+    if entry.get("conversion_func") is not None:
+        return formats.read(folder)
+    factor = {"norm_scaling_factor": rows[id]["norm_scaling_factor"]} if "norm_scaling_factor" in rows[id] else {}
+    return saelens.read(folder, (entry.get("config_overrides") or {}) | factor)
 
 
 def _table() -> dict[str, Any]:

@@ -58,25 +58,26 @@ def sites_of(reads: str | None, writes: str | None, transcoder: bool) -> tuple[s
 @torch.no_grad()
 def assemble(
     path: Path,
-    reads: str,
-    writes: str,
+    sites: tuple[str, str],
     activation: str,
     tensors: Mapping[str, Tensor],
-    k: int | None = None,
     centred: bool = False,
+    **said: Any,
 ) -> Dictionary:
     """The dictionary with these tensors, named and laid out as `Dictionary` says, read from `path`.
 
-    `centred`: an autoencoder whose encoder reads x − b_dec. Otherwise it reads x, so that b_enc + W_encᵀ b_dec is the
-    bias here. Values are kept, float64 too; thresholds below zero count as zero, as no latent is negative. Raises
-    `Failed` if a tensor is missing, extra or of another shape.
+    `sites`: read and written. `centred`: an autoencoder whose encoder reads x − b_dec; otherwise it reads x, so that
+    b_enc + W_encᵀ b_dec is the bias here. `said`: what else its config says (k, …). Values are kept, float64 too;
+    thresholds below zero count as zero, as no latent is negative. Raises `Failed` if a tensor is missing, extra or of
+    another shape.
     """
     missing = [name for name in ("W_dec", "b_dec") if name not in tensors]
     if missing:
         raise Failed(f"{path} lacks {' and '.join(missing)}; it holds {', '.join(sorted(tensors))}.")
     m, d_out = tensors["W_dec"].shape
     d_in = tensors["W_enc"].shape[0] if "W_enc" in tensors else d_out
-    config = DictionaryConfig((reads,), (writes,), d_in, d_out, m, k, activation, skip="W_skip" in tensors)
+    said |= {"activation": activation, "skip": "W_skip" in tensors}
+    config = DictionaryConfig(sites[:1], sites[1:], d_in, d_out, m, **said)
     return filled(path, config, dict(tensors), centred)
 
 
@@ -99,9 +100,18 @@ def filled(path: Path, config: DictionaryConfig, t: dict[str, Tensor], centred: 
 
 
 @torch.no_grad()
-def placed(D: Dictionary, reads: str, writes: str) -> Dictionary:
-    """The same numbers said of other sites: for files that do not name theirs."""
-    config = replace(D.config, reads=(reads,), writes=(writes,))
+def placed(D: Dictionary, reads: str | None, writes: str | None = None) -> Dictionary:
+    """The same numbers said of other sites, for files that do not name theirs; an autoencoder writes what it reads.
+
+    Raises `WrongUse` for a site written without one read.
+    """
+    if reads is None:
+        if writes is not None:
+            raise WrongUse("--target, the site written, goes with --site, the site read.")
+        return D
+    config = replace(
+        D.config, reads=(reads,), writes=(writes or (reads if D.config.autoencoder else D.config.writes[0]),)
+    )
     if config.autoencoder == D.config.autoencoder:
         new = D.plain()
         new.config = config

@@ -6,7 +6,7 @@
 | abstopk | the k of largest |z_i|, with sign | topk of 2m latents: m + i is latent i where it is negative |
 | jumprelu (and transcoders), batchtopk, matryoshka_batchtopk | ReLU(z)·1[z > θ] | jumprelu |
 | gated | 1[u + b_gate > 0] ReLU(e^r u + b_mag) | jumprelu, exactly |
-| matching_pursuit | greedy, max_iterations steps | pursuit, if it stops at nothing else |
+| matching_pursuit | greedy steps, until little is left or no new latent is picked | pursuit |
 
 z = W_encᵀ x + b_enc, with x − b_dec for x where apply_b_dec_to_input. `temporal` is refused: its latents depend on the
 tokens before. `batchtopk` and `matryoshka_batchtopk` are what a training checkpoint is; in use both are jumprelu.
@@ -15,6 +15,7 @@ tokens before. `batchtopk` and `matryoshka_batchtopk` are what a training checkp
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +58,27 @@ def found(path: Path) -> bool:
 
 
 @torch.no_grad()
-def read(path: Path, factor: float | None = None) -> Read:
-    """Read a folder; `factor` is what rows are multiplied by, if the folder does not say and it was trained on such.
+def read(path: Path, release: Mapping[str, Any] | None = None) -> Read:
+    """Read a folder; `release`: what the table of releases says of it, and its config may not.
 
     Raises `WrongUse` for what a `Dictionary` cannot express, `Failed` for a damaged folder.
     """
-    cfg = _modern(read_json(path / CONFIG))
-    architecture = cfg["architecture"]
+    cfg = _modern(read_json(path / CONFIG) | dict(release or {}))
+    architecture, meta = cfg["architecture"], cfg.get("metadata") or {}
     if architecture not in ACTIVATION:
-        why = " (its latents depend on the tokens before, and a dictionary reads one row)" * (
-            architecture == "temporal"
-        )
+        why = " (its latents depend on the tokens before, and a dictionary reads one row)"
         raise WrongUse(
-            f"{path} has the SAELens architecture {architecture!r}{why}; those read are: {', '.join(ACTIVATION)}."
+            f"{path} has the SAELens architecture {architecture!r}{why * (architecture == 'temporal')}; "
+            f"those read are: {', '.join(ACTIVATION)}."
         )
-    t = _scaled(read_tensors(path / WEIGHTS), _factor(cfg, path, factor))
-    t = _in_use(t, cfg)
-    meta = cfg.get("metadata") or {}
     if meta.get("hook_head_index") is not None:
         raise WrongUse(f"{path} reads one head (hook_head_index={meta['hook_head_index']}); a dictionary reads a site.")
-    transcoder = "transcoder" in architecture
-    reads, writes = sites_of(meta.get("hook_name"), meta.get("hook_name_out"), transcoder)
+    factor, transcoder = _factor(cfg, path), "transcoder" in architecture
+    t = _in_use(_scaled(read_tensors(path / WEIGHTS), factor), cfg)
+    sites = sites_of(meta.get("hook_name"), meta.get("hook_name_out"), transcoder)
     centred = bool(cfg.get("apply_b_dec_to_input", True)) and not transcoder
-    k = _k(cfg, path)
-    return Read(assemble(path, reads, writes, ACTIVATION[architecture], t, k, centred), {"format": NAME, "config": cfg})
+    D = assemble(path, sites, ACTIVATION[architecture], t, centred, **_steps(cfg, path, factor))
+    return Read(D, {"format": NAME, "config": cfg})
 
 
 def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +92,8 @@ def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
     return {"architecture": "standard"} | cfg | {"metadata": cfg}
 
 
-def _factor(cfg: dict[str, Any], path: Path, factor: float | None) -> float:
+def _factor(cfg: dict[str, Any], path: Path) -> float:
+    """What rows were multiplied by in training, and the tensors are still in the units of."""
     how = cfg.get("normalize_activations") or "none"
     if how == "none":
         return 1.0
@@ -102,6 +101,7 @@ def _factor(cfg: dict[str, Any], path: Path, factor: float | None) -> float:
         raise WrongUse(
             f"{path} normalises each row by itself (normalize_activations={how!r}); a dictionary has no place for that."
         )
+    factor: float | None = cfg.get("norm_scaling_factor")
     if factor is None and (path / SCALER).is_file():
         factor = read_json(path / SCALER).get("scaling_factor")
     if factor is None:
@@ -114,8 +114,8 @@ def _factor(cfg: dict[str, Any], path: Path, factor: float | None) -> float:
 
 
 def _scaled(t: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """For rows x, given tensors for factor · x; latents keep their values."""
-    by = {"W_enc": factor, "W_dec": 1 / factor, "b_dec": 1 / factor}
+    """For rows x, given tensors for factor · x; latents keep their values, but where the decoder encodes."""
+    by = {"W_enc": factor, "W_dec": 1 / factor, "b_dec": 1 / factor} if "W_enc" in t else {"b_dec": 1 / factor}
     return {name: tensor if factor == 1 else tensor * by.get(name, 1) for name, tensor in t.items()}
 
 
@@ -143,17 +143,14 @@ def _in_use(t: dict[str, Tensor], cfg: dict[str, Any]) -> dict[str, Tensor]:
     return t
 
 
-def _k(cfg: dict[str, Any], path: Path) -> int | None:
+def _steps(cfg: dict[str, Any], path: Path, factor: float) -> dict[str, Any]:
+    """How many latents are active, or when a pursuit stops."""
     if cfg["architecture"] in ("topk", "abstopk"):
-        return int(need(cfg, ("k",), path / CONFIG)[0])
+        return {"k": int(need(cfg, ("k",), path / CONFIG)[0])}
     if cfg["architecture"] != "matching_pursuit":
-        return None
-    least = cfg.get("residual_threshold", 1e-2)
-    stops = [f"residual_threshold={least}"] * (least > 0)
-    stops += ["stop_on_duplicate_support=true"] * bool(cfg.get("stop_on_duplicate_support", True))
-    if stops:
-        raise WrongUse(f"{path} stops its search early ({', '.join(stops)}); a pursuit here takes k steps, always.")
-    return int(cfg.get("max_iterations") or cfg["d_in"])
+        return {}
+    least, distinct = cfg.get("residual_threshold", 1e-2), cfg.get("stop_on_duplicate_support", True)
+    return {"k": int(cfg.get("max_iterations") or cfg["d_in"]), "tolerance": least / factor, "distinct": distinct}
 
 
 def write(D: Dictionary, path: Path, about: dict[str, Any]) -> list[str]:
@@ -193,7 +190,7 @@ def _config(D: Dictionary, about: dict[str, Any]) -> dict[str, Any]:
     if c.activation == "topk":
         cfg |= {"k": c.k, "rescale_acts_by_decoder_norm": False}
     if c.activation == "pursuit":
-        cfg |= {"max_iterations": c.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+        cfg |= {"max_iterations": c.k, "residual_threshold": c.tolerance, "stop_on_duplicate_support": c.distinct}
     return cfg | {"metadata": meta}
 
 

@@ -38,8 +38,8 @@ def read(path: Path) -> Read:
     t = read_tensors(path / WEIGHTS)
     if "encoder.weight" in t:
         t["W_enc"], t["b_enc"] = t.pop("encoder.weight").T, t.pop("encoder.bias")
-    reads, writes = (cfg.get("interp") or {}).get("sites") or _sites(path.resolve().name, transcoder)
-    D = assemble(path, reads, writes, "topk", t, int(k), centred=not transcoder)
+    sites = (cfg.get("interp") or {}).get("sites") or _sites(path.resolve().name, transcoder)
+    D = assemble(path, tuple(sites), "topk", t, centred=not transcoder, k=int(k))
     return Read(D, {"format": NAME, "config": cfg})
 
 

@@ -77,7 +77,9 @@
     focus: ["focus: its first token’s share", (l) => l.tokens[0]?.[1] ?? 0, (l) => share(l.tokens[0]?.[1] ?? 0), true],
     effect: ["largest logit effect", (l) => l.promoted[0]?.[1] ?? 0, (l) => short(l.promoted[0]?.[1] ?? 0), true],
   };
-  const state = { query: "", field: "any", order: "number", down: false, current: null, wrapped: kept.get("interp wrapped") === "yes" };
+  const state = {
+    query: "", field: "any", order: "number", down: false, current: null, wrapped: kept.get("interp wrapped") === "yes",
+  };
 
   // How much of a token was asked for: 1 if all of it, less if it only holds what was asked for.
   const likeness = (w, query) => (plain[w].includes(query) ? query.length / plain[w].length : 0);
@@ -130,7 +132,7 @@
         this.rows = search();
         this.inner.style.height = `${ROW * this.rows.length}px`;
         const all = this.rows.length === latents.length;
-        this.count.textContent = all ? `${whole(latents.length)} latents` : `${whole(this.rows.length)} of ${whole(latents.length)} latents`;
+        this.count.textContent = `${all ? "" : `${whole(this.rows.length)} of `}${whole(latents.length)} latents`;
       }
       const from = Math.max(0, Math.floor(this.outer.scrollTop / ROW) - 5);
       const to = Math.min(this.rows.length, from + Math.ceil((this.outer.clientHeight || 900) / ROW) + 10);
@@ -144,7 +146,7 @@
       return el("a", {
         href: `#latent-${l.number}`, class: "row", "data-at": i, vars: { top: `${ROW * i}px` },
         "aria-current": l === state.current,
-      }, el("span", { class: "name" }, String(l.number)), el("span", { class: "what" }, ...what), el("span", { class: "said" }, said));
+      }, ...[["name", [String(l.number)]], ["what", what], ["said", [said]]].map(([k, c]) => el("span", { class: k }, ...c)));
     },
     where() { return this.rows.findIndex((r) => r.l === state.current); },
     step(by) {
@@ -155,9 +157,9 @@
     },
     reveal() {
       const at = this.where();
-      if (at >= 0 && (ROW * at < this.outer.scrollTop || ROW * (at + 1) > this.outer.scrollTop + this.outer.clientHeight)) {
-        this.outer.scrollTop = ROW * at - this.outer.clientHeight / 3;
-      }
+      const { scrollTop, clientHeight } = this.outer;
+      const inSight = ROW * at >= scrollTop && ROW * (at + 1) <= scrollTop + clientHeight;
+      if (at >= 0 && !inSight) this.outer.scrollTop = ROW * at - clientHeight / 3;
       this.draw(false);
     },
   };
@@ -165,98 +167,112 @@
 
   // ------------------------------------------------------------ one latent
 
-  const card = (name, note, ...children) => el("section", { class: "card" }, el("h3", {}, name, note ? el("small", {}, note) : ""), ...children);
+  const card = (name, note, ...children) =>
+    el("section", { class: "card" }, el("h3", {}, name, note ? el("small", {}, note) : ""), ...children);
+  const rowsOf = (rows) => el("ol", { class: "pairs" }, ...rows.map((cells) => el("li", {}, ...cells)));
+  const bar = (part, said, tip) => el("span", { class: "bar", vars: { "--part": part }, "data-tip": tip }, said);
   const link = (number) => {
     const l = byNumber.get(number);
     if (!l) return [el("span", { class: "w name" }, String(number)), el("span", { class: "w" }, "not on this page")];
     const what = labelOf(l) ? [el("b", {}, labelOf(l))] : first(l).slice(0, 3).map((w) => chip(w));
     return [el("a", { class: "name", href: `#latent-${number}` }, String(number)), el("span", { class: "what" }, ...what)];
   };
-  const bar = (part, said, tip) => el("span", { class: "bar", vars: { "--part": part }, "data-tip": tip }, said);
-  const rowsOf = (rows) => el("ol", { class: "pairs" }, ...rows.map((cells) => el("li", {}, ...cells)));
 
-  const histogram = (l, d) => {
-    const [width, height, n] = [300, 84, d.histogram.length];
-    const step = width / Math.max(n, 1);
-    const high = Math.log1p(Math.max(...d.histogram, 1));
-    const bars = d.histogram.map((count, i) => {
-      const h = count ? Math.max(1.5, (height * Math.log1p(count)) / high) : 0;
-      const tip = `${short(d.edges[i])} to ${short(d.edges[i + 1])}: ${whole(count)} firings`;
+  // Bars of [height in 0 to 1, what is said of it], over an axis of [place in 0 to 1, name].
+  const chart = (label, height, bars, axis) => {
+    const width = 300;
+    const step = width / Math.max(bars.length, 1);
+    const shapes = bars.map(([part, tip], i) => {
+      const h = part ? Math.max(1.5, height * part) : 0;
       return el("g", { "data-tip": tip },
         el("rect", { class: "air", x: step * i, y: 0, width: step, height }),
         el("rect", { x: step * i + 0.5, y: height - h, width: Math.max(0.5, step - 1), height: h }));
     });
-    const every = Math.max(1, Math.ceil(n / 5));
-    const ticks = d.edges.map((e, i) => [e, i]).filter(([, i]) => i % every === 0);
-    const names = ticks.map(([e, i]) => el("text", { x: Math.min(width - 2, Math.max(2, step * i)), y: height + 14,
-      "text-anchor": i === 0 ? "start" : i === n ? "end" : "middle" }, short(e)));
-    return el("svg", { class: "bars", viewBox: `0 0 ${width} ${height + 18}`, role: "img",
-      "aria-label": `histogram of ${l.firings} activations, logarithmic both ways` }, ...bars, ...names);
-  };
-
-  const context = ([document_, position, peak, words, levels], l) => {
-    const tokens = words.map((w, i) => {
-      const level = levels[i] / data.levels;
-      const made = el("bdi", level ? { vars: { "--a": level }, "data-tip": short(level * l.max) } : {}, ...text(w));
-      if (level) made.classList.add("fires");
-      if (i === peak) made.classList.add("peak");
-      return made;
+    const names = axis.map(([at, name]) => {
+      const anchor = at === 0 ? "start" : at === 1 ? "end" : "middle";
+      return el("text", { x: width * at, y: height + 14, "text-anchor": anchor }, name);
     });
-    const strength = el("b", { class: "strength", "data-tip": `window ${whole(document_)}, token ${whole(position)}` }, short((levels[peak] / data.levels) * l.max));
-    return el("li", { onclick: (e) => e.currentTarget.classList.toggle("whole") }, strength,
-      el("p", { dir: "ltr" }, el("span", { class: "before" }, el("span", {}, ...tokens.slice(0, peak))), el("span", { class: "after" }, ...tokens.slice(peak))));
+    const given = { class: "bars", viewBox: `0 0 ${width} ${height + 18}`, role: "img", "aria-label": label };
+    return el("svg", given, ...shapes, ...names);
   };
-  const contexts = (name, note, rows, l) => card(name, note, el("ol", { class: "contexts" }, ...rows.map((c) => context(c, l))));
+  const histogram = (l, d) => {
+    const n = d.histogram.length;
+    const high = Math.log1p(Math.max(...d.histogram, 1));
+    const tip = (i) => `${short(d.edges[i])} to ${short(d.edges[i + 1])}: ${whole(d.histogram[i])} firings`;
+    const every = Math.max(1, Math.ceil(n / 5));
+    const axis = d.edges.map((e, i) => [i / n, short(e)]).filter((_, i) => n && i % every === 0);
+    const label = `histogram of ${l.firings} activations, logarithmic both ways`;
+    return chart(label, 84, d.histogram.map((count, i) => [Math.log1p(count) / high, tip(i)]), axis);
+  };
 
-  const effects = (l) => {
-    const largest = Math.max(...l.promoted.map((p) => p[1]), ...l.suppressed.map((p) => -p[1]), 1e-9);
-    const side = (rows) => rowsOf(rows.map(([w, v]) => [chip(w), bar(Math.abs(v) / largest, (v > 0 ? "+" : "−") + short(Math.abs(v)), `${short(v)} logits for each unit of activation`)]));
-    return el("div", { class: "sides" }, el("div", {}, el("h4", {}, "Promotes"), side(l.promoted)), el("div", {}, el("h4", {}, "Suppresses"), side(l.suppressed)));
+  const context = ([text_, position, peak, words, levels], l) => {
+    const strength = (level) => short((level / data.levels) * l.max);
+    const tokens = words.map((w, i) => {
+      const given = levels[i] ? { vars: { "--a": levels[i] / data.levels }, "data-tip": strength(levels[i]) } : {};
+      return el("bdi", { ...given, class: `${levels[i] ? "fires" : ""} ${i === peak ? "peak" : ""}` }, ...text(w));
+    });
+    const where = { class: "strength", "data-tip": `window ${whole(text_)}, token ${whole(position)}` };
+    return el("li", { onclick: (e) => e.currentTarget.classList.toggle("whole") },
+      el("b", where, strength(levels[peak])),
+      el("p", { dir: "ltr" },
+        el("span", { class: "before" }, el("span", {}, ...tokens.slice(0, peak))),
+        el("span", { class: "after" }, ...tokens.slice(peak))));
   };
+  const contexts = (name, note, rows, l) =>
+    card(name, note, el("ol", { class: "contexts" }, ...rows.map((c) => context(c, l))));
 
   // Where the latent stands in the list as it is, with the ways to its neighbours there.
   const steps = el("span", { class: "go" });
   const drawSteps = () => {
     const at = list.where();
-    const go = (by, sign, name) => el("button", { type: "button", onclick: () => list.step(by), "aria-label": name, disabled: !list.rows[at < 0 ? 0 : at + by] }, sign);
-    steps.replaceChildren(go(-1, "‹", "previous latent"), el("small", {}, at < 0 ? "not in the list" : `${whole(at + 1)} of ${whole(list.rows.length)}`), go(1, "›", "next latent"));
+    const go = (by, sign, name) => {
+      const given = { type: "button", onclick: () => list.step(by), "aria-label": name };
+      return el("button", { ...given, disabled: !list.rows[at < 0 ? 0 : at + by] }, sign);
+    };
+    const said = at < 0 ? "not in the list" : `${whole(at + 1)} of ${whole(list.rows.length)}`;
+    steps.replaceChildren(go(-1, "‹", "previous latent"), el("small", {}, said), go(1, "›", "next latent"));
   };
+  const back = () => el("a", { class: "back", href: "#" }, "‹ list");
   const heading = (l) => {
     drawSteps();
-    const input = el("input", { class: "label", value: labelOf(l), placeholder: "add a label", "aria-label": "label of this latent", oninput: (e) => relabel(l, e.target.value.trim()) });
-    const numbers = [["density", share(l.density)], ["firings", whole(l.firings)], ["strongest", short(l.max)], ["mean", short(l.mean)]];
+    const numbers = { density: share(l.density), firings: whole(l.firings), strongest: short(l.max), mean: short(l.mean) };
+    const input = el("input", {
+      class: "label", value: labelOf(l), placeholder: "add a label", "aria-label": "label of this latent",
+      oninput: (e) => relabel(l, e.target.value.trim()),
+    });
     return el("header", { class: "heading" },
-      el("div", {}, el("a", { class: "back", href: "#" }, "‹ list"), el("h2", {}, `Latent ${l.number}`), input,
-        steps),
-      el("dl", {}, ...numbers.map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))));
+      el("div", {}, back(), el("h2", {}, `Latent ${l.number}`), input, steps),
+      el("dl", {}, ...Object.entries(numbers).map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v)))));
   };
 
-  const showLatent = async (l) => {
-    const d = await details(l.at);
-    if (state.current !== l) return;
+  const activations = (l, d) => {
+    const show = (i) => main.querySelector(`.stratum-${i}`).scrollIntoView();
     const ranges = d.strata.map(([low, high, n], i) => [
-      el("button", { type: "button", class: "plain", onclick: () => main.querySelector(`.stratum-${i}`).scrollIntoView() }, `${short(low)} to ${short(high)}`),
-      bar(n / l.firings, share(n / l.firings), `${whole(n)} firings`)]);
-    const cards = [card("Activations", "both axes logarithmic", histogram(l, d), rowsOf(ranges))];
-    if (l.tokens.length) cards.push(card("Fires on", "share of activation · of the token", rowsOf(l.tokens.map(([w, s, n, there]) => [
-      chip(w), bar(s, share(s), `${share(s)} of the latent’s activation`), el("span", { class: "beside", "data-tip": `fires on ${whole(n)} of ${whole(there)}` }, share(n / there))]))));
-    if (l.promoted.length) cards.push(card("Logits", "direct path, a unit of activation", effects(l)));
-    const pair = [];
-    if (d.partners.length) pair.push(card("Fires with", "correlation φ", rowsOf(d.partners.map(([n, both, phi]) => [
-      ...link(n), bar(phi, phi.toFixed(2), `together on ${whole(both)} tokens, ${share(both / l.firings)} of this latent’s firings`)]))));
-    if (d.neighbours.length) pair.push(card("Nearest decoder rows", "cosine", rowsOf(d.neighbours.map(([n, c]) => [
-      ...link(n), bar(Math.max(0, c), c.toFixed(2), `cosine ${c}`)]))));
-    const parts = l.firings ? [contexts("Strongest", "", d.top, l)] : [card("Never fired", "", el("p", {}, `Not once on the ${whole(data.tokens)} tokens of this text.`))];
-    parts.push(el("div", { class: "cards two" }, ...pair));
-    d.strata.forEach(([low, high, n, drawn], i) => {
-      const made = contexts(`${short(low)} to ${short(high)}`, `drawn at random from ${share(n / l.firings)} of the firings`, drawn, l);
-      made.classList.add(`stratum-${i}`);
-      parts.push(made);
-    });
-    const switcher = el("button", { type: "button", class: "switch", onclick: wrap }, state.wrapped ? "align" : "wrap");
-    main.replaceChildren(heading(l), el("div", { class: "cards" }, ...cards), el("div", { class: "tools" }, scale(), switcher), ...parts);
+      el("button", { type: "button", class: "plain", onclick: () => show(i) }, `${short(low)} to ${short(high)}`),
+      bar(n / l.firings, share(n / l.firings), `${whole(n)} firings`),
+    ]);
+    return card("Activations", "both axes logarithmic", histogram(l, d), rowsOf(ranges));
   };
-  const scale = () => el("span", { class: "key" }, "0 ", ...[...Array(10).keys()].map((i) => el("bdi", { class: "fires", vars: { "--a": (i + 1) / 10 } }, "\u00a0")), " the latent’s strongest");
+  const firesOn = (l) => card("Fires on", "share of activation · of the token", rowsOf(l.tokens.map(([w, part, n, there]) => [
+    chip(w),
+    bar(part, share(part), `${share(part)} of the latent’s activation`),
+    el("span", { class: "beside", "data-tip": `fires on ${whole(n)} of ${whole(there)}` }, share(n / there)),
+  ])));
+  const logits = (l) => {
+    const said = (v) => (v > 0 ? "+" : "−") + short(Math.abs(v));
+    const side = (name, rows) => el("div", {}, el("h4", {}, name),
+      rowsOf(rows.map(([w, v]) => [chip(w), bar(0, said(v), `${said(v)} logits for each unit of activation`)])));
+    return card("Logits", "direct path, a unit of activation",
+      el("div", { class: "sides" }, side("Promotes", l.promoted), side("Suppresses", l.suppressed)));
+  };
+  const partners = (l, d) => card("Fires with", "correlation φ", rowsOf(d.partners.map(([n, both, phi]) => [
+    ...link(n),
+    bar(phi, phi.toFixed(2), `together on ${whole(both)} tokens, ${share(both / l.firings)} of this latent’s firings`),
+  ])));
+  const neighbours = (d) => card("Nearest decoder rows", "cosine", rowsOf(d.neighbours.map(([n, cosine]) => [
+    ...link(n), bar(Math.max(0, cosine), cosine.toFixed(2), `cosine ${cosine}`),
+  ])));
+
   const wrap = () => {
     state.wrapped = !state.wrapped;
     kept.set("interp wrapped", state.wrapped ? "yes" : "no");
@@ -264,32 +280,60 @@
     const button = document.querySelector(".switch");
     if (button) button.textContent = state.wrapped ? "align" : "wrap";
   };
+  const tools = () => {
+    const shades = [...Array(10).keys()].map((i) => el("bdi", { class: "fires", vars: { "--a": (i + 1) / 10 } }, "\u00a0"));
+    return el("div", { class: "tools" },
+      el("span", { class: "key" }, "0 ", ...shades, " the latent’s strongest"),
+      el("button", { type: "button", class: "switch", onclick: wrap }, state.wrapped ? "align" : "wrap"));
+  };
+
+  const showLatent = async (l) => {
+    const d = await details(l.at);
+    if (state.current !== l) return;
+    const cards = [activations(l, d), l.tokens.length && firesOn(l), l.promoted.length && logits(l)];
+    const pair = [d.partners.length && partners(l, d), d.neighbours.length && neighbours(d)];
+    const strongest = l.firings ? contexts("Strongest", "", d.top, l)
+      : card("Never fired", "", el("p", {}, `Not once on the ${whole(data.tokens)} tokens of this text.`));
+    const strata = d.strata.map(([low, high, n, drawn], i) => {
+      const note = `drawn at random from ${share(n / l.firings)} of the firings`;
+      const made = contexts(`${short(low)} to ${short(high)}`, note, drawn, l);
+      made.classList.add(`stratum-${i}`);
+      return made;
+    });
+    main.replaceChildren(heading(l), el("div", { class: "cards" }, ...cards.filter(Boolean)), tools(), strongest,
+      el("div", { class: "cards two" }, ...pair.filter(Boolean)), ...strata);
+  };
 
   // ------------------------------------------------------------ the first page
 
   const densities = () => {
-    const [[dead], ...bins] = data.fired;
-    const height = 160;
-    const [low, high] = bins.length ? [bins[0][0], bins[bins.length - 1][0] + 0.25] : [-1, 0];
-    const step = 300 / Math.max(1, Math.round((high - low) * 4));
-    const most = Math.max(1, ...bins.map((b) => b[1]));
-    const bars = bins.map(([place, n]) => {
-      const h = Math.max(1.5, (height * n) / most);
-      return el("g", { "data-tip": `density ${share(10 ** place)} to ${share(10 ** (place + 0.25))}: ${whole(n)} latents` },
-        el("rect", { class: "air", x: (place - low) * 4 * step, y: 0, width: step, height }),
-        el("rect", { x: (place - low) * 4 * step + 0.5, y: height - h, width: Math.max(0.5, step - 1), height: h }));
+    const [[dead], ...found] = data.fired;
+    const counts = new Map(found);
+    const places = [];
+    if (found.length) for (let p = found[0][0]; p <= found[found.length - 1][0]; p += 0.25) places.push(p);
+    const most = Math.max(1, ...counts.values());
+    const bars = places.map((p) => {
+      const n = counts.get(p) ?? 0;
+      return [n / most, `density ${share(10 ** p)} to ${share(10 ** (p + 0.25))}: ${whole(n)} latents`];
     });
-    const decades = [];
-    for (let p = Math.ceil(low); p <= high; p += 1) decades.push(el("text", { x: (p - low) * 4 * step, y: height + 14, "text-anchor": p === low ? "start" : p === high ? "end" : "middle" }, `${Number((100 * 10 ** p).toPrecision(2))} %`));
-    return card("Densities", `whole dictionary; ${whole(dead)} never fired`, el("svg", { class: "bars", viewBox: `0 0 300 ${height + 18}`, role: "img", "aria-label": "histogram of densities" }, ...bars, ...decades));
+    const axis = [...places, places[places.length - 1] + 0.25].map((p, i) => [p, i / places.length])
+      .filter(([p]) => Number.isInteger(p)).map(([p, at]) => [at, `${Number((100 * 10 ** p).toPrecision(2))} %`]);
+    return card("Densities", `whole dictionary; ${whole(dead)} never fired`, chart("histogram of densities", 160, bars, axis));
   };
+
+  // Every latent as a point that can be picked.
   const map = () => {
-    const canvas = el("canvas", { class: "map", role: "img", "aria-label": "density against strongest activation, a point a latent" });
+    const label = "density against strongest activation, a point a latent";
+    const canvas = el("canvas", { class: "map", role: "img", "aria-label": label });
     const alive = latents.filter((l) => l.firings);
-    const spread = (f) => { const v = alive.map(f); const [a, b] = [Math.min(...v), Math.max(...v)]; return (l) => (b > a ? (f(l) - a) / (b - a) : 0.5); };
+    const spread = (f) => {
+      const [low, high] = alive.reduce(([a, b], l) => [Math.min(a, f(l)), Math.max(b, f(l))], [Infinity, -Infinity]);
+      return (l) => (high > low ? (f(l) - low) / (high - low) : 0.5);
+    };
     const [x, y] = [spread((l) => Math.log(l.density)), spread((l) => Math.log(l.max))];
-    const at = (l) => [14 + x(l) * (canvas.clientWidth - 28), 14 + (1 - y(l)) * (canvas.clientHeight - 28)];
-    const draw = () => {
+    const edge = 14;
+    const at = (l) => [edge + x(l) * (canvas.clientWidth - 2 * edge), edge + (1 - y(l)) * (canvas.clientHeight - 2 * edge)];
+    redraw = () => {
       const dots = canvas.getContext("2d");
       const zoom = devicePixelRatio || 1;
       canvas.width = canvas.clientWidth * zoom;
@@ -297,35 +341,45 @@
       dots.scale(zoom, zoom);
       dots.fillStyle = getComputedStyle(canvas).color;
       dots.globalAlpha = Math.max(0.25, Math.min(0.8, 300 / alive.length));
-      for (const l of alive) { const [a, b] = at(l); dots.beginPath(); dots.arc(a, b, 3, 0, 7); dots.fill(); }
+      for (const l of alive) {
+        dots.beginPath();
+        dots.arc(...at(l), 3, 0, 7);
+        dots.fill();
+      }
     };
     const nearest = (e) => {
-      const [a, b] = [e.offsetX, e.offsetY];
-      let [best, far] = [null, 400];
-      for (const l of alive) { const [p, q] = at(l); const d = (p - a) ** 2 + (q - b) ** 2; if (d < far) [best, far] = [l, d]; }
-      return best;
+      const far = alive.map((l) => [Math.hypot(at(l)[0] - e.offsetX, at(l)[1] - e.offsetY), l]);
+      const [distance, l] = far.reduce((a, b) => (b[0] < a[0] ? b : a), [20, null]);
+      return distance < 20 ? l : null;
     };
     canvas.addEventListener("pointermove", (e) => {
       const l = nearest(e);
       canvas.style.cursor = l ? "pointer" : "default";
       tell(e, l ? `${l.number}: ${labelOf(l) || first(l).map((w) => plain[w]).join("  ")}` : "");
     });
-    canvas.addEventListener("click", (e) => { const l = nearest(e); if (l) location.hash = `latent-${l.number}`; });
-    redraw = draw;
-    new ResizeObserver(draw).observe(canvas);
+    canvas.addEventListener("click", (e) => {
+      const l = nearest(e);
+      if (l) location.hash = `latent-${l.number}`;
+    });
+    new ResizeObserver(() => redraw()).observe(canvas);
     return card("Density and strength", "to the right: more often; upwards: more strongly", canvas);
   };
-  const keys = [["← →  or  k j", "previous, next latent of the list"], ["/", "search"], ["w", "align or wrap contexts"], ["o", "this overview"], ["d", "light or dark"]];
-  const showOverview = () => {
-    const facts = el("dl", {}, ...Object.entries(data.facts).map(([k, v]) => el("div", {}, el("dt", {}, k), el("dd", {}, v))));
-    const help = el("dl", {}, ...keys.map(([k, v]) => el("div", {}, el("dt", {}, el("kbd", {}, k)), el("dd", {}, v))));
-    main.replaceChildren(
-      el("header", { class: "heading" }, el("div", {}, el("a", { class: "back", href: "#" }, "‹ list"), el("h2", {}, data.title))),
-      el("div", { class: "cards two" }, map(), densities()),
-      el("section", { class: "card facts" }, el("h3", {}, "What was run"), facts),
-      el("section", { class: "card facts keys" }, el("h3", {}, "Keys"), help));
-  };
   let redraw = () => {};
+
+  const KEYS = {
+    "← →  or  k j": "previous, next latent of the list", "/": "search", "w": "align or wrap contexts",
+    "o": "this overview", "d": "light or dark",
+  };
+  const showOverview = () => {
+    const row = (name, said) => el("div", {}, el("dt", {}, name), el("dd", {}, said));
+    const facts = Object.entries(data.facts).map(([k, v]) => row(k, v));
+    const keys = Object.entries(KEYS).map(([k, v]) => row(el("kbd", {}, k), v));
+    main.replaceChildren(
+      el("header", { class: "heading" }, el("div", {}, back(), el("h2", {}, data.title))),
+      el("div", { class: "cards two" }, map(), densities()),
+      el("section", { class: "card facts" }, el("h3", {}, "What was run"), el("dl", {}, ...facts)),
+      el("section", { class: "card facts" }, el("h3", {}, "Keys"), el("dl", {}, ...keys)));
+  };
 
   // ------------------------------------------------------------ around it
 
@@ -345,24 +399,45 @@
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.style.colorScheme || (dark.matches ? "dark" : "light")) === "dark";
-  const paint = (scheme) => { document.documentElement.style.colorScheme = scheme ?? ""; redraw(); };
-  const flip = () => { paint(isDark() ? "light" : "dark"); kept.set("interp theme", isDark() ? "dark" : "light"); };
+  const paint = (scheme) => {
+    document.documentElement.style.colorScheme = scheme ?? "";
+    redraw();
+  };
+  const flip = () => {
+    paint(isDark() ? "light" : "dark");
+    kept.set("interp theme", isDark() ? "dark" : "light");
+  };
   dark.addEventListener("change", () => redraw());
 
-  const again = () => { list.outer.scrollTop = 0; list.draw(true); drawSteps(); };
-  const box = el("input", { type: "search", id: "search", placeholder: "token, number or label", "aria-label": "search latents", autocomplete: "off", spellcheck: "false",
-    oninput: (e) => { state.query = e.target.value; again(); } });
-  const options = (rows) => Object.entries(rows).map(([k, v]) => el("option", { value: k }, Array.isArray(v) ? v[0] : v));
-  const field = el("select", { "aria-label": "search in", onchange: (e) => { state.field = e.target.value; again(); } }, ...options(FIELDS));
-  const arrow = el("button", { type: "button", "aria-label": "turn the order around", onclick: () => { state.down = !state.down; sorted(); } }, "↑");
-  const sorted = () => { arrow.textContent = state.down ? "↓" : "↑"; again(); };
-  const order = el("select", { "aria-label": "sort by", onchange: (e) => { state.order = e.target.value; state.down = ORDERS[state.order][3]; sorted(); } }, ...options(ORDERS));
+  const again = () => {
+    list.outer.scrollTop = 0;
+    list.draw(true);
+    drawSteps();
+  };
+  const box = el("input", {
+    type: "search", id: "search", placeholder: "token, number or label", "aria-label": "search latents", autocomplete: "off",
+    spellcheck: "false", oninput: (e) => { state.query = e.target.value; again(); },
+  });
+  const choice = (name, rows, chosen) => {
+    const options = Object.entries(rows).map(([k, v]) => el("option", { value: k }, Array.isArray(v) ? v[0] : v));
+    return el("select", { "aria-label": name, onchange: (e) => { chosen(e.target.value); again(); } }, ...options);
+  };
+  const turn = (down) => {
+    state.down = down;
+    arrow.textContent = down ? "↓" : "↑";
+    again();
+  };
+  const around = { type: "button", "aria-label": "turn the order around", onclick: () => turn(!state.down) };
+  const arrow = el("button", around, "↑");
+  const field = choice("search in", FIELDS, (name) => { state.field = name; });
+  const order = choice("sort by", ORDERS, (name) => { state.order = name; turn(ORDERS[name][3]); });
   const main = el("main", { tabindex: "-1" });
-  const aside = el("aside", {},
-    el("div", { class: "find" }, box, field), el("div", { class: "find" }, el("label", {}, "sort ", order), arrow, list.count), list.outer);
-  const top = el("header", { class: "top" }, el("a", { class: "title", href: "#overview" }, data.title), el("span", { class: "buttons" },
-    el("a", { href: "#overview", class: "button" }, "overview"), el("button", { type: "button", onclick: exportLabels }, "save labels"),
-    el("button", { type: "button", onclick: flip, "aria-label": "light or dark" }, "◐")));
+  const aside = el("aside", {}, el("div", { class: "find" }, box, field),
+    el("div", { class: "find" }, el("label", {}, "sort ", order), arrow, list.count), list.outer);
+  const top = el("header", { class: "top" }, el("a", { class: "title", href: "#overview" }, data.title),
+    el("span", { class: "buttons" }, el("a", { href: "#overview", class: "button" }, "overview"),
+      el("button", { type: "button", onclick: exportLabels }, "save labels"),
+      el("button", { type: "button", onclick: flip, "aria-label": "light or dark" }, "◐")));
 
   const show = async () => {
     const match = /^#latent-(\d+)$/.exec(location.hash);
@@ -379,13 +454,23 @@
     document.title = l ? `Latent ${l.number} · ${data.title}` : data.title;
   };
 
-  const pressed = { j: () => list.step(1), k: () => list.step(-1), ArrowRight: () => list.step(1), ArrowLeft: () => list.step(-1),
-    "/": () => { box.focus(); box.select(); }, w: wrap, o: () => { location.hash = "overview"; }, d: flip };
+  const [next, previous] = [() => list.step(1), () => list.step(-1)];
+  const pressed = {
+    j: next, k: previous, ArrowRight: next, ArrowLeft: previous, w: wrap, d: flip,
+    "/": () => { box.focus(); box.select(); }, o: () => { location.hash = "overview"; },
+  };
   addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey) return;
     const typing = ["INPUT", "SELECT"].includes(e.target.tagName);
-    if (typing && e.key === "Escape") { if (e.target === box) { box.value = state.query = ""; again(); } e.target.blur(); }
-    if (e.target === box && ["Enter", "ArrowDown", "ArrowUp"].includes(e.key)) { e.preventDefault(); list.step(e.key === "ArrowUp" ? -1 : 1); }
+    if (typing && e.key === "Escape") e.target.blur();
+    if (e.target === box && e.key === "Escape") {
+      box.value = state.query = "";
+      again();
+    }
+    if (e.target === box && ["Enter", "ArrowDown", "ArrowUp"].includes(e.key)) {
+      e.preventDefault();
+      list.step(e.key === "ArrowUp" ? -1 : 1);
+    }
     if (typing || !pressed[e.key]) return;
     e.preventDefault();
     pressed[e.key]();

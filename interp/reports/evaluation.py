@@ -38,6 +38,13 @@ MEANING = {
     "loss_recovered.mean": "(CE mean − CE replaced) / (CE mean − CE clean)",
     "kl_recovered.zero": "1 − KL replaced / KL zero",
     "kl_recovered.mean": "1 − KL replaced / KL mean",
+    "absorption.fraction": "mean share of a label's direction that other latents took over",
+    "absorption.full": "words whose main latents are silent, another in their place",
+}
+BY_NUMBER = {
+    "sparse_probing": "test accuracy of a probe on so many latents; x: on all that is read",
+    "tpp": "accuracy that a label's latents cost its own probe, less the others'",
+    "scr": "share of a biased probe's loss won back by ablating the bias",
 }
 
 
@@ -78,7 +85,10 @@ def measures(compared: Comparison) -> Table:
         return number(None if mean != mean else int(mean) if mean == int(mean) else mean)
 
     names = sorted(compared.names(), key=lambda name: [*MEANING, name].index(name))
-    rows = [[name, *(cell(group, name) for group in found), MEANING.get(name, "")] for name in names]
+    rows = [
+        [name, *(cell(group, name) for group in found), MEANING.get(name, BY_NUMBER.get(name.split(".")[0], ""))]
+        for name in names
+    ]
     several = any(len(runs) > 1 for runs in compared.groups().values())
     note = "± is half of Student's 95 % interval over runs that differ in their seed alone." if several else ""
     return Table("Measures", ["", *found, "What it is"], rows, note)

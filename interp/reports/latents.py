@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from interp.reports.watch import BINS, OCTAVE, Contexts, Watch, bin_of, edge
+from interp.reports.watch import BINS, OCTAVE, Contexts, Watch, bin_of, edge, row_of
 from interp.texts import token_texts
 
 if TYPE_CHECKING:
@@ -235,20 +235,19 @@ def _distinct(contexts: Contexts, near: int, count: int, taken: list[tuple[int, 
 
 
 def _tokens(seen: Watch, slot: int, texts: Texts) -> tuple[TokenShare, ...]:
-    mass, on = seen.mass[slot], seen.on[slot]
-    made = []
-    for i in np.lexsort((mass.indices, -mass.data))[:LISTED]:
-        token = int(mass.indices[i])
-        there = int(seen.occurrences[0, token])
-        made.append(TokenShare(texts([token])[0], float(mass.data[i] / seen.total[slot]), int(on.data[i]), there))
-    return tuple(made)
+    (tokens, mass), (_, on) = row_of(seen.mass, slot), row_of(seen.on, slot)
+    best = np.lexsort((tokens, -mass))[:LISTED]
+    shown, share = texts(tokens[best].tolist()), (mass[best] / seen.total[slot]).tolist()
+    counts = on[best].astype(int).tolist(), seen.occurrences[tokens[best]].tolist()
+    return tuple(map(TokenShare, shown, share, *counts))
 
 
 def _partners(seen: Watch, slot: int) -> tuple[Partner, ...]:
     """φ = (N n_ij − n_i n_j) / √(n_i n_j (N − n_i) (N − n_j)), of the latents that it is largest for."""
-    row, N, i = seen.together[slot], float(seen.tokens), seen.latents[slot]
-    other = (row.indices != i) & (row.data >= COMMON)
-    index, both = row.indices[other], row.data[other]
+    index, both = row_of(seen.together, slot)
+    N, i = float(seen.tokens), seen.latents[slot]
+    other = (index != i) & (both >= COMMON)
+    index, both = index[other], both[other]
     n_i, n_j = float(seen.fired[i]), seen.fired[index].astype(float)
     spread = np.sqrt(n_i * n_j * (N - n_i) * (N - n_j))
     phi = (N * both - n_i * n_j) / np.where(spread > 0, spread, np.inf)

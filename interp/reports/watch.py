@@ -192,7 +192,7 @@ class Watch:
         self.fired = np.zeros(m, np.int64)  # tokens on which each latent of the dictionary fired
         self.maximum, self.total = np.zeros(n), np.zeros(n)
         self.histogram = np.zeros((n, BINS), np.int64)
-        self.occurrences = csr_matrix((1, IDS))  # of each token
+        self.occurrences = np.zeros(0, np.int64)  # of each token
         self.on, self.mass = csr_matrix((n, IDS)), csr_matrix((n, IDS))  # firings, and their sum, on each token
         self.together = csr_matrix((n, m))  # tokens on which another latent fired too
         self.top, self.sample = Kept(n, top, window), Kept(n * BINS, sample, window)
@@ -227,9 +227,9 @@ class Watch:
         self.total += np.bincount(mine.slot, mine.value, minlength=n)
         bins = np.bincount(mine.slot * BINS + bin_of(mine.value), minlength=n * BINS)
         self.histogram += bins.reshape(n, BINS)
-        self.occurrences = self.occurrences + csr_matrix(
-            (np.ones(len(seen)), (np.zeros_like(seen), seen)), shape=(1, IDS)
-        )
+        there = np.bincount(seen, minlength=len(self.occurrences))
+        there[: len(self.occurrences)] += self.occurrences
+        self.occurrences = there
         at = mine.slot, seen[mine.token]
         self.on = self.on + csr_matrix((np.ones(len(mine.slot)), at), shape=self.on.shape)
         self.mass = self.mass + csr_matrix((mine.value.astype(float), at), shape=self.mass.shape)
@@ -276,6 +276,12 @@ class Watch:
         activations = np.where(inside & (key[at] == wanted), mine.value[at], 0).astype(np.float32)
         document = self.windows + chosen.window
         return Contexts(document, chosen.position, chosen.value, self._draw(chosen), ids, activations)
+
+
+def row_of(weights: csr_matrix, row: int) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The columns and values of a row's entries."""
+    inside = slice(*weights.indptr[row : row + 2])
+    return weights.indices[inside], weights.data[inside]
 
 
 def heaviest(weights: csr_matrix, count: int) -> Bool[np.ndarray, " nonzero"]:

@@ -51,7 +51,7 @@ def test_a_file_without_sites_is_told_its_sites(tmp_path: Path, capsys: pytest.C
     sites = {"site": "blocks.2.mlp.in", "target": "blocks.2.mlp.write"}
     assert told(capsys, str(tmp_path / "in"), tmp_path / "out", to="circuit-tracer", **sites)["from"] == "gemma_scope"
     close(y, load_dictionary(tmp_path / "out")(X), 2e-6)
-    assert "--target goes with --site" in told(
+    assert "--target, the site written, goes with --site" in told(
         capsys, str(tmp_path / "in"), tmp_path / "b", to="saelens", target="embed", status=2
     )["error"]  # fmt: skip
     convert(str(tmp_path / "out"), tmp_path / "npz", to="gemma_scope")

@@ -133,7 +133,9 @@ def test_a_demo_says_which_model_its_dictionaries_are_of(tmp_path: Path) -> None
 
 def test_what_cannot_be_shown(run_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert f"interp dashboard {run_folder} MODEL" in run(run_folder, status=2)["error"]
-    assert "no dictionary folder" in run(tmp_path, tiny_folder, status=2)["error"]
+    assert f"Give one of {run_folder}." in run(tmp_path, tiny_folder, status=2)["error"]
+    (tmp_path / "bare").mkdir()
+    assert "is no dictionary" in run(tmp_path / "bare", tiny_folder, status=2)["error"]
     assert "not within 0-47" in run(run_folder, tiny_folder, "--latents", "0-48", status=2)["error"]
     assert "is a folder" in run(run_folder, tiny_folder, "-o", tmp_path, status=2)["error"]
     wide = saved(tmp_path / "wide", SITE, width=24)

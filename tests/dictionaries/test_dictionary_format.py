@@ -137,6 +137,7 @@ def test_config_names_the_nearest_field(make: Make) -> None:
         ({"heads": 3}, "heads=3 must divide d=9 and latents=120 of a codebook"),
         ({"activation": "codebook", "heads": 2}, "heads=2 must divide d=9"),
         ({"activation": "pursuit", "writes": ("out",)}, "pursuit has no transcoder"),
+        ({"tolerance": 0.1}, "tolerance and distinct are for pursuit: topk has no steps"),
         ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
         ({"d_out": 8}, "reads what it writes"),
         ({"skip": True}, "for transcoders"),

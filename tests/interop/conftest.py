@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ D, WIDE, M, K = 6, 8, 40, 5  # widths, latents, active ones
 STREAM, MLP = ("blocks.2.resid_post",) * 2, ("blocks.2.mlp.in", "blocks.2.mlp.write")
 KINDS: dict[str, dict[str, object]] = {
     **{name: {"activation": name} for name in ("relu", "topk", "jumprelu", "pursuit", "codebook")},
+    "heads": {"activation": "relu", "sites": ("blocks.2.attn.z",) * 2},
     **{f"{name} transcoder": {"activation": name, "sites": MLP} for name in ("relu", "topk", "jumprelu")},
     **{f"{name} skip": {"activation": name, "sites": MLP, "skip": True} for name in ("relu", "topk", "jumprelu")},
     "wide transcoder": {"activation": "relu", "sites": MLP, "d_out": WIDE},
@@ -75,7 +78,8 @@ def rows(d: int, n: int = 300, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 def peer(name: str, folder: Path) -> None:
     """Run tests/interop/peers/NAME.py over `folder` with the Python that has that library; skip where none has."""
-    python = ROOT / ".bench" / name / "bin" / "python"
+    here = importlib.util.find_spec({"saelens": "sae_lens"}.get(name, name)) is not None
+    python = Path(sys.executable) if here else ROOT / ".bench" / name / "bin" / "python"
     if not python.is_file():
         pytest.skip(f"{name} is not installed: make bench-peers")
     save_tensors(folder / "x.safetensors", {"x": rows(D), "across": torch.stack(rows(3 * D).split(D, 1))})

@@ -34,13 +34,17 @@ def topk(z: Tensor, k: int, size: Tensor | None = None) -> Tensor:
     return torch.zeros_like(z).scatter(-1, chosen, z.gather(-1, chosen))
 
 
-def pursuit(x: Tensor, W_dec: Tensor, steps: int) -> Tensor:
-    """Greedy: the decoder row with the largest product takes its share of what is left."""
-    f, left = torch.zeros(len(x), len(W_dec)), x.clone()
-    for _ in range(steps):
-        value, i = (left @ W_dec.T).relu().max(-1)
-        f[torch.arange(len(x)), i] += value
-        left = left - value[:, None] * W_dec[i]
+def pursuit(x: Tensor, W_dec: Tensor, steps: int, least: float, distinct: bool) -> Tensor:
+    """Greedy: the decoder row with the largest product takes its share of what is left; row by row, as it is said."""
+    f = torch.zeros(len(x), len(W_dec))
+    for row, left in enumerate(x):
+        for _ in range(steps):
+            before = f[row] != 0
+            value, i = (W_dec @ left).relu().max(0)
+            f[row, i] += value
+            left = left - value * W_dec[i]
+            if left.norm() < least or (distinct and bool((before == (f[row] != 0)).all())):
+                break
     return f
 
 
@@ -75,7 +79,9 @@ def saelens(folder: Path, x: Tensor, architecture: str, **more: Any) -> Both:
         f = z * (z > 0.7)
         t["topk_threshold"], used = torch.tensor(0.7, dtype=torch.float64), used | {"topk_threshold"}
     elif architecture == "matching_pursuit":
-        f, used = pursuit(x - t["b_dec"], t["W_dec"], cfg["max_iterations"]), {"W_dec", "b_dec"}
+        unit = t["W_dec"] = t["W_dec"] / t["W_dec"].norm(dim=1, keepdim=True)
+        stop = cfg["residual_threshold"], cfg["stop_on_duplicate_support"]
+        f, used = pursuit(x - t["b_dec"], unit, cfg["max_iterations"], *stop), {"W_dec", "b_dec"}
     else:
         f = z.relu()
     y = (f / norm if cfg.get("rescale_acts_by_decoder_norm") else f) @ t["W_dec"] + t["b_dec"]

@@ -20,10 +20,10 @@ Made = Callable[..., Dictionary]
 TRANSCODERS = {f"{a} {shape}" for a in ("relu", "jumprelu") for shape in ("transcoder", "skip")}
 HOLDS = {
     "interp": set(KINDS),
-    "saelens": {"relu", "topk", "jumprelu", "pursuit", "wide transcoder"} | TRANSCODERS,
-    "dictionary_learning": {"relu", "topk", "jumprelu"},
+    "saelens": {"relu", "heads", "topk", "jumprelu", "pursuit", "wide transcoder"} | TRANSCODERS,
+    "dictionary_learning": {"relu", "heads", "topk", "jumprelu"},
     "sparsify": {"topk", "topk transcoder", "topk skip"},
-    "gemma_scope": {"relu", "jumprelu", "relu transcoder", "jumprelu transcoder", "wide transcoder"},
+    "gemma_scope": {"relu", "heads", "jumprelu", "relu transcoder", "jumprelu transcoder", "wide transcoder"},
     "circuit_tracer": TRANSCODERS | {"relu across", "jumprelu across"},
 }
 PAIRS = [(a, b, kind) for a, b in itertools.permutations(HOLDS, 2) for kind in sorted(HOLDS[a] & HOLDS[b])]
@@ -76,6 +76,12 @@ def test_float64_stays_float64(made: Made, tmp_path: Path, to: str) -> None:
     same(D, again, 1e-14)
 
 
+def test_a_file_of_a_folder_stands_for_it(made: Made, tmp_path: Path) -> None:
+    for to in ("saelens", "dictionary_learning", "sparsify"):
+        formats.write(made("topk"), tmp_path / to, to)
+        same(made("topk"), load_dictionary(tmp_path / to / formats.FORMATS[to].WEIGHTS), 1e-6)
+
+
 def test_what_is_lost_is_said(made: Made, tmp_path: Path) -> None:
     lost = formats.write(made("jumprelu"), tmp_path, "gemma_scope", {"format": "interp", "config": {"seed": 1}})
     assert lost == ["the sites: it reads blocks.2.resid_post and writes blocks.2.resid_post", "how it was made"]
@@ -126,4 +132,6 @@ def test_an_autoencoder_said_to_be_a_transcoder_computes_the_same(made: Made) ->
     assert not T.config.autoencoder
     same(D, T, 1e-14)
     same(D, placed(T, "c", "c"), 1e-14)
-    assert placed(made("pursuit"), "c", "c").config.reads == ("c",)
+    assert placed(made("pursuit"), "c").config.reads == placed(made("pursuit"), "c").config.writes == ("c",)
+    assert placed(T, "c").config.writes == ("b",)
+    assert placed(D, None) is D

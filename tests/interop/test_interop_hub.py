@@ -75,6 +75,12 @@ def test_saelens_releases(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
             "conversion_func": "gemma_2_transcoder",
             "saes": [{"id": "a/b", "path": "npz"}],
         },
+        "own": {"repo_id": repository, "conversion_func": "goodfire", "saes": [{"id": "a", "path": 0}]},
+        "rows": {
+            "repo_id": repository,
+            "config_overrides": {"normalize_activations": "constant_norm_rescale"},
+            "saes": [{"id": "one", "path": "sae"}],
+        },
         "plain": {"repo_id": repository, "saes": [{"id": "one", "path": "sae", "norm_scaling_factor": s}]},
     }
     (package / "pretrained_saes.yaml").write_text(yaml.safe_dump(table))
@@ -85,6 +91,10 @@ def test_saelens_releases(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
     D = load_dictionary("saelens:plain/one")
     close(second / s, D(X), 2e-6)
     close(f, D.encode(X), 2e-6)
+    with pytest.raises(WrongUse, match=r"layout of its own \('goodfire'\), which is not read here"):
+        load_dictionary("saelens:own/a")
+    with pytest.raises(WrongUse, match="normalises each row by itself"):  # said by the table alone
+        load_dictionary("saelens:rows/one")
     with pytest.raises(WrongUse, match=r"no release 'scope'\. Did you mean 'scoped'"):
         load_dictionary("saelens:scope/a")
     with pytest.raises(WrongUse, match=r"The release plain has no 'two'.*It has 1: one"):

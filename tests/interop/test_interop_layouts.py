@@ -31,6 +31,8 @@ SAELENS: list[tuple[str, dict[str, Any]]] = [
     ("batchtopk", {}),
     ("matryoshka_batchtopk", {"matryoshka_widths": [10, 40]}),
     ("matching_pursuit", PURSUIT),
+    ("matching_pursuit", PURSUIT | {"residual_threshold": 1.5}),
+    ("matching_pursuit", PURSUIT | {"max_iterations": 12, "stop_on_duplicate_support": True}),
     *((f"{a}{shape}", {}) for a in ("", "jumprelu_") for shape in ("transcoder", "skip_transcoder")),
 ]
 
@@ -66,7 +68,6 @@ def test_signed_latents_are_two_each(tmp_path: Path) -> None:
         ("temporal", {}, "latents depend on the tokens before"),
         ("spiral", {}, "architecture 'spiral'; those read are: standard"),
         ("standard", {"normalize_activations": "layer_norm"}, "normalises each row by itself .*'layer_norm'"),
-        ("matching_pursuit", {"max_iterations": 5}, r"residual_threshold=0\.01, stop_on_duplicate_support=true"),
         ("standard", {"metadata": {"hook_name": "blocks.2.attn.hook_z", "hook_head_index": 1}}, "reads one head"),
     ],
 )
@@ -89,15 +90,17 @@ def test_saelens_before_version_6(tmp_path: Path) -> None:
     close(y, D(X), 2e-6)
 
 
-def test_saelens_scale_of_the_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["jumprelu", "matching_pursuit"])
+def test_saelens_scale_of_the_rows(tmp_path: Path, architecture: str) -> None:
     """ŷ(x) = ŷ_trained(s x) / s, with the latents of s x; without the factor it is read as it stands, and said so."""
     s = 1.7
-    f, y = layouts.saelens(tmp_path / "sae", s * X, "jumprelu", normalize_activations="expected_average_only_in")
+    more = PURSUIT | {"residual_threshold": 1.5, "normalize_activations": "expected_average_only_in"}
+    f, y = layouts.saelens(tmp_path / "sae", s * X, architecture, **more)
     with pytest.warns(UserWarning, match="says not by how much"):
         close(y, load_dictionary(tmp_path / "sae")(s * X), 2e-6)
     (tmp_path / "sae" / "activation_scaler.json").write_text(json.dumps({"scaling_factor": s}))
     D = load_dictionary(tmp_path / "sae")
-    close(f, D.encode(X), 2e-6)
+    close(f if architecture == "jumprelu" else f / s, D.encode(X), 2e-6)  # a pursuit's decoder encodes
     close(y / s, D(X), 2e-6)
 
 

@@ -25,6 +25,12 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
+STOPS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "least": {"max_iterations": 9, "residual_threshold": 1.5, "stop_on_duplicate_support": False},
+}
+
+
 def outputs(sae: Any, x: torch.Tensor, path: Path) -> None:
     with torch.no_grad():
         x = x.view(len(x), 2, -1) if sae.cfg.reshape_activations == "hook_z" else x
@@ -42,6 +48,8 @@ def made(architecture: str, **more: Any) -> Any:
     for name, p in sae.named_parameters():
         drawn = torch.randn(p.shape, generator=g) * 0.5 + 0.2
         p.data.copy_(drawn.abs() if name == "threshold" else drawn)
+    if architecture == "matching_pursuit":  # trained ones have unit rows; a search with others need not end
+        sae.W_dec.data.div_(sae.W_dec.data.norm(dim=1, keepdim=True))
     return sae
 
 
@@ -55,6 +63,7 @@ def main() -> None:
     cases = {name: MORE.get(name, {}) for name in SAE_CLASS_REGISTRY}
     jobs = [(name, name, more) for name, more in cases.items()]
     jobs += [(f"{n} free", n, cases[n] | {"apply_b_dec_to_input": False}) for n in ("standard", "gated", "jumprelu")]
+    jobs += [(f"matching_pursuit {n}", "matching_pursuit", stop) for n, stop in STOPS.items()]
     jobs += [("topk rescaled", "topk", {"k": 5, "rescale_acts_by_decoder_norm": True})]
     for name, architecture, more in jobs:
         try:

@@ -1,0 +1,183 @@
+"""Which step is computed where: attention at even half-layers 2l, MLPs at odd ones 2l + 1, inputs at -1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from circuits.rasp.compile.shared import INDICES, TOKENS
+from circuits.rasp.compile.values import COMBINATIONS, TUPLE, Values, conjuncts, mark, selects, sides
+from circuits.rasp.errors import RaspError
+from circuits.rasp.graph import Aggregate, Combine, Elementwise, Selector, SOp, Width
+from circuits.rasp.syntax import Atom
+
+
+@dataclass(frozen=True)
+class View:
+    """A function of one one-hot in the stream: `values[i]` is its value where the root has its i-th; None: it has none."""
+
+    root: SOp
+    values: list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An MLP that writes the one-hot of `step`, given the values of its roots, one of which may be a `number`."""
+
+    step: SOp
+    roots: tuple[SOp, ...]
+    number: SOp | None
+    rows: list[tuple[tuple[Any, ...], Any]]
+    time: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """`holds[q][k]`: whether the query's q-th value selects the key's k-th."""
+
+    key: View
+    query: View
+    holds: list[list[bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A key is selected where all matches hold. Writes aggregates, or for a width the share 1/(w + 1) of the first position.
+
+    A value is a view, or a number that is in the stream already.
+    """
+
+    matches: list[Match]
+    writes: list[tuple[Aggregate, View | Aggregate]]
+    width: Width | None
+    time: int
+
+
+class Plan:
+    """Tables and heads for one s-op, each as early as it can be; `output` is read from the stream at the end.
+
+    Raises `RaspError` for programs whose tables would be too large.
+    """
+
+    def __init__(self, output: SOp, vocabulary: list[Atom], length: int) -> None:
+        self.values = Values(vocabulary, length)
+        self.tables: list[Table] = []
+        self.heads: list[Head] = []
+        self._ready: dict[tuple[SOp, bool], int] = {(TOKENS, False): -1, (INDICES, False): -1}  # (step, as a number)
+        self.output = self._view(output)
+        times = [table.time for table in self.tables] + [head.time for head in self.heads]
+        self.blocks = 1 + max(times, default=-1) // 2
+
+    def _time(self, root: SOp) -> int:
+        """When the root can be read, as it is read now. Plans the attention that makes it."""
+        number = self.values.is_number(root) and root not in self.values.held
+        if (root, number) not in self._ready:
+            assert isinstance(root, Aggregate | Width)
+            self._attend(root)
+        return self._ready[(root, number)]
+
+    def _view(self, step: SOp | Atom) -> View:
+        """The step as a function of one one-hot, which an MLP makes if nothing else does."""
+        if not isinstance(step, SOp) or not self.values.roots(step):
+            value = self.values.of(step)[0] if isinstance(step, SOp) else step
+            return View(TOKENS, [value] * len(self.values.of(TOKENS)))
+        roots = self.values.roots(step)
+        if len(roots) > 1 or self._numbers(roots):
+            self._hold(step)
+            roots = (step,)
+        self._time(roots[0])
+        if roots == (step,):
+            return View(step, self.values.of(step))
+        found = {mark(key): value for (key,), value in self.values.table(step)}
+        return View(roots[0], [found.get(mark(v)) for v in self.values.of(roots[0])])
+
+    def _numbers(self, roots: tuple[SOp, ...]) -> list[SOp]:
+        return [r for r in roots if self.values.is_number(r) and r not in self.values.held]
+
+    def _hold(self, step: SOp) -> None:
+        """Have an MLP write the one-hot of the step: from at most one number, and in a table that is not too large."""
+        if step in self.values.held:
+            return
+        while not self._fits(self.values.roots(step)):
+            self._split(step)
+        roots = self.values.roots(step)
+        numbers = self._numbers(roots)
+        rows = self.values.table(step)
+        ready = max(self._time(root) for root in roots)
+        time = ready + 1 + ready % 2  # the next odd one
+        self.tables.append(Table(step, roots, numbers[0] if numbers else None, rows, time))
+        self.values.of(step)
+        self.values.held.add(step)
+        self._ready[(step, False)] = time
+
+    def _split(self, step: SOp) -> None:
+        """Hold a part of the step, so that it has fewer rows or fewer numbers: the deepest part that needs it."""
+        arguments = step.arguments if isinstance(step, Elementwise) else ()
+        parts = [a for a in arguments if isinstance(a, SOp) and a not in self.values.held]
+        parts = [a for a in parts if len(self.values.roots(a)) > 1 or self._numbers(self.values.roots(a))]
+        if not parts:
+            raise RaspError(f"a table of more than {COMBINATIONS:,} rows would be needed", step.at)
+        deeper = [a for a in parts if not self._fits(self.values.roots(a))]
+        if deeper:
+            self._split(deeper[0])
+        elif len(self._numbers(self.values.roots(step))) > 1:
+            for part in parts:  # all at once: they are ready no later than one of them
+                self._hold(part)
+        else:
+            self._hold(max(parts, key=lambda a: self.values.rows(self.values.roots(a))))
+
+    def _fits(self, roots: tuple[SOp, ...]) -> bool:
+        return self.values.rows(roots) <= COMBINATIONS and len(self._numbers(roots)) <= 1
+
+    # ---- attention
+
+    def _attend(self, step: Aggregate | Width) -> None:
+        matches = [self._match(group) for group in self._groups(step.selector)]
+        times = [self._time(side.root) for match in matches for side in (match.key, match.query)]
+        value: View | Aggregate | None = None
+        if isinstance(step, Aggregate):
+            value = self._value(step)
+            times.append(self._time(value.root if isinstance(value, View) else value))
+        time = 2 * (max([-1, *times]) // 2 + 1)
+        self._ready[(step, self.values.is_number(step))] = time
+        self._put(step, matches, value, time)
+
+    def _value(self, step: Aggregate) -> View | Aggregate:
+        value = step.value
+        if isinstance(value, Aggregate) and self.values.is_number(step) and self._numbers((value,)):
+            return value
+        return self._view(value)
+
+    def _put(self, step: Aggregate | Width, matches: list[Match], value: View | Aggregate | None, time: int) -> None:
+        """Into a head that attends alike at the same time, or a new one."""
+        if isinstance(step, Width):
+            self.heads.append(Head(matches, [], step, time))
+            return
+        assert value is not None
+        for head in self.heads:
+            if head.time == time and head.writes and head.writes[0][0].selector is step.selector:
+                head.writes.append((step, value))
+                return
+        self.heads.append(Head(matches, [(step, value)], None, time))
+
+    def _groups(self, selector: Selector) -> list[Selector]:
+        """Selectors that must all hold; those that read the same roots on both sides become one."""
+        groups: dict[Any, Selector] = {}
+        for part in conjuncts(selector):
+            reads = tuple(tuple(dict.fromkeys(r for s in side for r in self.values.roots(s))) for side in sides(part))
+            alike = reads if all(len(roots) <= 1 for roots in reads) else part
+            groups[alike] = Combine("and", (groups[alike], part)) if alike in groups else part
+        return list(groups.values())
+
+    def _match(self, selector: Selector) -> Match:
+        keys, queries = sides(selector)
+        key, query = self._joint(keys), self._joint(queries)
+
+        def cell(k: Any, q: Any) -> bool:
+            return k is not None and q is not None and selects(selector, keys, k, queries, q)
+
+        return Match(key, query, [[cell(k, q) for k in key.values] for q in query.values])
+
+    def _joint(self, steps: list[SOp]) -> View:
+        """All the values a selector reads at one position, as a tuple."""
+        return self._view(Elementwise(TUPLE, tuple(steps)) if steps else ())  # type: ignore[arg-type]

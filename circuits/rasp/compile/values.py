@@ -1,0 +1,311 @@
+"""Which values every step can take, given a vocabulary and a greatest length."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from circuits.rasp import ops
+from circuits.rasp.compile.shared import INDICES, TOKENS
+from circuits.rasp.errors import RaspError
+from circuits.rasp.graph import Aggregate, Combine, Elementwise, Select, Selector, SOp, Width
+from circuits.rasp.syntax import Atom
+
+COMBINATIONS = 20_000  # rows of a table
+MEANS = 5_000  # different means of an aggregate
+TUPLE = "tuple"  # op of a step that holds several values at once
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Without repetitions, in order; 1 and 1.0 are one value, 1 and True are two."""
+    return list({mark(v): v for v in reversed(list(values))}.values())[::-1]
+
+
+def mark(value: Any) -> Any:
+    """Equal for values that count as one: floats that agree in ten digits do, for no float32 could tell them apart."""
+    if isinstance(value, tuple):
+        return tuple(map(mark, value))
+    return isinstance(value, bool), float(f"{value:.10g}") if isinstance(value, float) else value
+
+
+def compute(step: Elementwise, arguments: list[Any]) -> Any:
+    """The value of an elementwise step. Raises `RaspError` where it has none."""
+    if step.op == TUPLE:
+        return tuple(arguments)
+    if step.op in ops.CASTS:
+        try:
+            return ops.checked(ops.CASTS[step.op](arguments[0]))
+        except (ValueError, OverflowError) as error:
+            raise RaspError(str(error), step.at) from None
+    return ops.apply(step.op, *arguments)
+
+
+Row = tuple[tuple[Any, ...], Any]
+
+
+class Values:
+    """The values a step can take at every context: a length L and a position i < L.
+
+    A step is a function of its roots: inputs, what attention makes, and the steps that are `held`, those an MLP has written
+    to the stream. A selector whose keys and queries are settled by the context selects known positions; of any other it is
+    only known which positions it may select at most.
+    """
+
+    def __init__(self, vocabulary: list[Atom], length: int) -> None:
+        self.length = length
+        self.contexts = [(n, i) for n in range(1, length + 1) for i in range(n)]
+        self.held: set[SOp] = set()
+        self._at: dict[SOp, list[tuple[Any, ...]]] = {
+            TOKENS: [tuple(vocabulary)] * len(self.contexts),
+            INDICES: [self._same((i,)) for _, i in self.contexts],
+        }
+        self._of: dict[SOp, list[Any]] = {}
+        self._roots: dict[tuple[SOp, int], tuple[SOp, ...]] = {}
+        self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
+
+    @functools.cache  # noqa: B019 (one for each Values, which lives as long as a compilation)
+    def _same(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """One object for equal tuples, so that contexts that are alike are seen to be."""
+        return values
+
+    def of(self, step: SOp) -> list[Any]:
+        """All values of the step. Raises `RaspError` if there are too many to list."""
+        if step not in self._of:
+            sets = {id(values): values for values in self.at(step)}
+            self._of[step] = distinct(itertools.chain(*sets.values()))
+        return self._of[step]
+
+    def at(self, step: SOp) -> list[tuple[Any, ...]]:
+        """The values of the step at each context."""
+        if step not in self._at:
+            if isinstance(step, Width):
+                allowed, known = self.allowed(step.selector)
+                self._at[step] = [self._widths(len(keys), known) for keys in allowed]
+            elif isinstance(step, Aggregate):
+                self._at[step] = self._aggregated(step)
+            else:
+                self._at[step] = self._images(step)
+        return self._at[step]
+
+    @functools.cache  # noqa: B019
+    def _widths(self, most: int, known: bool) -> tuple[int, ...]:
+        return (most,) if known else tuple(range(most + 1))
+
+    def is_number(self, step: SOp) -> bool:
+        """Whether attention writes it as one number, since several positions can be chosen."""
+        if isinstance(step, Width):
+            return True
+        return isinstance(step, Aggregate) and self._numeric(step) and not self.at_most_one(step.selector)
+
+    def roots(self, step: SOp) -> tuple[SOp, ...]:
+        """What the step is a function of."""
+        key = (step, len(self.held))
+        if key not in self._roots:
+            if step in self.held or not isinstance(step, Elementwise):
+                self._roots[key] = (step,)
+            else:
+                parts = [self.roots(a) for a in step.arguments if isinstance(a, SOp)]
+                self._roots[key] = tuple(dict.fromkeys(itertools.chain(*parts)))
+        return self._roots[key]
+
+    def _alike(self, roots: tuple[SOp, ...]) -> list[tuple[tuple[Any, ...], ...]]:
+        """The roots' values, once for contexts that are alike; a context for a step without roots."""
+        if not roots:
+            return [()]
+        found = {tuple(map(id, sets)): sets for sets in zip(*(self.at(root) for root in roots), strict=True)}
+        return list(found.values())
+
+    def rows(self, roots: tuple[SOp, ...]) -> int:
+        """How many combinations of the roots' values there are at most."""
+        return sum(math.prod(map(len, sets)) for sets in self._alike(roots))
+
+    def table(self, step: SOp) -> list[Row]:
+        """(values of the roots, value of the step) for all that occur together, wherever the step has a value."""
+        roots, rows = self.roots(step), {}
+        for sets in self._alike(roots):
+            for values in itertools.product(*sets):
+                key = tuple(map(mark, values))
+                if key not in rows:
+                    rows[key] = (values, self._value_or_none(step, dict(zip(roots, values, strict=True))))
+        return [row for row in rows.values() if row[1] is not None]
+
+    def _images(self, step: SOp) -> list[tuple[Any, ...]]:
+        roots = self.roots(step)
+        if self.rows(roots) > 10 * COMBINATIONS:
+            raise RaspError(f"a table of more than {COMBINATIONS:,} rows would be needed", step.at)
+        known = {tuple(map(mark, values)): value for values, value in self.table(step)}
+        images: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        result = []
+        for sets in zip(*(self.at(root) for root in roots), strict=True) if roots else [()] * len(self.contexts):
+            key = tuple(map(id, sets))
+            if key not in images:
+                marks = (tuple(map(mark, values)) for values in itertools.product(*sets))
+                images[key] = tuple(distinct(known[m] for m in marks if m in known))
+            result.append(images[key])
+        same = {tuple(map(mark, image)): image for image in images.values()}
+        return [same[tuple(map(mark, image))] for image in result]
+
+    def _value_or_none(self, step: SOp, known: dict[SOp, Any]) -> Any:
+        try:
+            return self._value(step, known)
+        except RaspError:  # no input leads here, or the program has no value on those that do
+            return None
+
+    def _value(self, step: SOp, known: dict[SOp, Any]) -> Any:
+        if step not in known:
+            assert isinstance(step, Elementwise)
+            arguments = [self._value(a, known) if isinstance(a, SOp) else a for a in step.arguments]
+            known[step] = compute(step, arguments)
+        return known[step]
+
+    # ---- attention
+
+    def _numeric(self, step: Aggregate) -> bool:
+        values = self.of(step.value) if isinstance(step.value, SOp) else [step.value]
+        return all(type(v) in (int, float) for v in [*values, step.default])
+
+    def at_most_one(self, selector: Selector) -> bool:
+        """Whether it is certain that no query selects two positions."""
+        allowed, _ = self.allowed(selector)
+        return all(len(keys) <= 1 for keys in allowed) or any(map(self._one_index, conjuncts(selector)))
+
+    def _one_index(self, part: Selector) -> bool:
+        """`==` with a key that tells all positions apart."""
+        if not (isinstance(part, Select) and part.op == "==" and isinstance(part.key, SOp)):
+            return False
+        return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.table(part.key))
+
+    def allowed(self, selector: Selector) -> tuple[list[list[int]], bool]:
+        """The positions each context may select, and whether it selects all of them."""
+        if selector not in self._allowed:
+            parts = conjuncts(selector)
+            settled = [part for part in parts if self._settled(part)]
+            rows = [list(range(n)) for n, _ in self.contexts]
+            for part in settled:
+                rows = self._narrowed(rows, part)
+            self._allowed[selector] = rows, len(settled) == len(parts)
+        return self._allowed[selector]
+
+    def _settled(self, part: Selector) -> bool:
+        return all(len(values) == 1 for side in sides(part) for step in side for values in self.at(step))
+
+    def _narrowed(self, rows: list[list[int]], part: Selector) -> list[list[int]]:
+        keys, queries = sides(part)
+        known: dict[Any, bool] = {}
+        narrowed = []
+        for (n, i), row in zip(self.contexts, rows, strict=True):
+            query = tuple(self.at(step)[_context(n, i)][0] for step in queries)
+            pairs = [(j, tuple(self.at(step)[_context(n, j)][0] for step in keys)) for j in row]
+            for _, key in pairs:
+                if (key, query) not in known:
+                    known[(key, query)] = selects(part, keys, key, queries, query)
+            narrowed.append([j for j, key in pairs if known[(key, query)]])
+        return narrowed
+
+    def _aggregated(self, step: Aggregate) -> list[tuple[Any, ...]]:
+        allowed, known = self.allowed(step.selector)
+        value, one = step.value, self.at_most_one(step.selector)
+        result = []
+        for (n, _), keys in zip(self.contexts, allowed, strict=True):
+            sets = [self.at(value)[_context(n, j)] if isinstance(value, SOp) else (value,) for j in keys]
+            if not keys:
+                result.append(self._same((step.default,)))
+            elif known and len(keys) > 1:
+                result.append(self._means(tuple(sets), self._numeric(step)))
+            else:
+                union = self._same(tuple(distinct(itertools.chain(*dict.fromkeys(sets)))))
+                most = 1 if one or not self._numeric(step) else len(keys)
+                values = self._any_means(union, most)
+                result.append(values if known else self._with(values, step.default))
+        return result
+
+    @functools.cache  # noqa: B019
+    def _with(self, values: tuple[Any, ...], default: Atom) -> tuple[Any, ...]:
+        return tuple(distinct([default, *values]))
+
+    @functools.cache  # noqa: B019
+    def _means(self, sets: tuple[tuple[Any, ...], ...], numeric: bool) -> tuple[Any, ...]:
+        """Means of one value from each set; nothing where they are no numbers."""
+        if not numeric:
+            return ()
+        sums: list[Any] = [0]
+        for values in sets:
+            sums = self._few(s + v for s in sums for v in values)
+        return tuple(distinct(s / len(sets) for s in sums))
+
+    @functools.cache  # noqa: B019
+    def _any_means(self, values: tuple[Any, ...], most: int) -> tuple[Any, ...]:
+        """The values, and all means of 2 ... `most` of them."""
+        means, sums = list(values), list(values)
+        for count in range(2, most + 1):
+            sums = self._few(s + v for s in sums for v in values)
+            means = self._few(means + [s / count for s in sums])
+        return tuple(means)
+
+    def _few(self, values: Iterable[Any]) -> list[Any]:
+        found = distinct(values)
+        if len(found) > MEANS:
+            raise RaspError(f"a mean that can take more than {MEANS:,} values")
+        return found
+
+
+def _context(length: int, position: int) -> int:
+    """The place of (length, position) among the contexts."""
+    return length * (length - 1) // 2 + position
+
+
+def conjuncts(selector: Selector, negated: bool = False) -> list[Selector]:
+    """Selectors that hold together exactly where this one holds (where it does not, if `negated`)."""
+    match selector:
+        case Combine(op="not", parts=(part,)):
+            return conjuncts(part, not negated)
+        case Combine(op=op, parts=parts) if (op == "and") != negated:
+            return [each for part in parts for each in conjuncts(part, negated)]
+        case Select(key=key, query=query, op="==" | "!=" as op) if negated:
+            return [Select(key, query, "!=" if op == "==" else "==")]
+    return [Combine("not", (selector,))] if negated else [selector]
+
+
+def selects(
+    selector: Selector, keys: list[SOp], key: tuple[Any, ...], queries: list[SOp], query: tuple[Any, ...]
+) -> bool:
+    """Whether a key with these values is selected by a query with those; not if the program has no value there."""
+    try:
+        return holds(selector, dict(zip(keys, key, strict=True)), dict(zip(queries, query, strict=True)))
+    except RaspError:
+        return False
+
+
+def holds(selector: Selector, keys: dict[SOp, Any], queries: dict[SOp, Any]) -> bool:
+    """Whether a key with these values is selected by a query with those."""
+    match selector:
+        case Select(key=key, query=query, op=op):
+            left = keys[key] if isinstance(key, SOp) else key
+            right = queries[query] if isinstance(query, SOp) else query
+            return bool(ops.apply(op, left, right))
+        case Combine(op="not", parts=(part,)):
+            return not holds(part, keys, queries)
+        case Combine(op=op, parts=parts):
+            both = [holds(part, keys, queries) for part in parts]
+            return all(both) if op == "and" else any(both)
+    raise TypeError(selector)
+
+
+def sides(selector: Selector) -> tuple[list[SOp], list[SOp]]:
+    """The s-ops that a selector reads at keys, and at queries."""
+    keys, queries, stack = [], [], [selector]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Select):
+            keys += [part.key] if isinstance(part.key, SOp) else []
+            queries += [part.query] if isinstance(part.query, SOp) else []
+        elif isinstance(part, Combine):
+            stack += part.parts
+    return _in_order(keys), _in_order(queries)
+
+
+def _in_order(steps: list[Any]) -> list[Any]:
+    return sorted(set(steps), key=lambda n: n.serial)
