@@ -82,6 +82,7 @@ NO_GRADIENT = {
     "sink": "it is what the keys leave over; ask for attn.pattern",
     "state": "mixers write it in place, some in kernels that have no backward pass",
 }
+_HEAD = re.compile(r"^(.+\.(?:q|k|v|z|q_raw|k_raw|result|hook_\w+))\.(\d+)$")
 _BLOCK = re.compile(r"^((?:\w+\.)*blocks\.(?:\d+|\*)\.)(.+)$")
 
 
@@ -91,7 +92,7 @@ def canonical(name: str, post_norm: bool = False) -> str:
     `post_norm`: the blocks normalise after adding, where TransformerLens' hook_resid_mid and hook_resid_post are the
     sums before the norm.
     """
-    site = host(name)
+    site = head_of(host(name))[0]
     match = _BLOCK.match(site)
     prefix, rest = match.groups() if match else ("", site)
     if post_norm and rest in ("hook_resid_mid", "hook_resid_post"):
@@ -102,6 +103,12 @@ def canonical(name: str, post_norm: bool = False) -> str:
 def host(name: str) -> str:
     """The site that latents or an error belong to; another site is returned as it is."""
     return next((name.removesuffix(end) for end in DERIVED if name.endswith(end)), name)
+
+
+def head_of(name: str) -> tuple[str, int]:
+    """The site and number of SITE.{h}, one head of it; -1 for the name of a whole site."""
+    match = _HEAD.match(name)
+    return (match[1], int(match[2])) if match else (name, -1)
 
 
 def pattern_like(site: str) -> bool:
@@ -163,6 +170,10 @@ def expand(
             found[pattern] = None
             continue
         name = canonical(pattern, post_norm)
+        whole, head = head_of(name)
+        if head >= 0 and name not in known:
+            found |= {f"{site}.{head}": None for site in expand(whole, known, refused, post_norm)}
+            continue
         matches = [name] if name in known else [site for site in known if fnmatchcase(site, name)]
         if not matches:
             raise explain_unknown(name, list(known), refused)

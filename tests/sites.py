@@ -32,6 +32,7 @@ REST = """
   them: [batch, pos, d_model].
 - Where one module runs several attentions (one a picture, one a part of the values), the sites hold the first.
 - `blocks.{i}.cross_attn.*` has the sites of `attn`, with keys and values from the encoder.
+- `SITE.{h}` is head h of a site with heads, [batch, pos, d] (`blocks.3.attn.result.5`, `blocks.*.attn.z.0`).
 - Several sublayers of a kind in a block are numbered (`mlp2.write`).
 - `module:dotted.path` is the output of any module at all, `module:dotted.path:in` its input, `module:dotted.path@2` its
   third call in a forward pass.

@@ -102,6 +102,10 @@ class Activations:
 
         return read_data(self.model, self.text, self.dataset, self.inputs)
 
+    def rows(self, sites: list[str], stream: bool, out: Path, seed: int, resume: bool) -> Store | Stream:
+        """Streamed, or recorded."""
+        return self.streamed(sites) if stream else self.recorded(sites, out, seed, resume)
+
     def streamed(self, sites: Iterable[str]) -> Stream:
         """They are computed while they are trained on, and nothing is written."""
         from interp.store import Stream

@@ -56,7 +56,7 @@ def sweep(
     if store is None and text is not None:
         every = [site for both in sites.values() for part in both for site in part]
         order = next(iter(configs.values())).order
-        held = text.streamed(every) if asked.stream else text.recorded(every, out, order, resume)
+        held = text.rows(every, asked.stream, out, order, resume)
     views = {name: StoreSource(held, *both) for name, both in sites.items()}
     sources = {name: views[site] for name, site in site_of.items()}
     failure: Diverged | None = None

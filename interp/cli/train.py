@@ -104,8 +104,7 @@ def _command(shape: str) -> Callable[..., None]:
             if dry_run:
                 source, before = there.like(reads, writes), there.planned(reads + writes)
             else:
-                every = reads + writes
-                held = there.streamed(every) if stream else there.recorded(every, out, wanted.order, resume)
+                held = there.rows(reads + writes, stream, out, wanted.order, resume)
                 source = StoreSource(held, reads, writes)
         if dry_run:
             return answer(added(plan(wanted, source, device), before), as_json, _show)

@@ -147,7 +147,8 @@ class Lens:
     def _check(self, name: str) -> None:
         prefix, shape = self.head.stack.prefix, self.model.sites().get(name, ())
         width = self.model.sites()[self.head.last][2:]
-        inside = name.startswith(f"{prefix}blocks.") and name.rsplit(".", 1)[-1] in READS
+        part = name.removesuffix(".error").rsplit(".", 1)[-1]  # what a dictionary attached there does not explain
+        inside = name.startswith(f"{prefix}blocks.") and part in READS and not name.endswith(".result.error")
         if not inside or shape[-len(width) :] != width:
             held = f"it holds [{', '.join(map(str, shape))}], and " if shape else ""
             raise WrongUse(

@@ -26,7 +26,7 @@ from interp.errors import WrongUse
 from interp.model.binding import Site
 from interp.model.edits import Edit
 from interp.model.positions import Positions
-from interp.sites import MODULE, READ_ONLY, host, refuse
+from interp.sites import MODULE, READ_ONLY, head_of, host, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -230,8 +230,10 @@ def _checked(model: Model, name: str, width: int) -> str:
 
 def _depth(model: Model, sites: list[str]) -> dict[str, int]:
     """Where each site stands in a pass; as they are given if one is a `module:` site, whose place is known to nobody."""
-    order = sites if any(site.startswith(MODULE) for site in sites) else list(model.sites())
-    return {site: order.index(site) for site in sites}
+    if any(site.startswith(MODULE) for site in sites):
+        return {site: i for i, site in enumerate(sites)}
+    order = list(model.sites())
+    return {site: order.index(head_of(site)[0]) for site in sites}
 
 
 def _part(dictionary: Any, names: Mapping[str, str], depth: Mapping[str, int]) -> Part:

@@ -83,7 +83,7 @@ class Site:
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
     experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
     experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
-    kind "dictionary": latents or the error of an attached dictionary.
+    kind "dictionary": latents or the error of an attached dictionary. kind "head": one head of another site.
     """
 
     kind: str

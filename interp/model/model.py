@@ -21,6 +21,7 @@ from interp.model.attach import Attached, attached
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
+from interp.model.heads import head_site
 from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
@@ -40,7 +41,7 @@ from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring
-from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, host, refuse
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, head_of, host, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -186,8 +187,9 @@ class Model:
         if all(p.startswith(MODULE) for p in patterns):
             return list(dict.fromkeys(patterns)), {n: self._module_site(n) for n in patterns}
         names = self._expanded(patterns)
-        modules = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
-        return list(names), self._table | modules if modules else self._table
+        others = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
+        others |= {n: head_site(n, self._table[head_of(n)[0]]) for n in names if n not in self._table | others}
+        return list(names), self._table | others if others else self._table
 
     @cached_property
     def _expanded(self) -> Callable[[tuple[str, ...]], list[str]]:

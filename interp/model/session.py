@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse
+from interp.model import heads
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
 from interp.model.experts import Scores, effect, hidden, routing
@@ -22,7 +23,7 @@ from interp.model.state import CACHE, beside, stepped
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in, tensors_in
 from interp.model.wiring import Coefficient, Place, vector
-from interp.sites import host, position_axis
+from interp.sites import head_of, host, position_axis
 
 if TYPE_CHECKING:
     from interp.model.attach import Attached
@@ -75,6 +76,7 @@ class Session:
         self.inside: list[str] = []  # sites for which a module's forward is replaced
         self.looks: dict[str, list[Callable[[str, Tensor], Any]]] = {}  # who else reads a site
         self.running = [r for a in attached if (r := a.join(self)) is not None]
+        heads.join(self)
         self._arrange()
 
     # ------------------------------------------------------------ in and out
@@ -114,7 +116,7 @@ class Session:
         """Work out what is visited where: edits before reads, so that reads see edited values."""
         for name in dict.fromkeys([*self.edits, *self.reads, *self.looks]):
             site = self.sites[name]
-            if site.kind == "dictionary":  # happens where the dictionary reads and writes
+            if site.kind in ("dictionary", "head"):  # happens at the sites that they are parts of
                 continue
             if site.kind == "tap":
                 self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
@@ -169,7 +171,7 @@ class Session:
 
     def positions(self, name: str, x: Tensor) -> Positions:
         """The positions of a tensor at a site; counted from 0 where the call's tokens do not say."""
-        axis, name = position_axis(name), host(name)
+        axis, name = position_axis(name), head_of(host(name))[0]
         batch, length = x.shape[0], x.shape[axis] if x.ndim > axis else 1
         source = (
             self.decoder if name.startswith("decoder.") and name.rsplit(".", 2)[-2:] not in _SOURCE_SIDE else self.main
@@ -332,6 +334,7 @@ class Session:
         def start(t: Tensor) -> None:
             old = self._result(site, t)
             new = self.change(name, old)
+            self.take(name, new)
             change[:] = [] if new is old else [(new - old).sum(dim=2)]
 
         self.at(site.place, start)
@@ -345,7 +348,9 @@ class Session:
 
         def start(t: Tensor) -> None:
             old = self._scale(site, t)
-            found[:] = [(old, self.change(name, old))]
+            new = self.change(name, old)
+            self.take(name, new)
+            found[:] = [(old, new)]
 
         def finish(t: Tensor) -> Tensor | None:
             old, new = found[0]
@@ -366,6 +371,7 @@ class Session:
         def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             old = self._experts(site, args, kwargs)
             new = self.change(name, old)
+            self.take(name, new)
             _, index, weights = routing(args, kwargs)
             found[:] = [] if new is old else [effect(module, index, weights, (new - old).flatten(0, 1))]
 
@@ -394,7 +400,9 @@ class Session:
             return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind in ("tap", "state", "dictionary"):
+        if site.kind in ("tap", "state", "dictionary", "head"):
+            return None
+        if name in self.edits and site.kind in ("result", "scale", "experts"):  # computed, not there: taken when edited
             return None
         if site.kind == "experts":
             into = replace(site.place, side="in")

@@ -203,7 +203,7 @@ def measure(metric: Metric, logits: Tensor) -> Float[Tensor, "batch"]:
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Estimated effects: by site [batch, pos], [batch, pos, head], or [batch, head, query] for patterns and scores."""
+    """Estimated effects: by site [batch, pos], [batch, pos, head or latent], or [batch, head, query] for patterns and scores."""
 
     by_site: dict[str, Tensor]
     words: tuple[tuple[str, ...], ...] | None = None
@@ -212,16 +212,19 @@ class Attribution:
         return self.by_site[site]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an entry: site, row, pos, head, effect."""
+        """One row an entry: site, row, pos, head, effect; of latents, also latent, and those without effect are left out."""
         import pandas as pd
 
         rows = []
         for site, effect in self.by_site.items():
-            t = effect.movedim(1, 2) if axes(site) == "pattern" else effect
-            for place in torch.cartesian_prod(*map(torch.arange, t.shape)).tolist():
-                head = place[2] if len(place) > 2 else None
-                rows.append([site, place[0], place[1], head, float(t[tuple(place[: t.ndim])])])
-        return pd.DataFrame(rows, columns=["site", "row", "pos", "head", "effect"])
+            t, latents = effect.movedim(1, 2) if axes(site) == "pattern" else effect, _of_latents(site)
+            places = t.nonzero() if latents else torch.cartesian_prod(*map(torch.arange, t.shape))
+            for place in places.tolist():
+                last = place[2] if len(place) > 2 else None
+                both = (None, last) if latents else (last, None)
+                rows.append([site, place[0], place[1], *both, float(t[tuple(place)])])
+        frame = pd.DataFrame(rows, columns=["site", "row", "pos", "head", "latent", "effect"])
+        return frame if any(map(_of_latents, self.by_site)) else frame.drop(columns="latent")
 
     def plot(self, row: int = 0) -> go.Figure:
         """Effects of one prompt, sites by positions; heads are summed."""
@@ -234,13 +237,18 @@ class Attribution:
         return _heat(table.to_numpy(), names, list(table.index), "pos", "effect")
 
 
+def _of_latents(site: str) -> bool:
+    return site.endswith(".latents")
+
+
 def attribution_patching(
     model: Model, clean: Any, corrupted: Any, sites: str | Sequence[str], metric: Metric
 ) -> Attribution:
     """effect = Σ_d (clean - corrupted) · ∂ metric / ∂ site at the corrupted run: the first-order effect of patching clean in.
 
     Source: Nanda, "Attribution patching" (2023); Syed, Rager and Conmy (2023), equation 1. Two forward passes and one
-    backward pass for all sites, positions and heads. `metric` maps logits [batch, pos, vocab] to a scalar, or to one
+    backward pass for all sites, positions and heads; at SITE.latents of an attached dictionary one effect a
+    latent. `metric` maps logits [batch, pos, vocab] to a scalar, or to one
     number a row. Raises `WrongUse` if the prompts differ in length, since positions are compared one by one.
     """
     good = model.record(clean, sites)
@@ -253,7 +261,8 @@ def attribution_patching(
                 f"{tuple(bad[site].shape)}. Patch(from_pos=, to_pos=) and model.sweep take prompts of other lengths."
             )
         moved = torch.where(good[site] == bad[site], 0.0, good[site] - bad[site])  # masked scores are -inf in both
-        effects[site] = (moved * bad.grad[site]).sum(-1)
+        effect = moved * bad.grad[site]
+        effects[site] = effect if _of_latents(site) else effect.sum(-1)
     return Attribution(effects, bad.words)
 
 

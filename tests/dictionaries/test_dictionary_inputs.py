@@ -30,6 +30,7 @@ PLACES = [
     ("bert", "blocks.1.mlp.post"),
     ("llama", "blocks.1.attn.z"),
     ("llama", "blocks.1.attn.result"),
+    ("llama", "blocks.1.attn.result.2"),
 ]
 SMALL = ["--latents", "40", "--batch", "32", "--steps", "6", "--lr", "1e-3"]
 
@@ -58,6 +59,9 @@ def test_every_kind_of_model_and_site(folders: Path, tmp_path: Path, name: str, 
     assert told["l0"] == 3
     model, D = load(module(name)), load_dictionary(tmp_path)
     whole = model.record(INPUTS[name], site)[site].flatten(2)
+    again = ["sae", "--store", str(tmp_path / "activations"), "--site", site, *SMALL, "--k", "3", "--dry-run", "--json"]
+    done = CliRunner().invoke(app, [*again, "-o", str(tmp_path / "again")])
+    assert json.loads(done.stdout)["rows"] == whole[..., 0].numel()
     with model.attach(D):
         found = model.record(INPUTS[name], [f"{site}.latents", f"{site}.error"])
     assert torch.equal(found[f"{site}.latents"], D.encode(whole))

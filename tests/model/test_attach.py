@@ -313,6 +313,21 @@ def test_dropping_the_error_is_the_replacement_of_evaluate(books, site):
     assert measured.cross_entropy["replaced"] > measured.cross_entropy["clean"] + 0.01
 
 
+def test_a_lens_reads_the_error(books):
+    """As a state of its site: what the dictionary does not explain; latents are no states."""
+    from interp.lenses import Lens
+
+    site, lens = "blocks.2.resid_post", Lens(books)
+    D = dictionary(books, site)
+    with books.attach(D):
+        found = lens("It was late", [f"{site}.error"], k=3)
+        e = books.record("It was late", f"{site}.error")[f"{site}.error"][0]
+        with pytest.raises(WrongUse, match=r"cannot read 'blocks\.2\.resid_post\.latents'"):
+            lens("It was late", [f"{site}.latents"])
+    scores = lens.logits(site, e)
+    assert found.to_frame()["top"].tolist() == [books.tokenizer.decode([i]) for i in scores.argmax(-1).tolist()]
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -373,11 +388,22 @@ def test_attribution_patching_over_latents_is_the_slope_of_patching():
     with Lifted(), model.attach(D):
         effect = interp.attribution_patching(model, IDS, other, [name, f"{SITE}.error"], weighted)
         good, bad = model.record(IDS, list(effect.by_site)), model.record(other, list(effect.by_site))
-        clean = weighted(model(other).logits)
+        clean = weighted(model(other).logits).detach()
         for site in effect.by_site:
             edit = Steer(site, good[site] - bad[site], step)
             moved = weighted(model.record(other, "logits", edits=[edit]).logits)
-            assert torch.allclose((moved - clean) / step, effect[site].sum(1), rtol=1e-4)
+            assert torch.allclose((moved - clean) / step, effect[site].flatten(1).sum(1), rtol=1e-4)
+        row, pos, latent = torch.unravel_index(effect[name].abs().argmax(), effect[name].shape)  # one of them alone
+        edit = Steer(name, good[name] - bad[name], step, index=int(latent), pos=int(pos), rows=[int(row)])
+        moved = weighted(model.record(other, "logits", edits=[edit]).logits)
+        assert float((moved - clean)[row] / step) == pytest.approx(float(effect[name][row, pos, latent]), rel=1e-4)
+    frame = effect.to_frame()
+    assert list(frame.columns) == ["site", "row", "pos", "head", "latent", "effect"]
+    of = frame[frame["site"] == name]
+    strongest = of.loc[of["effect"].abs().idxmax()]
+    assert (strongest["row"], strongest["pos"], strongest["latent"]) == (row, pos, latent)
+    assert len(of) == int((effect[name] != 0).sum()) < effect[name].numel()
+    assert effect.plot().data[0].z.shape[0] == 2
 
 
 def test_parameters_of_the_dictionary_are_left_alone_and_can_be_trained(llama):
