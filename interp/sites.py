@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from interp.errors import WrongUse, nearest
@@ -48,6 +48,8 @@ MEANING = {
     "final_norm.scale": "the divisor of the norm before the head [batch, pos, 1]",
     "final_norm": "output of the norm before the head [batch, pos, d_model]",
     "logits": "output of the head",
+    "latents": "what an attached dictionary makes of what it reads [batch, pos, latent]",
+    "error": "the site minus what an attached dictionary makes of it [the site's]",
 }
 # TransformerLens names with TransformerLens' meaning.
 ALIASES = {
@@ -74,6 +76,7 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
+DERIVED = (".latents", ".error")
 READ_ONLY = {"sink": "it is what the keys leave over; edit attn.pattern or attn.scores"}
 NO_GRADIENT = {
     "sink": "it is what the keys leave over; ask for attn.pattern",
@@ -88,11 +91,17 @@ def canonical(name: str, post_norm: bool = False) -> str:
     `post_norm`: the blocks normalise after adding, where TransformerLens' hook_resid_mid and hook_resid_post are the
     sums before the norm.
     """
-    match = _BLOCK.match(name)
-    prefix, rest = match.groups() if match else ("", name)
+    site = host(name)
+    match = _BLOCK.match(site)
+    prefix, rest = match.groups() if match else ("", site)
     if post_norm and rest in ("hook_resid_mid", "hook_resid_post"):
-        return prefix + ("attn.sum" if rest == "hook_resid_mid" else "mlp.sum")
-    return prefix + ALIASES.get(rest, rest)
+        rest = "attn.sum" if rest == "hook_resid_mid" else "mlp.sum"
+    return prefix + ALIASES.get(rest, rest) + name[len(site) :]
+
+
+def host(name: str) -> str:
+    """The site that latents or an error belong to; another site is returned as it is."""
+    return next((name.removesuffix(end) for end in DERIVED if name.endswith(end)), name)
 
 
 def pattern_like(site: str) -> bool:
@@ -105,10 +114,10 @@ def position_axis(site: str) -> int:
     return 2 if pattern_like(site) else 1
 
 
-def refuse(sites: Iterable[str], refused: dict[str, str], what: str) -> None:
-    """Raise `WrongUse` for the first site whose last name stands in `refused`, which says why."""
+def refuse(sites: Iterable[str], refused: Mapping[str, str], what: str) -> None:
+    """Raise `WrongUse` for the first site that stands in `refused`, or whose last name does; it says why."""
     for site in sites:
-        why = None if site.startswith(MODULE) else refused.get(site.rsplit(".", 1)[-1])
+        why = refused.get(site, None if site.startswith(MODULE) else refused.get(site.rsplit(".", 1)[-1]))
         if why is not None:
             raise WrongUse(f"{site!r} {what}: {why}.")
 
@@ -124,6 +133,11 @@ def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) ->
     why = next((why for key, why in refused.items() if fnmatchcase(name, key)), None)
     if why is not None:
         return WrongUse(f"site {name!r} is not available in this model: {why}.")
+    if host(name) != name:
+        there = ", ".join(site for site in known if host(site) != site)
+        return WrongUse(
+            f"no attached dictionary has {name!r}. model.attach(dictionary) makes such sites; there are: {there or 'none'}."
+        )
     match = _BLOCK.match(name)
     blocks = sorted({int(b) for k in known for b in re.findall(r"blocks\.(\d+)\.", k)})
     if match and blocks and match.group(1).split(".")[-2] not in {"*", *map(str, blocks)}:

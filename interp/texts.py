@@ -65,16 +65,20 @@ def read_texts(text: str | Path | None = None, dataset: str | None = None) -> It
 
 
 def _hub(name: str) -> Iterator[str]:
-    """The column "text" of the split "train", streamed. Also takes a local folder of parquet, JSON lines or text files."""
+    """The column "text" of the split "train", streamed; of a folder: as `save_to_disk` left it, or parquet, JSON lines or text."""
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise Failed("--dataset needs the package 'datasets': pip install datasets.") from error
+    saved = any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     try:
-        rows = load_dataset(name, split="train", streaming=True)
+        rows = load_from_disk(name) if saved else load_dataset(name, split="train", streaming=True)
+        rows = rows["train"] if (Path(name) / "dataset_dict.json").is_file() else rows
         yield from (row["text"] for row in rows)
     except KeyError as error:
-        raise WrongUse(f"the data set {name!r} has no column 'text'.") from error
+        raise WrongUse(
+            f"the data set {name!r} has no {error}: its split 'train' should have a column 'text'."
+        ) from error
     except Exception as error:
         raise Failed(f"the data set {name!r} could not be read: {error}") from error
 

@@ -13,6 +13,7 @@ OUTSIDE = ("embed", "pos_embed", "final_norm", "final_norm.scale", "logits")
 STREAM = ("resid_pre", "resid_start", "resid_mid", "resid_post")
 RARE = ("normed", "resid", "mix", "spread")  # of a sublayer of any kind
 MLP = ("in", "out", "write", "sum", "norm.scale", "gate", "up", "pre", "post", "router", "experts.post")
+ATTACHED = ("latents", "error")
 MIXER = ("in", "state", "out", "write", "norm.scale")
 START = """# Sites
 
@@ -47,8 +48,9 @@ def page() -> str:
         "State-space and linear-attention mixers": [f"blocks.{{i}}.mixer.{name}" for name in MIXER],
         "MLP": [f"blocks.{{i}}.mlp.{name}" for name in MLP],
         "Streams that are rescaled, normalised or several": [f"blocks.{{i}}.mlp.{name}" for name in RARE],
+        "Where a dictionary is attached": [f"SITE.{name}" for name in ATTACHED],
     }
-    assert {*OUTSIDE, *STREAM, *attention, *MIXER, *MLP, *RARE} == set(MEANING)
+    assert {*OUTSIDE, *STREAM, *attention, *MIXER, *MLP, *RARE, *ATTACHED} == set(MEANING)
     parts = [START]
     for title, sites in sections.items():
         parts.append(f"\n## {title}\n\n| site | what it holds | shape | TransformerLens |\n| --- | --- | --- | --- |\n")

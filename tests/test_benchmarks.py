@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import record
+from benchmarks import planted, record
 from benchmarks.peers import recording
+from interp.dictionaries import KINDS
 
 
 def test_recording_tells_its_ratios_with_intervals_and_its_bytes(monkeypatch, tmp_path, capsys):
@@ -66,3 +69,40 @@ def test_the_peak_counts_what_is_held_at_once():
     most, held = recording.peak(work)
     assert most == 8000
     assert recording.distinct([*held, held[0], held[0][:100]]) == 8 * (300 + 200 + 100)
+
+
+def test_planted_features_are_scored_line_by_line_and_none_twice(monkeypatch, tmp_path, capsys):
+    """Every task at its smallest: lines in a file, a run that goes on where it stopped, claims with their verdict."""
+    monkeypatch.setattr(planted, "ROWS", 600)
+    monkeypatch.setattr(planted, "HELD_OUT", 200)
+    monkeypatch.setattr(planted, "RUN", planted.RUN | {"steps": 3, "batch": 32, "save_every": 3})
+    out = tmp_path / "planted.jsonl"
+    words = ["planted", "--kinds", "topk", "l1", "l1_april", "codebook", "--out", str(out), "--seeds"]
+    monkeypatch.setattr(sys, "argv", [*words, "0"])
+    planted.main()
+    lines = out.read_text().splitlines()
+    keys = [(row["task"], row["kind"], row["seed"]) for row in map(json.loads, lines)]
+    four = [(task, kind, 0) for task in list(planted.TASKS)[:4] for kind in ("l1", "l1_april", "topk", "codebook")]
+    rest = [("shrinkage", "l1", 0), ("crosscoder", "l1_april", 0), ("states", "codebook", 0), ("meta", "topk", 0)]
+    assert keys == four + rest
+    told = capsys.readouterr().out
+    assert told.count("| `l1` |") == 2
+    assert "FAILED" in told  # three steps find nothing
+
+    out.write_text("\n".join(lines[:5]) + "\n")
+    made: list[str] = []
+    monkeypatch.setitem(
+        planted.TASKS, "zipf", (lambda kind, seed: made.append(kind) or {"recovered": 0.5}, tuple(KINDS))
+    )
+    monkeypatch.setattr(sys, "argv", [*words, "0", "1", "--tasks", "superposed", "zipf"])
+    planted.main()
+    assert made == ["l1_april", "topk", "codebook", "l1", "l1_april", "topk", "codebook"]
+    assert out.read_text().splitlines()[:5] == lines[:5]
+
+
+def test_a_claim_passes_only_with_its_whole_interval():
+    claim = planted.Claim("", "", "", "", 0.95, 1.05)
+    assert claim.bound() == "≥ 0.95, ≤ 1.05"
+    assert claim.verdict(planted.Interval(1.0, 0.05)) == "passed"
+    assert claim.verdict(planted.Interval(1.0, 0.06)) == "FAILED"
+    assert claim.verdict(planted.Interval(0.94, float("nan"))) == "FAILED"

@@ -1,9 +1,10 @@
-"""`interp eval`: how faithful a dictionary is, on rows and inside its model."""
+"""`interp eval`: how faithful dictionaries are, on rows and inside their model, with error bars over seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,11 +12,17 @@ from interp.cli import answer, guarded
 from interp.cli.train import rows_source
 from interp.errors import WrongUse
 
+if TYPE_CHECKING:
+    from interp.dictionaries import Dictionary, Reconstruction
+    from interp.model import Model
+
 
 @guarded
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="a dictionary's folder")],
-    model: Annotated[str | None, typer.Argument(help="zoo:books, a folder, or a hub id; none with --rows")] = None,
+    given: Annotated[
+        list[str],
+        typer.Argument(help="dictionaries' folders, then zoo:books, a model's folder, or a hub id; none with --rows"),
+    ],
     rows: Annotated[
         Path | None, typer.Option(help="safetensors file with rows [n, d], or a dictionary's folder: its decoder")
     ] = None,
@@ -27,39 +34,123 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = "float32",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write a report page here, such as page.html")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure a dictionary on rows; with a MODEL, also what the model loses when it is put in place of the site.
+    """Measure dictionaries on rows; with a MODEL, also what the model loses when each is put in place of its site.
 
-    Nothing is written, so there is nothing to resume.
+    Of several, those that differ in their seed alone are one group: mean ± half of the 95 % interval. Nothing is written
+    but the page of --out, so there is nothing to resume.
     """
-    from interp.dictionaries import evaluate as on_rows
-    from interp.dictionaries import evaluate_model, load_dictionary, rows_of
+    from interp.dictionaries import load_dictionary
 
-    if (model is None) == (rows is None):
-        raise WrongUse("Give --rows X.safetensors, or a MODEL: one of the two.")
-    dictionary = load_dictionary(folder, device)
+    folders, model = _asked(given, rows)
+    loaded = {folder: load_dictionary(folder, device) for folder in folders}
     if rows is not None:
-        if not dictionary.config.autoencoder and targets is None:
+        measure, planned = _on_rows(loaded, rows, targets)
+    else:
+        measure, planned = _in_model(loaded, str(model), text, dataset, tokens, context, batch, device, dtype)
+    if dry_run:
+        return answer(planned(), as_json, _show)
+    found = {folder: measure(D) for folder, D in loaded.items()}
+    result = _compared(
+        found, out, {"Model": str(model or "none"), "Text": str(rows or text or dataset or "Python's help texts")}
+    )
+    return answer(result, as_json, _show)
+
+
+Measure = Callable[["Dictionary"], tuple["Reconstruction", dict[str, Any]]]  # on rows, and everything for JSON
+Planned = Callable[[], dict[str, Any]]
+
+
+def _asked(given: list[str], rows: Path | None) -> tuple[list[str], str | None]:
+    """The dictionaries and the model."""
+    if rows is not None:
+        return given, None
+    if len(given) < 2:
+        raise WrongUse("Give --rows X.safetensors, or a MODEL after the dictionaries: one of the two.")
+    return given[:-1], given[-1]
+
+
+def _on_rows(loaded: dict[str, Dictionary], rows: Path, targets: Path | None) -> tuple[Measure, Planned]:
+    from interp.dictionaries import evaluate as on_rows
+
+    for folder, D in loaded.items():
+        if not D.config.autoencoder and targets is None:
             raise WrongUse(f"{folder} holds a transcoder: it needs --targets beside --rows.")
-        source = rows_source(rows, targets)
-        if dry_run:
-            return answer({"rows": source.rows, "bytes": 0, "minutes": 0.0}, as_json, _show)
-        return answer(on_rows(dictionary, source).to_dict(), as_json, _show)
+    source = rows_source(rows, targets)
+
+    def measure(D: Dictionary) -> tuple[Reconstruction, dict[str, Any]]:
+        found = on_rows(D, source)
+        return found, found.to_dict()
+
+    return measure, lambda: {"rows": source.rows, "bytes": 0, "minutes": 0.0}
+
+
+def _in_model(
+    loaded: dict[str, Dictionary],
+    name: str,
+    text: str | None,
+    dataset: str | None,
+    tokens: int,
+    context: int,
+    batch: int,
+    device: str,
+    dtype: str,
+) -> tuple[Measure, Planned]:
+    from interp.dictionaries import evaluate as on_rows
+    from interp.dictionaries import evaluate_model, rows_of
     from interp.model import load
-    from interp.store.recording import plan
     from interp.texts import read_texts
 
-    wrapped, texts = load(str(model), device=device, dtype=dtype), list(read_texts(text, dataset))
-    if dry_run:
-        once = plan(wrapped, dictionary.config.reads, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)
-        # rows, mean, and the loss clean, zeroed, at the mean and replaced: six passes over the text
-        return answer({"rows": once.rows, "bytes": 0, "minutes": round(6 * once.minutes, 2)}, as_json, _show)
-    result = on_rows(dictionary, rows_of(dictionary, wrapped, texts, tokens, batch, context)).to_dict()
-    return answer(result | evaluate_model(dictionary, wrapped, texts, tokens, batch, context).to_dict(), as_json, _show)
+    model, texts = load(name, device=device, dtype=dtype), list(read_texts(text, dataset))
+
+    def measure(D: Dictionary) -> tuple[Reconstruction, dict[str, Any]]:
+        found = on_rows(D, rows_of(D, model, texts, tokens, batch, context))
+        return found, found.to_dict() | evaluate_model(D, model, texts, tokens, batch, context).to_dict()
+
+    def planned() -> dict[str, Any]:
+        return _planned(loaded, model, texts, tokens, context, batch, dtype)
+
+    return measure, planned
+
+
+def _planned(
+    loaded: dict[str, Dictionary], model: Model, texts: list[str], tokens: int, context: int, batch: int, dtype: str
+) -> dict[str, Any]:
+    """Rows and minutes; for each dictionary rows, mean, loss clean, zeroed, at the mean and replaced: six passes over the text."""
+    from interp.store.recording import plan
+
+    once = [
+        plan(model, D.config.reads, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)
+        for D in loaded.values()
+    ]
+    return {"rows": once[0].rows, "bytes": 0, "minutes": round(6 * sum(o.minutes for o in once), 2)}
+
+
+def _compared(
+    found: dict[str, tuple[Reconstruction, dict[str, Any]]], out: Path | None, facts: dict[str, str]
+) -> dict[str, Any]:
+    """What to print: a single dictionary's measures, or runs and groups; and the page, if it is asked for."""
+    from interp.dictionaries.compare import Comparison, Measured
+    from interp.files import command_line
+
+    compared = Comparison(tuple(Measured.of(folder, measures) for folder, (_, measures) in found.items()))
+    if out is not None:
+        from interp.reports.evaluation import write_evaluation
+
+        first = {name: found[runs[0].path][0].density_histogram() for name, runs in compared.groups().items()}
+        write_evaluation(out, compared, first, {"Command": command_line(out)} | facts)
+    return compared.to_dict() if len(found) > 1 else next(iter(found.values()))[1]
 
 
 def _show(result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        print(f"{name:16} {value}")
+    if "groups" not in result:
+        return print("\n".join(f"{name:18} {value}" for name, value in result.items()))
+    for name, group in result["groups"].items():
+        print(f"{name}: {group.pop('runs')} runs")
+        for measure, of in group.items():
+            mean, half = (float("nan") if v is None else v for v in of.values())
+            print(f"  {measure:24} {mean:.4g}" + (f" ± {half:.2g}" if half > 0 else ""))
+    return None

@@ -53,19 +53,43 @@ def _show_sites(result: dict[str, Any]) -> None:
 
 @guarded
 def doctor(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="a model, or with --model a dictionary")],
+    model: Annotated[str | None, typer.Option(help="the model that the dictionary SUBJECT is examined on")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="dictionary: text file or folder; default: Python's help texts")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="dictionary: about this many tokens of text")] = 2000,
+    site: Annotated[str | None, typer.Option(help="dictionary: site read, if not the one its file says")] = None,
+    target: Annotated[str | None, typer.Option(help="dictionary: site written, of a transcoder")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    export_wiring: Annotated[Path | None, typer.Option(help="write the solved wiring to this JSON file")] = None,
-    wiring: Annotated[Path | None, typer.Option(help="put the wiring in this JSON file to the proof instead")] = None,
+    dtype: Annotated[str | None, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = None,
+    export_wiring: Annotated[Path | None, typer.Option(help="model: write the solved wiring to this JSON file")] = None,
+    wiring: Annotated[
+        Path | None, typer.Option(help="model: put the wiring in this JSON file to the proof instead")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Prove a model's wiring on this machine; exit status 1 if a proof fails."""
+    """Prove a model's wiring on this machine; exit status 1 if a proof fails. Of a dictionary, say why its numbers differ."""
+    if model is None and (text or site or target):
+        raise WrongUse("--text, --site and --target are for a dictionary: say --model MODEL too.")
+    if model is None:
+        return _prove(subject, device, dtype, export_wiring, wiring, as_json)
+    if export_wiring or wiring:
+        raise WrongUse("--export-wiring and --wiring are for a model; --model makes SUBJECT a dictionary.")
+    from interp.cli.examine import examined, show
+
+    return answer(examined(subject, model, text, tokens, site, target, device, dtype), as_json, show)
+
+
+def _prove(
+    model: str, device: str | None, dtype: str | None, export_wiring: Path | None, wiring: Path | None, as_json: bool
+) -> None:
     from interp.files import write_json
     from interp.model import load
     from interp.model.proof import by_letter
     from interp.model.proof import doctor as prove
 
-    wrapped = load(model, device=device)
+    wrapped = load(model, device=device, **({"dtype": dtype} if dtype else {}))
     given = None if wiring is None else _read_wiring(wiring)
     if export_wiring is not None:
         write_json(export_wiring, wrapped.wiring.to_json())

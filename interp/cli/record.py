@@ -17,7 +17,11 @@ def record(
     site: Annotated[list[str], typer.Option(help="site or glob; may be given again")],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the store")],
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    dataset: Annotated[str | None, typer.Option(help="hub data set, or folder of one, with a column 'text'")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="instead of text: safetensors file of ready inputs, as pixel_values [n, 3, h, w]"),
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="stop after this many rows")] = None,
     context: Annotated[int, typer.Option(help="tokens a window")] = 512,
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 16,
@@ -37,11 +41,10 @@ def record(
 
     from interp.model import load
     from interp.model.memory import check_plan, in_bytes
-    from interp.store.recording import plan, record_text
-    from interp.texts import read_texts
+    from interp.store.recording import plan, read_data, record_text
 
     wrapped = load(model, device=device)
-    texts = read_texts(text, dataset)
+    texts = read_data(wrapped, text, dataset, inputs)
     if max_memory is not None:
         costs = wrapped.plan(torch.zeros(batch, context, dtype=torch.long), site).by_site
         advice = "Record fewer sites, or fewer or shorter windows a pass: --batch, --context."

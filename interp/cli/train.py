@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.activations import Activations, check_shape, ends, names_in
+from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.errors import Failed, WrongUse
 
 if TYPE_CHECKING:
     from interp.dictionaries import RowsSource, Source, StoreSource, TrainConfig
-    from interp.model import Model
 
 app = typer.Typer(no_args_is_help=True, help="Train a sparse dictionary.")
 
-MODEL = typer.Argument(help="zoo:books, a folder, or a hub id; none with --rows")
+MODEL = typer.Argument(help="zoo:books, a folder, or a hub id; none with --store or --rows")
 OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
 TEXT = typer.Option(help="text file or folder; default: Python's help texts")
-DATASET = typer.Option(help="hub data set with a column 'text'")
+DATASET = typer.Option(help="hub data set, or folder of one, with a column 'text'")
+INPUTS = typer.Option(
+    help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values [n, 3, h, w]"
+)
 TOKENS = typer.Option(help="stop recording after this many rows")
 CONTEXT = typer.Option(help="tokens a window of text")
+STREAM = typer.Option("--stream", help="train on a MODEL's rows as they are computed; nothing is recorded")
+STORE = typer.Option(help="instead of a model: folder of a store that `interp record` made")
 ROWS = typer.Option(help="instead of a model: safetensors file with rows [n, d], or a dictionary's folder: its decoder")
 TARGETS = typer.Option(help="transcoder: safetensors file with the targets of --rows")
 KIND = typer.Option(help="topk, or another that `interp dictionaries` lists")
@@ -56,8 +61,11 @@ def _command(shape: str) -> Callable[..., None]:
         target: Annotated[str | None, TARGET] = None,
         text: Annotated[str | None, TEXT] = None,
         dataset: Annotated[str | None, DATASET] = None,
+        inputs: Annotated[Path | None, INPUTS] = None,
         tokens: Annotated[int | None, TOKENS] = None,
         context: Annotated[int, CONTEXT] = 512,
+        stream: Annotated[bool, STREAM] = False,
+        store: Annotated[Path | None, STORE] = None,
         rows: Annotated[Path | None, ROWS] = None,
         targets: Annotated[Path | None, TARGETS] = None,
         kind: Annotated[str | None, KIND] = None,
@@ -72,27 +80,37 @@ def _command(shape: str) -> Callable[..., None]:
         config: Annotated[Path | None, CONFIG] = None,
         resume: Annotated[bool, RESUME] = False,
         dry_run: Annotated[bool, DRY_RUN] = False,
+        tensorboard: Annotated[bool, TENSORBOARD] = False,
+        wandb: Annotated[str | None, WANDB] = None,
         device: Annotated[str, DEVICE] = "cpu",
         dtype: Annotated[str | None, DTYPE] = None,
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
-        from interp.dictionaries import plan, train
+        from interp.dictionaries import StoreSource, plan, ranks, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
-        wanted = _settings(config, given)
-        _check_asked(shape, model, site, target, rows, targets, wanted)
+        wanted, watch = _settings(config, given), watches(tensorboard, wandb)
+        check_shape(shape, wanted, target or targets)
+        _check_from(shape, model, store, rows, site, targets, stream)
+        before: dict[str, float] = {}
         if rows is not None:
             source: Source = rows_source(rows, targets)
-            before = {"rows": 0, "bytes": 0, "minutes": 0.0}
+        elif store is not None:
+            source = store_source(store, shape, str(site), target)
         else:
-            text_of = Recording(str(model), str(site), target, shape, device, text, dataset, tokens, context)
-            source, before = text_of.planned() if dry_run else text_of.made(out, wanted.seed, resume)
+            there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
+            reads, writes = ends(there.model.names, shape, str(site), target)
+            if dry_run:
+                source, before = there.like(reads, writes), there.planned(reads + writes)
+            else:
+                every = reads + writes
+                held = there.streamed(every) if stream else there.recorded(every, out, wanted.order, resume)
+                source = StoreSource(held, reads, writes)
         if dry_run:
-            training = plan(wanted, source, device)
-            return answer({name: training[name] + before[name] for name in training}, as_json, _show)
-        train(wanted, source, out, resume, device)
-        return answer(_result(out, wanted), as_json, _show)
+            return answer(added(plan(wanted, source, device), before), as_json, _show)
+        train(wanted, source, out, resume, device, watch=watch)
+        return None if ranks.rank() else answer(_result(out, wanted), as_json, _show)
 
     return command
 
@@ -106,6 +124,9 @@ for shape, what in {
     app.command(shape, help=what)(_command(shape))
 
 
+app.command("sweep")(sweep)
+
+
 def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     """Defaults, then the file, then what was said on the command line."""
     from interp.dictionaries import TrainConfig, read_config
@@ -114,35 +135,44 @@ def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig.from_dict((read_config(file) if file else {}) | said, str(file or "The command line"))
 
 
-def _check_asked(
+def _check_from(
     shape: str,
     model: str | None,
-    site: str | None,
-    target: str | None,
+    store: Path | None,
     rows: Path | None,
+    site: str | None,
     targets: Path | None,
-    wanted: TrainConfig,
+    stream: bool,
 ) -> None:
-    from interp.dictionaries.kinds import TIED
-
-    if (model is None) == (rows is None):
-        raise WrongUse("Give a MODEL and --site, or --rows X.safetensors: one of the two.")
-    if (model is None) != (site is None):
-        raise WrongUse(
-            "--site goes with a MODEL: `interp sites MODEL` lists the sites." if model else "--site needs a MODEL."
-        )
-    if shape in ("sae", "crosscoder") and (targets or target or wanted.skip):
-        raise WrongUse(
-            "An autoencoder's target is its input: --targets, --target and --skip are for `interp train transcoder`."
-        )
-    if shape == "clt" and (targets or target or wanted.skip):
-        raise WrongUse("A cross-layer transcoder writes to the .write beside each .in; it takes no target and no skip.")
-    if shape != "sae" and wanted.kind.activation in TIED:
-        raise WrongUse(f"{wanted.kind.name} takes one site: {TIED[wanted.kind.activation]}.")
+    if sum(place is not None for place in (model, store, rows)) != 1:
+        raise WrongUse("Give a MODEL and --site, --store FOLDER and --site, or --rows X.safetensors: one of the three.")
+    if stream and model is None:
+        raise WrongUse("--stream needs a MODEL: a --store is recorded already, and --rows are in memory.")
+    if rows is not None and site is not None:
+        raise WrongUse("--site needs a MODEL or a --store: --rows holds one site.")
+    if rows is None and site is None:
+        raise WrongUse("--site says what to read: `interp sites MODEL` lists the sites.")
+    if rows is None and targets is not None:
+        raise WrongUse("--targets goes with --rows: of a MODEL or a --store, --target names the site to write.")
     if shape in ("crosscoder", "clt") and rows is not None:
         raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
     if shape == "transcoder" and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
+
+
+def added(training: dict[str, float], recording: dict[str, float]) -> dict[str, float]:
+    """Both together; the rows of training are those that were recorded."""
+    whole = {name: value + recording.get(name, 0) for name, value in training.items()}
+    return whole | {"rows": recording.get("rows", training["rows"])}
+
+
+def store_source(folder: Path, shape: str, site: str, target: str | None = None) -> StoreSource:
+    """Sites of a store. Raises what `open_store` and `ends` raise."""
+    from interp.dictionaries import StoreSource
+    from interp.store import open_store
+
+    store = open_store(folder)
+    return StoreSource(store, *ends(names_in(store), shape, site, target))
 
 
 def rows_source(rows: Path, targets: Path | None) -> RowsSource:
@@ -175,91 +205,6 @@ def only_tensor(path: Path, names: tuple[str, ...]) -> Any:
             f"{path} holds {', '.join(tensors) or 'nothing'}: it should hold one tensor, or one named {wanted}."
         )
     return tensors[found[0]]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Where the rows come from when a model is given: its activations at some sites, over text."""
-
-    model: str
-    site: str
-    target: str | None
-    shape: str
-    device: str
-    text: str | None
-    dataset: str | None
-    tokens: int | None
-    context: int
-
-    def made(self, out: Path, seed: int, resume: bool) -> tuple[StoreSource, dict[str, float]]:
-        """The rows, recorded into OUT/activations (or read from there, if an interrupted run had finished them)."""
-        from interp.dictionaries import StoreSource
-        from interp.files import command_line
-        from interp.store.recording import record_text
-
-        model, reads, writes = self._loaded()
-        meta = {"command": command_line(out), "seed": seed}
-        folder = out / "activations"
-        store = record_text(
-            model, list(dict.fromkeys(reads + writes)), self._texts(), folder,
-            tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
-        )  # fmt: skip
-        return StoreSource(store, reads, writes), {}
-
-    def planned(self) -> tuple[RowsSource, dict[str, float]]:
-        """Noise of the right widths to time training on, and what recording will take."""
-        import torch
-
-        from interp.dictionaries import RowsSource
-        from interp.store.recording import plan
-
-        model, reads, writes = self._loaded()
-        cost = plan(
-            model,
-            list(dict.fromkeys(reads + writes)),
-            self._texts(),
-            tokens=self.tokens,
-            dtype="bfloat16",
-            batch=16,
-            context=self.context,
-        )
-        w_in, w_out = ({s: model.width(s) for s in sites} for sites in (reads, writes))
-        x, y = (torch.randn(4096, sum(widths.values())) for widths in (w_in, w_out))
-        # the rows of the plan are those recorded: what the example holds is taken off again
-        before = {"rows": cost.rows - len(x), "bytes": cost.bytes, "minutes": cost.minutes}
-        return RowsSource(x, None if reads == writes else y, w_in, w_out), before
-
-    def _texts(self) -> Iterator[str]:
-        from interp.texts import read_texts
-
-        return read_texts(self.text, self.dataset)
-
-    def _loaded(self) -> tuple[Model, list[str], list[str]]:
-        """The model, the sites to read and the sites to write."""
-        from interp.model import load
-
-        model = load(self.model, device=self.device)
-        if self.shape in ("sae", "crosscoder"):
-            return model, *2 * (self._named(model, self.site),)
-        whole = self.site.endswith(".in") or self.target is not None
-        reads = self._named(model, self.site if whole else f"{self.site}.in")
-        if self.target is not None:
-            return model, reads, self._named(model, self.target)
-        return model, reads, [f"{site.removesuffix('.in')}.write" for site in reads]
-
-    def _named(self, model: Model, site: str) -> list[str]:
-        names = model.names(site)
-        one = self.shape in ("sae", "transcoder")
-        if one and len(names) > 1:
-            raise WrongUse(
-                f"{site} means {len(names)} sites ({names[0]}, {names[1]}, …); a dictionary of this shape reads one. "
-                "`interp train crosscoder` and `clt` read several."
-            )
-        if not one and len(names) < 2:
-            raise WrongUse(
-                f"{site} is one site; a {self.shape} reads several, such as blocks.*.{site.split('.', 2)[-1]}."
-            )
-        return names
 
 
 def _result(out: Path, config: TrainConfig) -> dict[str, Any]:

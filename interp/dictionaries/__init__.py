@@ -1,6 +1,7 @@
 """Sparse dictionaries: one shape, one trainer, one format."""
 
 from interp.dictionaries.baselines import pca_fvu
+from interp.dictionaries.config import TrainConfig, read_config
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, load_dictionary
 from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
 from interp.dictionaries.kinds import (
@@ -21,9 +22,10 @@ from interp.dictionaries.kinds import (
     forced,
     straight_through,
 )
+from interp.dictionaries.latents import Latents, search_direction, search_token
 from interp.dictionaries.sources import RowsSource, Source, StoreSource
 from interp.dictionaries.sparse import Code
-from interp.dictionaries.trainer import TrainConfig, plan, read_config, train
+from interp.dictionaries.training import Diverged, plan, train, train_many
 
 __all__ = [
     "KINDS",
@@ -34,8 +36,10 @@ __all__ = [
     "Codebook",
     "Dictionary",
     "DictionaryConfig",
+    "Diverged",
     "Gated",
     "JumpReLU",
+    "Latents",
     "Matryoshka",
     "MultiTopK",
     "PAnneal",
@@ -57,6 +61,9 @@ __all__ = [
     "plan",
     "read_config",
     "rows_of",
+    "search_direction",
+    "search_token",
     "straight_through",
     "train",
+    "train_many",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, TIED
+from interp.dictionaries.latents import Latents
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
@@ -41,6 +42,8 @@ class DictionaryConfig:
     widths_out: tuple[int, ...] = ()
     cross_layer: bool = False
     heads: int = 1  # of a codebook: chunks of the site with codes of their own
+    tolerance: float = 0.0  # of a pursuit: it stops where less than this is left of a row
+    distinct: bool = False  # of a pursuit: it stops after a step that picks no new latent
 
     def __post_init__(self) -> None:
         check_keys([self.activation], ACTIVATIONS, "the list of activations")
@@ -57,6 +60,8 @@ class DictionaryConfig:
             )
         if self.autoencoder and self.skip:
             raise WrongUse("skip=True is for transcoders: an autoencoder with a linear path would copy its input.")
+        if (self.tolerance or self.distinct) and self.activation != "pursuit":
+            raise WrongUse(f"tolerance and distinct are for pursuit: {self.activation} has no steps to stop at.")
         if self.activation in TIED and not self.autoencoder:
             raise WrongUse(f"{self.activation} has no transcoder: {TIED[self.activation]}.")
         self._check_sites()
@@ -168,15 +173,23 @@ class Dictionary(nn.Module):
             )
         return ACTIVATIONS[self.config.activation](self, x.reshape(-1, x.shape[-1]).to(self.b_dec.dtype))
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch m"]:
-        """f(x) with its zeros written out."""
-        return self.active(x).dense(self.config.latents).reshape(*x.shape[:-1], -1)
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Latents:
+        """f(x) [*batch, m], held as what fires: a tensor in every operation, with `.code`, `.to_frame()` and `.plot()`."""
+        values, indices = (t.view(*x.shape[:-1], -1) for t in self.active(x))
+        return Latents(Code(values, indices), self.config.latents)
+
+    def written(self, f: Code | Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch d_out"]:
+        """Σ_i f_i d_i."""
+        if isinstance(f, Latents):
+            flat = Code(*(t.flatten(0, -2) for t in f.code))
+            return decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1)
+        return decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec
 
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "*batch d_out"]:
         """ŷ = f W_dec + b_dec [+ W_skip x]; a dictionary with a skip needs x."""
-        y = (decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec) + self.b_dec
+        y = self.written(f) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:
@@ -216,6 +229,7 @@ class Dictionary(nn.Module):
         new = self.plain()
         for name, tensor in new.tensors().items():
             tensor.mul_(factors[name].to(tensor))
+        new.config = replace(new.config, tolerance=new.config.tolerance / float(s))
         return new
 
     @torch.no_grad()
@@ -232,6 +246,43 @@ class Dictionary(nn.Module):
         new.W_dec.div_(length[:, None])
         return new
 
+    def layers(self) -> list[Dictionary]:
+        """The layers of a cross-layer transcoder: ŷ is the sum of theirs, each reads one site and writes to it and all above.
+
+        Weights are views, biases of ŷ copies. A dictionary of another shape is one layer, and so is one whose active
+        latents are picked among those of all layers.
+        """
+        c = self.config
+        if not c.cross_layer or c.activation in COUNTED:
+            return [self]
+        return [self._layer(i) for i in range(len(c.reads))]
+
+    @torch.no_grad()
+    def _layer(self, i: int) -> Dictionary:
+        c, m = self.config, self.config.latents // len(self.config.reads)
+        mine, start, out = slice(i * m, (i + 1) * m), sum(c.widths_in[:i]), sum(c.widths_out[:i])
+        read = slice(start, start + c.widths_in[i])
+        config = DictionaryConfig(
+            (c.reads[i],),
+            c.writes[i:],
+            c.widths_in[i],
+            c.d_out - out,
+            m,
+            None,
+            c.activation,
+            widths_out=c.widths_out[i:],
+        )
+        with torch.device("meta"):
+            layer = Dictionary(config, self.product)
+        bias = torch.zeros_like(self.b_dec[out:])
+        bias[: c.widths_out[i]] = self.b_dec[out : out + c.widths_out[i]]
+        parts = {"W_enc": self.W_enc[read, mine], "b_enc": self.b_enc[mine], "W_dec": self.W_dec[mine, out:]}
+        for name, part in (parts | {"b_dec": bias, "b_in": self.b_in[read]}).items():
+            setattr(layer, name, nn.Parameter(part))
+        if c.activation == "jumprelu":
+            layer.threshold = self.threshold[mine]
+        return layer
+
     def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
         """Write `config.json` and `weights.safetensors` into `folder`; `made` (command, seed, …) is kept with both."""
         folder = Path(folder)
@@ -245,14 +296,25 @@ class Dictionary(nn.Module):
 
 
 def load_dictionary(
-    folder: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    where: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Dictionary:
+    """Read a dictionary: one of ours, of another library, or from the hub (docs/interop.md).
+
+    `where`: what `Dictionary.save` or a training run wrote; a folder or file of SAELens, dictionary_learning, sparsify,
+    circuit-tracer or Gemma Scope; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID". Raises `WrongUse` if there is no
+    dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or cannot be fetched.
+    """
+    from interp.interop.hub import opened
+
+    return opened(where).dictionary.to(device=device, dtype=dtype)
+
+
+def load_folder(folder: Path) -> Dictionary:
     """Read a folder that `Dictionary.save` or a training run wrote.
 
-    Raises `WrongUse` if the folder is no dictionary, `Failed` if a tensor is missing, extra or of another shape.
+    Raises `WrongUse` if its config is none, `Failed` if a tensor is missing, extra or of another shape.
     """
-    folder = Path(folder)
-    dictionary = Dictionary(_read_config(folder))
+    dictionary = Dictionary(_read_config(folder / "config.json"))
     path = folder / "weights.safetensors"
     tensors = _read_weights(path)
     check_tensors(path, tensors, dictionary.tensors())
@@ -260,22 +322,16 @@ def load_dictionary(
     with torch.no_grad():
         for name, tensor in dictionary.tensors().items():
             tensor.copy_(tensors[name])
-    return dictionary.to(device=device, dtype=dtype)
+    return dictionary
 
 
-def _read_config(folder: Path) -> DictionaryConfig:
+def _read_config(path: Path) -> DictionaryConfig:
     import json
 
-    wanted = "A dictionary folder holds config.json and weights.safetensors, as `interp train … -o DIR` leaves them."
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WrongUse(f"{folder} is no dictionary folder: {path} does not exist. {wanted}")
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WrongUse(f"{path} is no JSON file ({error}). {wanted}") from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise WrongUse(f'{folder} is no dictionary folder: {path} does not say "format": "{FORMAT}". {wanted}')
+        raise WrongUse(f"{path} is no JSON file ({error}). `interp train … -o DIR` writes one.") from error
     if whole.get("version") != VERSION:
         raise WrongUse(f"{path} is of format version {whole.get('version')}; this release reads version {VERSION}.")
     return DictionaryConfig.from_dict(whole.get("dictionary", {}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from interp.dictionaries.sources import RowsSource, Source
+from interp.dictionaries.sparse import Code
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jaxtyping import Bool, Float
 
     from interp.dictionaries.dictionary import Dictionary
@@ -24,21 +27,51 @@ BATCH = 4096
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Rows y against ŷ. NaN where a measure does not exist (a ratio to something that is all zero)."""
+    """Rows y against ŷ = w + b, w = Σ_i f_i d_i, e = y − ŷ. NaN where a measure does not exist (a ratio to zero)."""
 
     rows: int
     fvu: float  # Σ‖y − ŷ‖² / Σ‖y − ȳ‖², ȳ the exact mean of these rows
     l0: float  # latents that fire, a row
     dead: int  # latents that fire on none of these rows
     cosine: float  # mean cos(y, ŷ), over rows that are not zero; 0 where ŷ is
-    bias: float  # E‖ŷ‖² / E⟨y, ŷ⟩: 1 is unbiased, below it the reconstruction is too short
+    bias: float  # E‖ŷ‖² / E⟨y, ŷ⟩ (Rajamanoharan et al. 2024): 1 is unbiased, below it the reconstruction is too short
     l2_ratio: float  # mean ‖ŷ‖ / ‖y‖, over rows that are not zero
+    shrinkage: (
+        float  # 1 − E‖w‖² / E⟨w + e, w⟩: share by which what latents write is too short; b and the skip set aside
+    )
     density: Tensor  # share of the rows on which each latent fires [m]
+
+    @property
+    def explained_variance(self) -> float:
+        """1 − FVU: scikit-learn's r2_score with variance weights, not its explained_variance_score, which forgives a constant error."""
+        return 1 - self.fvu
+
+    @property
+    def dead_share(self) -> float:
+        """#{i: density_i = 0} / m."""
+        return self.dead / len(self.density)
+
+    def density_histogram(self) -> pd.DataFrame:
+        """Latents by how often they fire: low, high, latents; two bins a power of ten, and one from 0 to 0 for those that never do."""
+        import pandas as pd
+
+        least = 1 / self.rows
+        lowest = math.floor(2 * math.log10(least))
+        edges = [10 ** (half / 2) for half in range(lowest, 1)]
+        fires = self.density[self.density > 0]
+        bin_of = (2 * fires.log10()).floor().clamp(lowest, -1).long() - lowest
+        counts = torch.bincount(bin_of, minlength=-lowest).tolist()
+        return pd.DataFrame({"low": [0.0, *edges[:-1]], "high": [0.0, *edges[1:]], "latents": [self.dead, *counts]})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the density, for JSON; None where a measure does not exist."""
         shown = {k: v for k, v in vars(self).items() if k != "density"}
+        shown |= {"explained_variance": self.explained_variance, "dead_share": self.dead_share}
         return {k: None if v != v else v for k, v in shown.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row of the measures."""
+        return _frame(self.to_dict())
 
 
 @torch.no_grad()
@@ -55,13 +88,13 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
         )
     mean = torch.stack([y.double().sum(0) for _, y in source.once(batch)]).sum(0) / source.rows
     fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_dec.device)
-    total = torch.zeros(7, dtype=torch.float64)
+    total = torch.zeros(9, dtype=torch.float64)
     for x, y in source.once(batch):
         x = x.to(fired.device, D.b_dec.dtype)
         code = D.active(x)
         fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired))
-        total += _sums(y.double(), D.decode(code, x).cpu().double(), mean)
-    error, variance, cosine, ratio, power, product, nonzero = total.tolist()
+        total += _sums(y.double(), D.decode(code, x).cpu().double(), D.decode(_nothing(x), x).cpu().double(), mean)
+    error, variance, cosine, ratio, power, product, nonzero, written, wanted = total.tolist()
     return Reconstruction(
         rows=source.rows,
         fvu=_over(error, variance),
@@ -70,21 +103,42 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
         cosine=_over(cosine, nonzero),
         bias=_over(power, product),
         l2_ratio=_over(ratio, nonzero),
+        shrinkage=1 - _over(written, wanted),
         density=fired.cpu() / source.rows,
     )
 
 
-def _sums(y: Tensor, made: Tensor, mean: Tensor) -> Float[Tensor, "7"]:
+def _nothing(x: Tensor) -> Code:
+    """The code in which no latent fires."""
+    return Code(x.new_zeros(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+
+
+def _sums(y: Tensor, made: Tensor, without: Tensor, mean: Tensor) -> Float[Tensor, "9"]:
+    """What the measures are made of; `without` is ŷ if no latent fires."""
     long, short, product = y.norm(dim=1), made.norm(dim=1), (y * made).sum(1)
     there = long > 0
     cosine = torch.where(there & (short > 0), product / (long * short), 0)
     ratio = torch.where(there, short / long, 0)
     error, variance = (y - made).square().sum(), (y - mean).square().sum()
-    return torch.stack([error, variance, cosine.sum(), ratio.sum(), short.square().sum(), product.sum(), there.sum()])
+    w, wanted = made - without, y - without
+    sums = [error, variance, cosine.sum(), ratio.sum(), short.square().sum(), product.sum(), there.sum()]
+    return torch.stack([*sums, w.square().sum(), (wanted * w).sum()])
 
 
 def _over(a: float, b: float) -> float:
     return a / b if b else float("nan")
+
+
+def flat(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """{"kl": {"zero": 1}} as {"kl.zero": 1}."""
+    inner = ((k, v.items() if isinstance(v, Mapping) else [("", v)]) for k, v in measures.items())
+    return {f"{k}.{name}" if name else k: value for k, values in inner for name, value in values}
+
+
+def _frame(measures: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([flat(measures)])
 
 
 @dataclass(frozen=True)
@@ -95,10 +149,18 @@ class Spliced:
     cross_entropy: dict[str, float]
     kl: dict[str, float]  # KL(clean ‖ edited)
     loss_recovered: dict[str, float]  # (CE_ablated − CE_replaced) / (CE_ablated − CE_clean), against zero and mean
+    kl_recovered: dict[str, float]  # 1 − KL_replaced / KL_ablated, against zero and mean
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON; None where a measure does not exist."""
+        return {
+            k: {n: None if x != x else x for n, x in v.items()} if isinstance(v, dict) else v
+            for k, v in asdict(self).items()
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row of the measures, kl.zero for KL under zero ablation."""
+        return _frame(self.to_dict())
 
 
 @torch.no_grad()
@@ -129,7 +191,8 @@ def evaluate_model(
         count += int(counted.sum())
     ce, kl = ({name: (s[i] / count).item() for name, s in sums.items()} for i in (0, 1))
     recovered = {name: _over(ce[name] - ce["replaced"], ce[name] - ce["clean"]) for name in ("zero", "mean")}
-    return Spliced(count, ce, {n: v for n, v in kl.items() if n != "clean"}, recovered)
+    kept = {name: 1 - _over(kl["replaced"], kl[name]) for name in ("zero", "mean")}
+    return Spliced(count, ce, {n: v for n, v in kl.items() if n != "clean"}, recovered, kept)
 
 
 @torch.no_grad()
@@ -141,7 +204,7 @@ def rows_of(
     for inputs, keep in _groups(model, texts, tokens, batch, context):
         cache = model.record(inputs, list(parts))
         for site, rows in parts.items():
-            rows.append(cache[site][keep].cpu())
+            rows.append(cache[site][keep].flatten(1).cpu())
     if not any(parts.values()):
         raise WrongUse("There is no text to evaluate on.")
     x, y = (torch.cat([torch.cat(parts[s]) for s in sites], -1) for sites in (D.config.reads, D.config.writes))
@@ -192,22 +255,23 @@ def _replaced(D: Dictionary, model: Model, inputs: Tokens, keep: Tensor) -> list
     seen: dict[str, Tensor] = {}
     if c.autoencoder and len(c.reads) > 1:
         cache = model.record(inputs, list(c.reads))
-        seen.update({site: cache[site] for site in c.reads})
+        seen.update({site: cache[site].flatten(2) for site in c.reads})
 
     def look(site: str) -> Callable[[Tensor], Tensor]:
         def keep_it(x: Tensor) -> Tensor:
-            seen[site] = x
+            seen[site] = x.flatten(2)
             return x
 
         return keep_it
 
     def put(number: int) -> Callable[[Tensor], Tensor]:
         def made(y: Tensor) -> Tensor:
-            there = seen or {c.reads[0]: y}  # an autoencoder of one site reads what it replaces
+            flat = y.flatten(2)
+            there = seen or {c.reads[0]: flat}  # an autoencoder of one site reads what it replaces
             widths = dict(zip(c.reads, c.widths_in or (c.d_in,), strict=True))
-            parts = [there.get(site, y.new_zeros(*y.shape[:-1], w)) for site, w in widths.items()]
+            parts = [there.get(site, y.new_zeros(*y.shape[:2], w)) for site, w in widths.items()]
             whole: Tensor = D(torch.cat(parts, -1).to(D.b_dec.device))
-            return whole.split(c.widths_out or (c.d_out,), dim=-1)[number].to(y)
+            return whole.split(c.widths_out or (c.d_out,), dim=-1)[number].reshape(y.shape).to(y)
 
         return made
 

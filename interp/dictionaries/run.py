@@ -7,20 +7,21 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from interp.dictionaries.dictionary import check_tensors
-from interp.dictionaries.sparse import l0
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors, save_tensors, write_json
 
 if TYPE_CHECKING:
     from interp.dictionaries.kinds import Loss
     from interp.dictionaries.trainer import Trainer
+    from interp.dictionaries.watch import Log, Watch
 
 METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 
@@ -28,14 +29,18 @@ METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 class Run:
     """What a trainer leaves on disk, all of it in one folder."""
 
-    def __init__(self, folder: Path, trainer: Trainer, command: str):
-        self.folder, self.trainer, self.command = folder, trainer, command
+    def __init__(self, folder: Path, trainer: Trainer, command: str, watch: Sequence[Watch] = ()):
+        self.folder, self.trainer, self.command, self.watch = folder, trainer, command, watch
         self.state, self.metrics, self.speed = (folder / n for n in ("state.safetensors", "metrics.csv", "speed.csv"))
         self.saved: int | None = None  # the step of the last checkpoint
+        self.last: dict[str, Any] = {}  # the last row of metrics
         self._files: dict[Path, IO[bytes]] = {}
+        self._logs: list[Log] = []
+        self._kept_bytes = 0  # of metrics.csv, at the last checkpoint
+        self._logged = 0, 0.0  # the step and the time of the last row of metrics
 
-    def begin(self, resume: bool) -> None:
-        """Start at step 0, or put the trainer where the last checkpoint was."""
+    def restored(self, resume: bool) -> bool:
+        """Make the folder; put the trainer where the last checkpoint was, if there is one to go on from."""
         if not resume and (self.state.exists() or self.metrics.exists()):
             raise WrongUse(
                 f"{self.folder} already holds a training run: go on with --resume, or choose another folder."
@@ -46,28 +51,37 @@ class Run:
                 leftover.unlink()
         if resume and self.state.exists():
             self._restore()
-        else:
-            self.trainer.begin()
-            self._open(self.metrics, 0, ",".join(METRICS))
-            self._open(self.speed, 0, "step,tokens_per_second")
-        self._describe()
+        return self.saved is not None
 
-    def log(self, loss: Loss, rows_per_second: float) -> dict[str, Any]:
+    def begin(self) -> None:
+        """Open the files that rows are appended to, cut back to the checkpoint, and say what is run."""
+        self._open(self.metrics, self._kept_bytes, ",".join(METRICS))
+        self._open(self.speed, None if self._kept_bytes else 0, "step,tokens_per_second")
+        about = self._describe()
+        for watch in self.watch if self.trainer.step < self.trainer.config.steps else ():
+            self._logs.append(watch(self.folder, about, self.trainer.step))
+        self._logged = self.trainer.step, time.perf_counter()
+
+    def log(self, loss: Loss) -> None:
         """Append a row to metrics.csv, which equal runs share byte for byte, and the speed to speed.csv."""
         t = self.trainer
+        active, dead = t.counts(loss)
         row = {
             "step": t.step,
             "loss": loss.total.item(),
             "fvu": loss.fvu.item(),
-            "l0": l0(loss.code),
-            "dead": int(t.dead.sum()),
+            "l0": active,
+            "dead": dead,
             "sparsity": loss.sparsity.item(),
             "aux": loss.aux.item(),
             "lr": t.optimiser.param_groups[0]["lr"],
         }
         self._append(self.metrics, ",".join(f"{value:.7g}" for value in row.values()))
-        self._append(self.speed, f"{t.step},{rows_per_second:.0f}")
-        return row
+        (step, then), self._logged = self._logged, (t.step, time.perf_counter())
+        self._append(self.speed, f"{t.step},{(t.step - step) * t.config.batch / (self._logged[1] - then):.0f}")
+        self.last = row
+        for log in self._logs:
+            log.log(t.step, {name: value for name, value in row.items() if name != "step"})
 
     def save(self) -> None:
         """A checkpoint: the state first, in one file, then the dictionary as it stands."""
@@ -101,18 +115,21 @@ class Run:
         return f"The checkpoint of step {self.saved} in {self.folder} is whole."
 
     def close(self) -> None:
-        """Close the files that rows are appended to."""
+        """Close what rows are written to."""
         for file in self._files.values():
             file.close()
+        for log in self._logs:
+            log.close()
 
     def _made(self) -> dict[str, Any]:
         return {"command": self.command, "seed": self.trainer.config.seed, "train": self.trainer.config.to_dict()}
 
     def _source(self) -> dict[str, Any]:
         s = self.trainer.source
-        return {"reads": list(s.reads), "writes": list(s.writes), "rows": s.rows, "d_in": s.d_in, "d_out": s.d_out}
+        where = {"reads": list(s.reads), "writes": list(s.writes), "rows": s.rows, "d_in": s.d_in, "d_out": s.d_out}
+        return where | ({"text": s.digest} if s.digest else {})
 
-    def _describe(self) -> None:
+    def _describe(self) -> dict[str, Any]:
         t = self.trainer
         about = {
             "command": shlex.join(sys.argv),
@@ -127,6 +144,7 @@ class Run:
         }
         with self._writing(self.folder / "run.json"):
             write_json(self.folder / "run.json", about)
+        return about
 
     def _restore(self) -> None:
         try:
@@ -144,9 +162,8 @@ class Run:
         self.command, self.saved = meta["command"], meta["step"]
         check_tensors(self.state, tensors, self.trainer.state())
         self.trainer.restore(tensors, meta["step"], (tuple(meta["scales"][0]), tuple(meta["scales"][1])))
+        self._kept_bytes = meta["metrics_bytes"]
         self.publish()  # a run may have been killed between the two files
-        self._open(self.metrics, meta["metrics_bytes"], ",".join(METRICS))
-        self._open(self.speed, None, "step,tokens_per_second")
 
     def _check_same(self, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
         for name, value in now.items():

@@ -26,6 +26,7 @@ class Source(Protocol):
     d_out: int
     widths_in: tuple[int, ...]  # of the sites read, which lie side by side in x
     widths_out: tuple[int, ...]
+    digest: str | None  # of the text that the rows are computed from while they are read
 
     def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
         """Batches number `start` to `stop` − 1 of the endless shuffled stream that `seed` names, in float32."""
@@ -57,6 +58,7 @@ class RowsSource:
         if y is not None and len(y) != len(x):
             raise WrongUse(f"There are {len(x)} rows but {len(y)} targets: row i of one belongs to row i of the other.")
         self.x, self.y = x, y
+        self.digest: str | None = None
         self.rows, self.d_in, self.d_out = len(x), x.shape[1], (x if y is None else y).shape[1]
         reads = reads or {"rows": self.d_in}
         writes = writes or (reads if y is None else {"targets": self.d_out})
@@ -98,10 +100,11 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 class StoreSource:
-    """Rows of an activation store: `reads` and `writes` name its sites; several are laid side by side."""
+    """Rows of an activation store, or of a `Stream`: `reads` and `writes` name its sites; several are laid side by side."""
 
     def __init__(self, store: Any, reads: str | Sequence[str], writes: str | Sequence[str] | None = None):
         self.store, self.rows = store, store.rows
+        self.digest: str | None = getattr(store, "digest", None)
         self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
         self.writes = self.reads if writes is None else (writes,) if isinstance(writes, str) else tuple(writes)
         for site in self.reads + self.writes:
@@ -110,29 +113,53 @@ class StoreSource:
         self.widths_in, self.widths_out = (tuple(store.widths[s] for s in sites) for sites in (self.reads, self.writes))
         self.d_in, self.d_out = sum(self.widths_in), sum(self.widths_out)
 
-    def _pairs(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[Pair]:
-        for batch in batches:
-            x = _beside(batch, self.reads)
-            yield x, x if self.reads == self.writes else _beside(batch, self.writes)
+    def _pair(self, batch: dict[str, Tensor]) -> Pair:
+        x = _beside(batch, self.reads)
+        return x, x if self.reads == self.writes else _beside(batch, self.writes)
 
     @property
     def _sites(self) -> list[str]:
         return list(dict.fromkeys(self.reads + self.writes))
 
-    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
-        """See `Source.batches`; the rows that do not fill a batch at the end of a pass wait for the next shuffle."""
+    def _served(self, size: int, seed: int, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        """The rows of each site apart; those that do not fill a batch at the end of a pass wait for the next shuffle."""
         if size > self.rows:
             raise WrongUse(
                 f"A batch of {size} rows cannot be filled: the store holds {self.rows}. Use batch={self.rows} or less."
             )
         passes = -(-stop // (self.rows // size))
         stream = self.store.batches(size, seed=seed, sites=self._sites, epochs=passes, start=start, drop_last=True)
-        for _, pair in zip(range(start, stop), self._pairs(stream), strict=False):
-            yield pair
+        for _, batch in zip(range(start, stop), stream, strict=False):
+            yield batch
+
+    def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
+        """See `Source.batches`."""
+        return map(self._pair, self._served(size, seed, start, stop))
 
     def once(self, size: int) -> Iterator[Pair]:
         """See `Source.once`."""
-        yield from self._pairs(self.store.batches(size, seed=0, sites=self._sites, epochs=1, start=0, drop_last=False))
+        stream = self.store.batches(size, seed=0, sites=self._sites, epochs=1, start=0, drop_last=False)
+        return map(self._pair, stream)
+
+
+def together(sources: Sequence[Source], size: int, seed: int, start: int, stop: int) -> Iterator[list[Pair]]:
+    """`Source.batches` of several sources at once, a pair for each, reading every row once.
+
+    Raises `WrongUse` unless they share their rows: all the same source, or sites of one store.
+    """
+    first = sources[0]
+    if all(source is first for source in sources):
+        yield from ([pair] * len(sources) for pair in first.batches(size, seed, start, stop))
+        return
+    views = [source for source in sources if isinstance(source, StoreSource)]
+    if len(views) < len(sources) or any(view.store is not views[0].store for view in views):
+        raise WrongUse("Dictionaries are trained together on one stream: the same rows, or sites of the same store.")
+    for batch in StoreSource(views[0].store, sum((view.reads + view.writes for view in views), ()))._served(
+        size, seed, start, stop
+    ):
+        rows = {site: part.float() for site, part in batch.items()}
+        pairs = {(view.reads, view.writes): view._pair(rows) for view in views}
+        yield [pairs[view.reads, view.writes] for view in views]
 
 
 def _beside(batch: dict[str, Tensor], sites: Sequence[str]) -> Tensor:

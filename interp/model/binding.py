@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.experts import hidden, scored
-from interp.model.solver import is_linear
+from interp.model.solver import is_linear, same_values
 from interp.model.state import state_shape
 from interp.model.tap import Attention
 from interp.model.trace import Call, Trace
@@ -83,6 +83,7 @@ class Site:
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
     experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
     experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
+    kind "dictionary": latents or the error of an attached dictionary.
     """
 
     kind: str
@@ -196,6 +197,15 @@ class _Attention:
         return t.reshape(batch, length, heads, width).transpose(1, 2)
 
 
+def _equal_heads(t: Tensor | None, heads: Heads, target: Tensor) -> bool:
+    """The columns of a call's tensor are the target [batch, head, pos, d_head], and not only parallel to it."""
+    assert t is not None
+    batch, _, length, _ = target.shape
+    made = rows(t.flatten(1, grid(t, length)), batch)[:, heads.columns]
+    wanted = rows(target.transpose(1, 2), batch)
+    return bool((made - wanted).norm() <= 10 * CLOSE.get(target.dtype, ROUGH) ** 0.5 * wanted.norm())
+
+
 def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attention) -> Iterator[tuple[str, Site]]:
     assert seen.q is not None and seen.k is not None and seen.v is not None and seen.z is not None
     q, k, v, z = seen.q, distinct_heads(seen.k), distinct_heads(seen.v), seen.z
@@ -219,6 +229,8 @@ def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attentio
     yield "q", tap("q", ("pos", heads, width))
     yield "k", tap("k", ("pos", k.shape[1], width), groups)
     value = find.source(v, False, [c for c in find.calls if is_linear(c)], "out")
+    if value and not _equal_heads(value[0].out, value[1], v):
+        value = None  # it is scaled on its way
     yield "v", at(*value, "out") if value else tap("v", ("pos", v.shape[1], v.shape[-1]), q.shape[1] // v.shape[1])
     yield "scores", tap("scores", (heads, "query", "key"))
     yield "pattern", tap("pattern", (heads, "query", "key"))
@@ -279,7 +291,42 @@ def _experts_site(place: Place, trace: Trace) -> Site | None:
     return None if post is None else Site("experts", place, ("batch", "pos", *post.shape[1:]))
 
 
-def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
+def _reordered(calls: list[Call], core: Call, seen: Attention) -> str:
+    """Why the tensors of an attention are not [batch, head, query, key] by position, or nothing."""
+    q, k, v, pattern, z = seen.q, seen.k, seen.v, seen.pattern, seen.z
+    assert q is not None and k is not None and v is not None and pattern is not None and z is not None
+    if pattern.shape[2:] != (q.shape[2], k.shape[2]):
+        return f"its softmax is over {tuple(pattern.shape[2:])}, not over {(q.shape[2], k.shape[2])} queries and keys"
+    if not _weighs(pattern, v, z):
+        return "what leaves it is not pattern · v"
+    given = (t.numel() // size for t in core.inputs.values() if t.ndim > 1 for size in t.shape)
+    if q.shape[0] * q.shape[2] not in given:  # whichever axis has the channels
+        return f"its softmax has {q.shape[2]} queries in a row, which are not the positions it is given"
+    inside = [c for c in calls if core.start < c.start and c.end < core.end and is_linear(c)]
+    if any(same_values(z, c.into) for c in inside) and not any(_in_order(z, c.into) for c in inside):
+        return "its queries are not in the order of the positions"
+    return ""
+
+
+def _weighs(pattern: Tensor, v: Tensor, z: Tensor) -> bool:
+    """z = pattern · v up to rounding, key heads repeated for the queries of a group."""
+    if pattern.shape[1] % v.shape[1] or v.shape[2] != pattern.shape[3] or v.shape[0] != pattern.shape[0]:
+        return False
+    made = pattern.double() @ v.double().repeat_interleave(pattern.shape[1] // v.shape[1], dim=1)
+    z = (z if z.shape[1] == made.shape[1] else z.transpose(1, 2)).double()
+    tolerance = 1e-4 if v.dtype in (torch.float32, torch.float64) else 3e-2
+    return made.shape == z.shape and bool((made - z).norm() <= tolerance * z.norm())
+
+
+def _in_order(z: Tensor, into: Tensor | None) -> bool:
+    """A matrix receives z [batch, head, pos, d_head], the heads of each position in some order of columns."""
+    if into is None or into.numel() != z.numel():
+        return False
+    a, b = z.transpose(1, 2).flatten(2), into.reshape(z.shape[0], z.shape[2], -1)
+    return torch.equal(a.sort(-1).values, b.sort(-1).values)
+
+
+def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
     made = [
         (_module_site, block.sites),
         (_scale_site, block.scales),
@@ -296,8 +343,9 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site]]:
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
         )
         if at is not None and seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
+            why = _reordered(calls, at, seen)
             for name, site in _attention_sites(calls, at, core.product, seen):
-                yield f"{role}.{name}", site
+                yield f"{role}.{name}", why or site
 
 
 def _state_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
@@ -352,16 +400,16 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
     for stack in wiring.stacks:
         for number, block in enumerate(stack.blocks):
             prefix = f"{stack.prefix}blocks.{number}."
-            sites = dict(_block_sites(block, trace))
+            found = dict(_block_sites(block, trace))
+            found |= _state_sites(block, trace)
+            sites = {n: site for n, site in found.items() if isinstance(site, Site)}
+            binding.refused.update({prefix + n: why for n, why in found.items() if isinstance(why, str)})
             _with_factors(sites, block)
             _with_mid(sites, block)
             several = any(c in block.sites for s in block.sums for _, c in s.writes)
             if several and "resid_mid" in sites:
                 del sites["resid_mid"]
                 binding.refused[prefix + "resid_mid"] = "no single write could carry an edit to all streams"
-            states = dict(_state_sites(block, trace))
-            sites |= {n: site for n, site in states.items() if isinstance(site, Site)}
-            binding.refused.update({prefix + n: why for n, why in states.items() if isinstance(why, str)})
             known = sorted(sites, key=_depth)
             binding.sites.update({prefix + n: sites[n] for n in known})
             binding.refused.update({prefix + n: why for n, why in block.refused.items()})

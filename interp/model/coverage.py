@@ -74,7 +74,7 @@ def _fill(row: Row, kind: str) -> None:
     proofs = by_letter(doctor(wrapped, gradients=1))
     blocks = [block for stack in wrapped.wiring.stacks for block in stack.blocks]
     row |= {"blocks": len(blocks), "solved": sum(bool(b.sums) for b in blocks), "sites": len(wrapped.sites())}
-    row["named"] = sum(len(b.cores) for b in blocks)
+    row["named"] = sum(name.endswith(".pattern") for name in wrapped.sites())
     row["proofs"] = {letter: _brief(proof) for letter, proof in proofs.items()}
     del row["stage"]
 

@@ -139,7 +139,7 @@ class Edit:
 
 def axes(site: str) -> str:
     """ "pattern" for [batch, head, query, key], "heads" for [batch, pos, head, d], else "stream"."""
-    last = site.rsplit(".", 1)[-1]
+    last = site.removesuffix(".error").rsplit(".", 1)[-1]
     if site.startswith(MODULE):
         return "stream"
     if last in ("pattern", "scores"):

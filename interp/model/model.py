@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse, check_keys
 from interp.model import memory
+from interp.model.attach import Attached, attached
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
@@ -38,12 +40,13 @@ from interp.model.trace import Trace, trace
 from interp.model.twin import Lifted, twin_of
 from interp.model.weights import Weights
 from interp.model.wiring import Place, Wiring
-from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, refuse
+from interp.sites import MODULE, NO_GRADIENT, READ_ONLY, expand, explain_unknown, host, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
 F = TypeVar("F", bound=Callable[..., Any])
+GIVEN = "text, a list of texts, token ids (a tensor, or a list for each prompt), a float tensor or a dict"
 
 
 def teaches(function: F) -> F:
@@ -74,6 +77,7 @@ class Model:
     def __init__(self, module: nn.Module, tokenizer: Any = None, id: str = "") -> None:
         self.module, self.tokenizer = uncompiled(module), tokenizer
         self.id = id or type(self.module).__name__
+        self.attached: tuple[Attached, ...] = ()
         self._active: list[Edit] = []
         self._tally: WeakKeyDictionary[Edit, int] = WeakKeyDictionary()
         self._session: Session | None = None
@@ -129,7 +133,11 @@ class Model:
         with torch.no_grad():
             seen = _probed(self.module, batch=8, length=5)
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
-        for known in ("_expanded", "_ready", "_numbers"):
+        self._forget()
+
+    def _forget(self) -> None:
+        """The sites are others than they were."""
+        for known in ("_table", "_expanded", "_ready", "_numbers"):
             self.__dict__.pop(known, None)
 
     def to_transformer_lens(self) -> Any:
@@ -140,21 +148,37 @@ class Model:
 
     def sites(self) -> dict[str, tuple[int | str, ...]]:
         """Every site and its shape, in order of depth; "batch", "pos", "query" and "key" stand for lengths of the run."""
-        return as_mapping(self.binding.sites)
+        return as_mapping(self._table)
+
+    @cached_property
+    def _table(self) -> dict[str, Site]:
+        """The model's own sites, and those of attached dictionaries behind the sites they belong to."""
+        derived = self._derived
+        if not derived:
+            return self.binding.sites
+        table: dict[str, Site] = {}
+        for name, site in self.binding.sites.items():
+            table |= {name: site} | {d: s for d, s in derived.items() if host(d) == name}
+        return table | derived
+
+    @property
+    def _derived(self) -> dict[str, Site]:
+        return {name: site for a in self.attached for name, site in a.sites.items()}
 
     def names(self, sites: str | Sequence[str]) -> list[str]:
         """Canonical names of all sites that match; raises `WrongUse` for a name or glob that matches nothing."""
         return self._sites(sites)[0]
 
     def width(self, site: str) -> int:
-        """Size of a site's last axis."""
+        """Numbers a position has at a site: heads and their entries together."""
         names, table = self._sites(site)
-        if not table[names[0]].shape:
+        shape = table[names[0]].shape
+        if not shape:
             raise WrongUse(f"the width of {site!r} is known only once it is recorded: use the site's own name.")
-        last = table[names[0]].shape[-1]
-        if isinstance(last, str):
-            raise WrongUse(f"{site!r} has no fixed width: its last axis is {last!r}.")
-        return last
+        sizes = [size for size in shape if size not in ("batch", "pos")]
+        if not all(isinstance(size, int) for size in sizes):
+            raise WrongUse(f"{site!r} has no fixed width: its shape is [{', '.join(map(str, shape))}].")
+        return math.prod(sizes)  # type: ignore[arg-type]
 
     def _sites(self, patterns: str | Iterable[str]) -> tuple[list[str], dict[str, Site]]:
         """Names that match, and the table of sites with the `module:` ones added."""
@@ -163,16 +187,18 @@ class Model:
             return list(dict.fromkeys(patterns)), {n: self._module_site(n) for n in patterns}
         names = self._expanded(patterns)
         modules = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
-        return list(names), self.binding.sites | modules if modules else self.binding.sites
+        return list(names), self._table | modules if modules else self._table
 
     @cached_property
     def _expanded(self) -> Callable[[tuple[str, ...]], list[str]]:
         """`expand` for this model; the globs last asked for are remembered."""
-        sites, refused = self.binding.sites, self.binding.refused
+        sites, refused = self._table, self.binding.refused
         return lru_cache(maxsize=64)(lambda patterns: expand(patterns, sites, refused, self.wiring.post_norm))
 
     def _module_site(self, name: str) -> Site:
-        """`module:path`, `module:path:in`, `module:path@2` (its third call)."""
+        """`module:path`, `module:path:in`, `module:path@2` (its third call), and what is attached there."""
+        if name in self._derived:
+            return self._derived[name]
         path, _, side = name.removeprefix(MODULE).partition(":")
         path, _, call = path.partition("@")
         found = None
@@ -219,7 +245,7 @@ class Model:
         return Tokens(ids.to(self.device), mask.to(self.device), bos)
 
     def inputs(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
-        """Keyword arguments for the wrapped model from text, texts, ids, `Tokens`, a float tensor or a dict."""
+        """Keyword arguments for the wrapped model from text, texts, ids, lists of ids, `Tokens`, a float tensor or a dict."""
         if isinstance(x, Tensor):
             if x.is_floating_point():
                 return {getattr(self.module, "main_input_name", "pixel_values"): x.to(self.device, self.dtype)}
@@ -231,11 +257,21 @@ class Model:
             return dict(x)
         if isinstance(x, str) or (isinstance(x, Sequence) and x and isinstance(x[0], str)):
             x = self.tokens(x, bos)
+        x = self._listed(x) if isinstance(x, (list, tuple)) else x
         if not isinstance(x, Tokens):
-            raise WrongUse(
-                f"{type(x).__name__} is no input: give text, a list of texts, a tensor of token ids, a float tensor or a dict."
-            )
+            raise WrongUse(f"{type(x).__name__} is no input: give {GIVEN}.")
         return self._named(x.ids) | ({} if bool(x.mask.all()) else {"attention_mask": x.mask.long()})
+
+    def _listed(self, x: Sequence[Any]) -> Tokens:
+        """Token ids of one prompt, or a list of them for each of several."""
+        lists = [x] if x and isinstance(x[0], int) else x
+        if not lists or any(
+            not isinstance(ids, (list, tuple)) or not all(type(i) is int for i in ids) for ids in lists
+        ):
+            raise WrongUse(f"{x!r:.80} is no input: give {GIVEN}.")
+        if [] in [list(ids) for ids in lists]:
+            raise WrongUse(f"prompt {[len(ids) for ids in lists].index(0)} has no tokens.")
+        return self.pad(lists)
 
     def _named(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Any]:
         """Token ids under the name the wrapped model gives them, with a decoder's first token if it has one."""
@@ -301,7 +337,7 @@ class Model:
             check_differentiable(self.module)
             refuse(
                 [*names, *(e.site for e in [*self._active, *mine])],
-                NO_GRADIENT,
+                NO_GRADIENT | self._fixed(),
                 "has no gradient, nor lets one through",
             )
         self._afford(names, inputs, pos, dtype, device, copies=1 if grad is None else 2)
@@ -346,8 +382,10 @@ class Model:
             outer.fired |= session.fired
 
     def _hooks(self, edits: Sequence[Edit], reads: Sequence[str] = ()) -> Session:
-        table = self._sites([*(e.site for e in edits), *reads])[1]
-        return Session(self.module, table, edits, reads, prompt=lambda: self._prompt, tally=self._tally)
+        hosts = [site for a in self.attached for site in a.hosts]
+        table = self._sites([*(e.site for e in edits), *reads, *hosts])[1]
+        prompt, attached = (lambda: self._prompt), self.attached
+        return Session(self.module, table, edits, reads, prompt=prompt, tally=self._tally, attached=attached)
 
     @cached_property
     def _ready(self) -> Callable[[tuple[str, ...]], Session]:
@@ -386,14 +424,27 @@ class Model:
     @contextmanager
     def _bare(self) -> Iterator[Session | None]:
         """The hooks of the enclosing `edit` step aside; they are back afterwards."""
-        outer, self._session = self._session, None
+        outer, self._session, attached = self._session, None, self.attached
         if outer is not None:
             outer.close()
         try:
             yield outer
         finally:
-            if outer is not None:
-                self._session = outer.__enter__()
+            self._session = outer
+            if self.attached is not attached:
+                self._renew()
+            elif outer is not None:
+                outer.__enter__()
+
+    def _renew(self) -> None:
+        """The hooks of the enclosing `edit`, with what is attached now; also without one, where an error is dropped."""
+        old, self._session = self._session, None
+        if old is not None:
+            old.close()
+        if self._active or not all(a.error for a in self.attached):
+            self._session = self._hooks(self._active)
+            self._session.fired = self._session.fired if old is None else old.fired
+            self._session.__enter__()
 
     # ------------------------------------------------------------ checked before a run
 
@@ -486,7 +537,7 @@ class Model:
             if not isinstance(edit, Edit) or type(edit) is Edit:
                 raise WrongUse(f"{edit!r} is no edit: use one of {', '.join(KINDS)}.")
             names = self._sites(edit.site)[0]
-            refuse(names, READ_ONLY, "can be recorded, but not edited")
+            refuse(names, READ_ONLY | self._fixed(), "can be recorded, but not edited")
             source = getattr(edit, "source", None)
             if isinstance(source, Cache):
                 for name in names:
@@ -510,10 +561,11 @@ class Model:
         with self._bare() as outer:
             self._active = [*before, *mine]
             try:
-                with session:
-                    self._session = session
-                    yield self
+                self._session = session.__enter__()
+                yield self
             finally:
+                if self._session is not None:  # another one, if a dictionary was attached meanwhile
+                    self._session.__exit__()
                 self._active, self._session = before, None
             if outer is not None:
                 outer.fired |= session.fired
@@ -565,6 +617,41 @@ class Model:
         report_unfired([e for row in rows for e in row if id(e) not in fired], strict=False)
         return measure(metric, logits), logits[:1]
 
+    # ------------------------------------------------------------ dictionaries
+
+    @teaches
+    def attach(self, dictionary: Any, *, error: bool = True) -> Attached:
+        """Make SITE.latents [batch, pos, m] and SITE.error sites: recorded, edited, swept and differentiated as any other.
+
+        `error=True`: the model goes on from site + (f' − f) W_dec + (e' − e), so nothing changes until something is
+        edited. `error=False`: the site is replaced by its reconstruction. SITE is what the dictionary writes; see
+        `interp.model.attach` for gradients and for dictionaries of several sites. `with model.attach(D):` takes it
+        away at the end, else `model.detach(D)`. Raises `WrongUse` for a site that the model does not have or that
+        is written already, for a width that does not fit, and for error=False where a site is passed too early.
+        """
+        new = attached(self, dictionary, error)
+        self._attach((*self.attached, new))
+        return new
+
+    def detach(self, dictionary: Any = None) -> None:
+        """Take a dictionary away, or all of them. Raises `WrongUse` if it is not attached, or an edit still needs it."""
+        gone = [a for a in self.attached if dictionary is None or a.dictionary is dictionary]
+        if dictionary is not None and not gone:
+            raise WrongUse("this dictionary is not attached to this model.")
+        needed = [e.site for e in self._active if any(e.site in a.sites for a in gone)]
+        if needed:
+            raise WrongUse(f"an edit of {needed[0]!r} is in place: leave its `with model.edit(...)` before detaching.")
+        self._attach(tuple(a for a in self.attached if a not in gone))
+
+    def _attach(self, attached: tuple[Attached, ...]) -> None:
+        self.attached = attached
+        self._forget()
+        self._renew()
+
+    def _fixed(self) -> dict[str, str]:
+        """Errors that cannot be edited, and why."""
+        return {name: why for a in self.attached for name, why in a.fixed.items()}
+
     # ------------------------------------------------------------ generation
 
     @torch.no_grad()
@@ -591,6 +678,8 @@ class Model:
         names = [] if record is None else self._recordable(record, tokens, max_new_tokens, options)
         fixed = {"do_sample": seed is not None, "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0}
         options = fixed | {"max_new_tokens": max_new_tokens, "attention_mask": tokens.mask.long()} | options
+        if "logits" in names and "logits_to_keep" in inspect.signature(self.module.forward).parameters:
+            options["logits_to_keep"] = 0  # all of them; transformers keeps the last position's alone
         kept, self._prompt = Joined(), tokens.mask.sum(1)
         if self._session is not None:
             self._session.fresh()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from interp.model.state import CACHE, beside, stepped
 from interp.model.tap import Tap
 from interp.model.trace import Key, replace_in, tensors_in
 from interp.model.wiring import Coefficient, Place, vector
-from interp.sites import position_axis
+from interp.sites import host, position_axis
+
+if TYPE_CHECKING:
+    from interp.model.attach import Attached
 
 Change = Callable[[Tensor], Tensor | None]
 Keep = Callable[[str, Tensor, Where], None]
@@ -51,6 +54,7 @@ class Session:
         stop: bool = False,
         prompt: Callable[[], Tensor | None] = lambda: None,
         tally: MutableMapping[Edit, int] | None = None,
+        attached: Iterable[Attached] = (),
     ) -> None:
         self.module, self.sites, self.keep, self.stop, self.prompt = module, sites, keep, stop, prompt
         self.tally = {} if tally is None else tally
@@ -69,6 +73,8 @@ class Session:
         self.generating: Tensor | None = None
         self.aside = False  # a module runs once more beside the pass: its hooks sleep
         self.inside: list[str] = []  # sites for which a module's forward is replaced
+        self.looks: dict[str, list[Callable[[str, Tensor], Any]]] = {}  # who else reads a site
+        self.running = [r for a in attached if (r := a.join(self)) is not None]
         self._arrange()
 
     # ------------------------------------------------------------ in and out
@@ -96,6 +102,8 @@ class Session:
         self.close()
         self.keep = None
         self._at({})
+        for running in self.running:
+            running.forget()
 
     def close(self) -> None:
         """Take every hook away."""
@@ -104,15 +112,17 @@ class Session:
 
     def _arrange(self) -> None:
         """Work out what is visited where: edits before reads, so that reads see edited values."""
-        for name in dict.fromkeys([*self.edits, *self.reads]):
+        for name in dict.fromkeys([*self.edits, *self.reads, *self.looks]):
             site = self.sites[name]
+            if site.kind == "dictionary":  # happens where the dictionary reads and writes
+                continue
             if site.kind == "tap":
                 self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
             elif site.kind == "state" or (site.kind == "router" and name in self.edits):
                 self.inside.append(name)
             elif name in self.edits:
                 self._install_edit(name, site)
-        for name in self.reads:
+        for name in dict.fromkeys([*self.reads, *self.looks]):
             self._install_read(name, self.sites[name])
         self.listeners = {key: self._listener(key, visits) for key, visits in self.visits.items()}
 
@@ -154,10 +164,12 @@ class Session:
         """All counters back to zero: a pass begins, or a generation, whose encoder runs before the model's own call."""
         self.counts.clear()
         self.left = set(self.reads)
+        for running in self.running:
+            running.forget()
 
     def positions(self, name: str, x: Tensor) -> Positions:
         """The positions of a tensor at a site; counted from 0 where the call's tokens do not say."""
-        axis = position_axis(name)
+        axis, name = position_axis(name), host(name)
         batch, length = x.shape[0], x.shape[axis] if x.ndim > axis else 1
         source = (
             self.decoder if name.startswith("decoder.") and name.rsplit(".", 2)[-2:] not in _SOURCE_SIDE else self.main
@@ -187,7 +199,9 @@ class Session:
         self.tally[edit.origin] = self.tally.get(edit.origin, 0) + 1
 
     def take(self, name: str, x: Tensor) -> None:
-        """Hand a recorded tensor over; end the pass if it was the last."""
+        """Show a tensor to who looks at its site; if it is recorded, hand it over, and end the pass if it was the last."""
+        for look in self.looks.get(name, ()):
+            look(name, x)
         if name not in self.left:
             return
         assert self.keep is not None
@@ -380,7 +394,7 @@ class Session:
             return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind in ("tap", "state"):
+        if site.kind in ("tap", "state", "dictionary"):
             return None
         if site.kind == "experts":
             into = replace(site.place, side="in")

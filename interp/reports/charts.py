@@ -6,8 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Protocol
 
 WIDTH, LABELS = 720, 210  # of a chart, and of the room for names at its right
+
+
+class Chart(Protocol):
+    """A picture with a title."""
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+
+    def svg(self) -> str:
+        """The picture."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,35 @@ class Scale:
         told = "; ".join(
             f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()) for name, row in self.rows.items()
         )
+        return _svg(height, f"{self.title}. {told}", parts)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts in the same bins, a strip of bars for each thing compared, each strip as tall as its largest count."""
+
+    title: str
+    x_label: str
+    labels: Sequence[str]  # of the bins
+    rows: Mapping[str, Sequence[int]]
+
+    def svg(self) -> str:
+        """The picture; counts stand above their bars."""
+        left, right, step = 170, WIDTH - 10, 96
+        width, height = (right - left) / len(self.labels), step * len(self.rows) + 40
+        parts = [_text((left + right) / 2, height - 4, self.x_label, "middle")]
+        parts += [_text(left + width * (i + 0.5), height - 24, label, "middle") for i, label in enumerate(self.labels)]
+        for number, (name, counts) in enumerate(self.rows.items()):
+            foot, high = step * (number + 1) - 6, max(counts, default=0) or 1
+            parts.append(_text(left - 12, foot - 4, name, "end", "name"))
+            parts.append(_line(left, foot, right, foot, "grid"))
+            for i, count in enumerate(counts):
+                x, tall = left + width * i, (step - 30) * count / high
+                parts.append(
+                    f'<rect class="bar" x="{x + 2:.1f}" y="{foot - tall:.1f}" width="{width - 4:.1f}" height="{tall:.1f}"/>'
+                )
+                parts += [_text(x + width / 2, foot - tall - 4, f"{count:,}", "middle")] * (count > 0)
+        told = "; ".join(f"{name}: " + ", ".join(map(str, counts)) for name, counts in self.rows.items())
         return _svg(height, f"{self.title}. {told}", parts)
 
 

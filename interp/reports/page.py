@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from interp.files import write_text
-from interp.reports.charts import Curve, LineChart, Scale, histogram
+from interp.reports.charts import Bars, Chart, Curve, LineChart, Scale, histogram
 from interp.reports.latents import Context, Latent, LatentExamples
 from interp.reports.words import visible
 
-__all__ = ["Curve", "LineChart", "Scale", "Table", "write_report"]
+__all__ = ["Bars", "Curve", "LineChart", "Scale", "Table", "write_report"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHADES = 10  # of the highlight; a token's is its activation's share of the latent's maximum
@@ -62,7 +62,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     highlights: Sequence[tuple[str, str, str]] = (),
     tables: Sequence[Shown] = (),
-    charts: Sequence[LineChart | Scale] = (),
+    charts: Sequence[Chart] = (),
     latents: LatentExamples | None = None,
     about_latents: str = "",
 ) -> None:
@@ -164,14 +164,14 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _latent(latent: Latent) -> str:
-    shape = histogram(
-        latent.histogram, f"histogram of {latent.firings} activations from 0 to {latent.maximum:.2f}, log counts"
-    )
+    said = f"histogram of {latent.firings} activations up to {latent.maximum:.2f}, logarithmic both ways"
+    shape = histogram(latent.histogram, said)
     numbers = f"<b>{latent.density:.3%}</b> of tokens · <b>{latent.firings:,}</b> firings · strongest <b>{latent.maximum:.2f}</b>"
     effects = _effects("Promotes", latent.promoted) + _effects("Suppresses", latent.suppressed)
-    contexts = _contexts("Strongest", latent.top, latent.maximum) + _contexts(
-        "Drawn at random", latent.random, latent.maximum
-    )
+    contexts = _contexts("Strongest", latent.top, latent.maximum)
+    for s in latent.strata:
+        name = f"Drawn from {s.low:.2f} to {s.high:.2f}, where {s.firings / latent.firings:.1%} of the firings are"
+        contexts += _contexts(name, s.contexts, latent.maximum)
     return f"""<article class="card latent" aria-labelledby="latent-{latent.index}">
 <header><h3 id="latent-{latent.index}">Latent {latent.index}</h3><p>{numbers}</p>{shape}</header>
 {f'<dl class="effects">{effects}</dl>' if effects else ""}{contexts}</article>"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import WrongUse
+from interp.errors import WrongUse, check_keys
 from interp.store.layout import row_bytes
 from interp.store.reader import Store, open_store
 from interp.store.writer import StoreWriter
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
+
     from interp.model import Model, Tokens
 
 COMMIT_EVERY = 16  # batches between two points to go on from
@@ -39,7 +41,9 @@ def windows(model: Model, texts: Iterable[str], context: int) -> Iterator[tuple[
     Each begins with the tokenizer's own start token, if it has one.
     """
     if model.tokenizer is None:
-        raise WrongUse(f"{model.id} has no tokenizer, so text cannot be recorded: pass a model with one.")
+        raise WrongUse(
+            f"{model.id} has no tokenizer, so text cannot be recorded: pass a model with one, or ready inputs (--inputs)."
+        )
     start = list(model.tokenizer("")["input_ids"])[:1] if model.tokenizer.bos_token_id is not None else []
     start = start if start == [model.tokenizer.bos_token_id] else []
     size = context - len(start)
@@ -76,7 +80,7 @@ def padded(model: Model, group: Sequence[Sequence[int]]) -> tuple[Tokens, Tensor
 def plan(
     model: Model,
     sites: Sequence[str],
-    texts: Iterable[str],
+    texts: Data,
     *,
     tokens: int | None,
     dtype: str,
@@ -84,15 +88,15 @@ def plan(
     context: int,
 ) -> Plan:
     """Count the rows of a recording, and time one batch of it."""
-    names, rows, count, seconds = model.names(sites), 0, 0, 0.0
-    for _, group in batches(model, texts, context, batch):
+    names, rows, count, seconds, each = model.names(sites), 0, 0, 0.0, 0
+    for numbers, group in groups(model, texts, context, batch):
         if not count:
-            model.record(padded(model, group)[0], names)
+            each = len(kept_rows(model, names, group)[1]) // len(numbers)  # of an input
             begin = time.perf_counter()
-            model.record(padded(model, group)[0], names)
+            kept_rows(model, names, group)
             seconds = time.perf_counter() - begin
         count += 1
-        rows += sum(len(g) for g in group)
+        rows += each * len(numbers) if isinstance(group, dict) else sum(len(g) for g in group)
         if tokens is not None and rows >= tokens:
             break
     rows = min(rows, tokens or rows)
@@ -103,7 +107,7 @@ def plan(
 def record_text(
     model: Model,
     sites: Sequence[str],
-    texts: Iterable[str],
+    texts: Data,
     out: str | Path,
     *,
     tokens: int | None = None,
@@ -119,9 +123,12 @@ def record_text(
     """Record rows of `sites` over `texts` into the folder `out` and open it.
 
     Stops after `tokens` rows. A row is one real token of one window; the document number of a row is its text's.
-    Beginning-of-sequence tokens are left out. Interrupted, it goes on with `resume=True` from its last commit and ends
-    in the same bytes. Raises what `StoreWriter.append` raises: NaN or inf are named by site and row, int8 rows that lose
-    more than `max_fvu` of the variance by site and FVU, the first of them at the first batch; and nothing is lost.
+    Beginning-of-sequence tokens are left out. In place of text, ready inputs (`read_inputs`): a row is one position of one
+    input, where its attention_mask (a decoder's site: decoder_attention_mask) is not 0; an input is a document.
+
+    Interrupted, it goes on with `resume=True` from its last commit and ends in the same bytes. Raises what
+    `StoreWriter.append` raises: NaN or inf are named by site and row, int8 rows that lose more than `max_fvu` of the
+    variance by site and FVU, the first of them at the first batch; and nothing is lost.
     """
     from tqdm.auto import tqdm
 
@@ -135,15 +142,15 @@ def record_text(
         done = int((writer.cursor or {}).get("windows", 0))
         bar = tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1)
         for turn, (origin, group) in enumerate(
-            batches(model, texts, context, batch, done) if not writer.complete else ()
+            groups(model, texts, context, batch, done) if not writer.complete else ()
         ):
             room = None if tokens is None else tokens - writer.rows
             if room is not None and room <= 0:
                 break
-            kept = _rows(model, names, group, room)
-            documents = torch.tensor(origin)[kept.pop("window")]
-            done += len(group)
-            writer.append(kept, documents=documents)
+            rows, window = kept_rows(model, names, group)
+            documents = torch.tensor(origin)[window[:room]]
+            done += len(origin)
+            writer.append({name: r[:room] for name, r in rows.items()}, documents=documents)
             bar.update(len(documents))
             if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
                 writer.commit({"windows": done})
@@ -151,9 +158,93 @@ def record_text(
     return open_store(out)
 
 
-def _rows(model: Model, names: Sequence[str], group: Sequence[Sequence[int]], room: int | None) -> dict[str, Tensor]:
-    """The kept rows of every site [n, width], and the window of the group each comes from."""
+def kept_rows(
+    model: Model, names: Sequence[str], group: Group
+) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
+    """The kept rows of every site over a group of windows or inputs, and which of them each comes from."""
+    if isinstance(group, dict):
+        return _input_rows(model, names, group)
     tokens, keep = padded(model, group)
     cache = model.record(tokens, names)
-    rows = {n: cache[n][keep.to(cache[n].device)].flatten(1)[:room].cpu() for n in names}
-    return rows | {"window": keep.nonzero()[:, 0][:room].cpu()}
+    for name in names:
+        if cache[name].shape[:2] != keep.shape:
+            raise WrongUse(
+                f"{name!r} has {cache[name].shape[1]} positions for windows of {keep.shape[1]} tokens, so its rows are no "
+                "tokens of the text: record it from ready inputs (--inputs FILE)."
+            )
+    rows = {n: cache[n][keep.to(cache[n].device)].flatten(1).cpu() for n in names}
+    return rows, keep.nonzero()[:, 0].cpu()
+
+
+def _input_rows(
+    model: Model, names: Sequence[str], inputs: dict[str, Tensor]
+) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
+    cache = model.record(inputs, names)
+    keeps = {name: _kept(name, cache[name], inputs) for name in names}
+    first = keeps[names[0]]
+    odd = next((name for name in names if not torch.equal(keeps[name], first)), None)
+    if odd is not None:
+        raise WrongUse(f"{names[0]!r} and {odd!r} have other positions: record each into a store of its own.")
+    return {n: cache[n][first.to(cache[n].device)].flatten(1).cpu() for n in names}, first.nonzero()[:, 0]
+
+
+def _kept(name: str, x: Tensor, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch pos"]:
+    """The positions of a site that are real: all, unless the mask of its side says otherwise."""
+    source = name.endswith((".cross_attn.k", ".cross_attn.v", ".cross_attn.k_raw"))
+    mask = inputs.get("decoder_attention_mask" if name.startswith("decoder.") and not source else "attention_mask")
+    return mask.bool().cpu() if mask is not None and mask.shape == x.shape[:2] else torch.ones(x.shape[:2]).bool()
+
+
+# ---------------------------------------------------------------- ready inputs
+
+Data = Iterable[str] | Mapping[str, Tensor]  # texts, or inputs
+Group = Sequence[Sequence[int]] | dict[str, Tensor]  # of windows, or of inputs
+
+
+def groups(model: Model, texts: Data, context: int, batch: int, skip: int = 0) -> Iterator[tuple[list[int], Group]]:
+    """`batches` of text, or of inputs by their numbers."""
+    if not isinstance(texts, Mapping):
+        yield from batches(model, texts, context, batch, skip)
+        return
+    count = len(next(iter(texts.values())))
+    for begin in range(skip, count, batch):
+        part = {name: t[begin : begin + batch].to(model.device) for name, t in texts.items()}
+        part = {name: t.to(model.dtype) if t.is_floating_point() else t for name, t in part.items()}
+        yield list(range(begin, min(begin + batch, count))), part
+
+
+def read_data(model: Model, text: str | None, dataset: str | None, inputs: str | Path | None) -> Data:
+    """Documents as `read_texts` gives them, or the inputs of a file. Raises `WrongUse` for both."""
+    from interp.texts import read_texts
+
+    if inputs is None:
+        return read_texts(text, dataset)
+    if text is not None or dataset is not None:
+        raise WrongUse("give text or --inputs, not both.")
+    return read_inputs(inputs, model)
+
+
+def read_inputs(path: str | Path, model: Model) -> dict[str, Tensor]:
+    """Ready inputs of a model from a safetensors file: its forward's arguments by name (pixel_values, input_features,
+    input_ids, decoder_input_ids, masks, …), each [inputs, ...].
+
+    Raises `WrongUse` for a file that is none, for arguments the model does not take, and for other numbers of inputs.
+    """
+    from interp.files import load_tensors
+    from interp.model.live import accepted
+
+    if not Path(path).is_file():
+        raise WrongUse(f"there is no file {path}: --inputs is a safetensors file of the model's inputs, each [n, ...].")
+    try:
+        tensors = load_tensors(path)[0]
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    known = accepted(model.module)
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()) or not tensors.keys() & known.keys():
+        check_keys(tensors, known, f"The forward of {model.id}")
+    counts = {name: len(t) if t.ndim else 0 for name, t in tensors.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise WrongUse(
+            f"{path} should hold tensors of as many inputs each, one or more; it holds {counts or 'nothing'}."
+        )
+    return tensors

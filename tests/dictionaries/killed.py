@@ -16,22 +16,28 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interp.dictionaries import RowsSource, TopK, TrainConfig, train
+from interp.dictionaries import L1, BatchTopK, RowsSource, TopK, TrainConfig, train, train_many
 from interp.dictionaries.planted import superposed
 from interp.errors import Failed
 from interp.files import load_tensors
 
 FILES = ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv")
 CONFIG = TrainConfig(TopK(2), latents=40, steps=100, batch=64, lr=3e-3, log_every=4, save_every=7)
+MANY = {  # unequal in length, and in when they are saved
+    "one": replace(CONFIG, steps=60),
+    "two": replace(CONFIG, kind=BatchTopK(3), steps=50, save_every=10, seed=3, data_seed=0),
+    "three": replace(CONFIG, kind=L1(sparsity=0.5), steps=60),
+}
 ROOM = 5000  # bytes a file: enough for weights.safetensors and metrics.csv, not for state.safetensors
 
 
-def run(out: Path, before: Callable[[], None] = lambda: None) -> int:
+def run(out: Path, before: Callable[[], None] = lambda: None, many: bool = False) -> int:
     """Train (or go on) in a child of its own; returns its pid. Its standard error goes into OUT.err."""
     pid = os.fork()
     if pid:
@@ -45,7 +51,10 @@ def run(out: Path, before: Callable[[], None] = lambda: None) -> int:
         os.fsync = lambda handle: None  # only a power cut tells the difference
         x = superposed(500, seed=1, d=8, features=12, l0=1.5).x
         before()
-        train(CONFIG, RowsSource(x), out, resume=True, command="interp train")
+        if many:
+            train_many(MANY, RowsSource(x), out, resume=True, command="interp train")
+        else:
+            train(CONFIG, RowsSource(x), out, resume=True, command="interp train")
         status = 0
     except Failed as error:
         os.write(2, f"Failed: {error}".encode())
@@ -161,6 +170,27 @@ def interrupted(folder: Path, wanted: dict[str, str]) -> dict[str, Any]:
     return {"status": status, "said": said, "step": at, "resumed": wait(run(out)), "same": digests(out) == wanted}
 
 
+def swept(folder: Path) -> dict[str, Any]:
+    """Three dictionaries in one pass, killed at six points of their files and seven times by the clock."""
+    parts = lambda out: {name: digests(out / name) for name in MANY}  # noqa: E731
+    begin = time.perf_counter()
+    assert wait(run(folder / "many", many=True)) == 0, Path(f"{folder / 'many'}.err").read_text()
+    seconds = time.perf_counter() - begin
+    draw, out, steps = random.Random(1), folder / "killed_many", []
+    files = [("state.safetensors", n) for n in (1, 2, 3, 5)] + [("weights.safetensors", n) for n in (2, 4)]
+    for moment in [*files, *(draw.uniform(0, seconds) for _ in range(7))]:
+        if isinstance(moment, tuple):
+            pid = run(out, halfway(*moment), many=True)
+        else:
+            pid = run(out, many=True)
+            time.sleep(moment)
+            os.kill(pid, signal.SIGKILL)
+        wait(pid)
+        steps.append([step(out / name) for name in MANY])
+    status = wait(run(out, many=True))
+    return {"steps": steps, "status": status, "same": parts(out) == parts(folder / "many")}
+
+
 def main() -> None:
     """Everything, into one object."""
     folder = Path(sys.argv[1])
@@ -178,6 +208,7 @@ def main() -> None:
         "killed": killed(folder, wanted, seconds),
         "starved": starved(folder, wanted),
         "interrupted": interrupted(folder, wanted),
+        "swept": swept(folder),
     }
     print(json.dumps(told))
 

@@ -102,10 +102,10 @@ def test_dry_run_writes_nothing(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sae"], "Give a MODEL and --site, or --rows"),
-        (["sae", "zoo:books", "--rows", "X"], "Give a MODEL and --site, or --rows"),
+        (["sae"], "Give a MODEL and --site, --store"),
+        (["sae", "zoo:books", "--rows", "X"], "Give a MODEL and --site, --store"),
         (["sae", "zoo:books"], "`interp sites MODEL` lists"),
-        (["sae", "--rows", "X", "--site", "embed"], "--site needs a MODEL"),
+        (["sae", "--rows", "X", "--site", "embed"], "--site needs a MODEL or a --store"),
         (["sae", "--rows", "X", "--targets", "Y"], "An autoencoder's target is its input"),
         (["sae", "--rows", "X", "--skip"], "An autoencoder's target is its input"),
         (["transcoder", "--rows", "X"], "needs --targets"),

@@ -50,7 +50,8 @@ def test_s9_explained_variance_is_sklearns(make: Make, rows: Tensor, kind: dict[
     with torch.no_grad():
         made = D(x32.double())
     expected = r2_score(y32.double().numpy(), made.numpy(), multioutput="variance_weighted")
-    measured(abs(1 - found.fvu - expected) / abs(1 - expected))
+    measured(abs(found.explained_variance - expected) / abs(1 - expected))
+    assert found.explained_variance == 1 - found.fvu
 
 
 def test_metrics_are_their_definitions(make: Make, rows: Tensor) -> None:
@@ -70,7 +71,57 @@ def test_metrics_are_their_definitions(make: Make, rows: Tensor) -> None:
     assert found.cosine == pytest.approx(((given * y).sum(1)[there] / (long * short)).mean(), rel=1e-12)
     assert found.l2_ratio == pytest.approx((short / long).mean(), rel=1e-12)
     assert found.bias == pytest.approx((y**2).sum() / (given * y).sum(), rel=1e-12)
-    assert set(found.to_dict()) == {"rows", "fvu", "l0", "dead", "cosine", "bias", "l2_ratio"}
+    w = y - D.b_dec.detach().numpy()
+    assert found.shrinkage == pytest.approx(1 - (w**2).sum() / (w * (given - y + w)).sum(), rel=1e-12)
+    assert found.dead_share == found.dead / 120
+    names = {"rows", "fvu", "explained_variance", "l0", "dead", "dead_share", "cosine", "bias", "l2_ratio", "shrinkage"}
+    assert set(found.to_dict()) == names
+    assert found.to_frame().iloc[0].to_dict() == pytest.approx(found.to_dict())
+
+
+@pytest.mark.check(
+    "dictionaries 4.2 shrinkage",
+    formula="soft threshold λ/2: 1 − E(c − λ/2)²/E(c − λ/2)c",
+    tolerance=1e-12,
+)
+def test_shrinkage_of_known_latents(measured: Measure) -> None:
+    """Positive rows in an orthonormal basis, bias and skip away from zero: neither counts."""
+    rows = (torch.rand(300, 6, generator=torch.Generator().manual_seed(1)) + 0.5).double()
+    for a in (1.0, 0.7, 1.3):
+        D = Dictionary(DictionaryConfig(("in",), ("out",), 6, 6, 6, 6, skip=True)).double()
+        skip = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        with torch.no_grad():
+            D.W_enc.copy_(a * torch.eye(6))
+            D.W_dec.copy_(torch.eye(6))
+            D.b_dec.fill_(0.25)
+            D.W_skip.copy_(skip)
+        y = rows + rows @ skip.T + 0.25
+        source = RowsSource(rows.float(), y.float())
+        assert evaluate(D, source).shrinkage == pytest.approx(1 - a, abs=1e-6)  # rows in memory are float32
+    threshold = 0.3
+    D = Dictionary(DictionaryConfig(("in",), ("in",), 6, 6, 6, activation="relu")).double()
+    with torch.no_grad():
+        D.W_enc.copy_(torch.eye(6))
+        D.W_dec.copy_(torch.eye(6))
+        D.b_enc.fill_(-threshold)
+    c = rows.float().double()
+    expected = 1 - ((c - threshold) ** 2).sum() / ((c - threshold) * c).sum()
+    measured(abs(evaluate(D, RowsSource(rows.float())).shrinkage - expected.item()))
+
+
+def test_every_latent_is_in_the_density_histogram(make: Make, rows: Tensor) -> None:
+    found = evaluate(make(), RowsSource(rows.float()))
+    table = found.density_histogram()
+    assert table["latents"].sum() == 120
+    assert table["latents"][0] == found.dead > 0
+    for low, high, latents in table.iloc[1:].itertuples(index=False):
+        inside = (found.density >= low * (1 - 1e-9)) & (
+            found.density < high * (1 - 1e-9) if high < 1 else found.density > 0
+        )
+        assert latents == int(inside.sum()), (low, high)
+    assert table["low"][1] <= 1 / 400 < table["high"][1]
+    always = evaluate(identity(9), RowsSource(rows.float()))
+    assert always.density_histogram()["latents"].sum() == 18
 
 
 @pytest.mark.check("dictionaries S6 (rows)", formula="identity: FVU 0, bias 1, cosine 1", tolerance=1e-12)
@@ -142,10 +193,13 @@ def test_s6_identity_and_zero_in_a_model(model: interp.Model, measured: Measure)
     perfect = evaluate_model(identity(12, SITE), model, TEXTS, batch=2, context=8)
     for name in ("zero", "mean"):
         measured(abs(perfect.loss_recovered[name] - 1))
+        measured(abs(perfect.kl_recovered[name] - 1))
     measured(abs(perfect.kl["replaced"]))
     nothing = evaluate_model(zero(12, SITE), model, TEXTS, batch=2, context=8)
     measured(abs(nothing.loss_recovered["zero"]))
+    measured(abs(nothing.kl_recovered["zero"]))
     measured(abs(nothing.kl["replaced"] - nothing.kl["zero"]))
+    assert nothing.to_frame()["kl.zero"][0] == nothing.kl["zero"]
 
 
 def test_mean_ablation_is_a_constant_dictionary(model: interp.Model) -> None:

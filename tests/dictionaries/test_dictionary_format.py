@@ -102,10 +102,13 @@ def test_a_cut_file_is_named(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "is no dictionary folder: .*config.json does not exist"),
+        (None, "is no dictionary: it holds nothing"),
         ("{", "is no JSON file"),
-        ('{"model_type": "llama"}', 'does not say "format": "interp.dictionary"'),
-        ("[]", "is no dictionary folder"),
+        (
+            '{"model_type": "llama"}',
+            'it holds config.json. Formats are .* config.json that says "format": "interp.dictionary"',
+        ),
+        ("[]", "is no dictionary: it holds config.json"),
         ('{"format": "interp.dictionary", "version": 99}', "version 99; this release reads version 1"),
         ('{"format": "interp.dictionary", "version": 1}', "needs reads, writes, d_in, d_out, latents"),
     ],
@@ -134,6 +137,7 @@ def test_config_names_the_nearest_field(make: Make) -> None:
         ({"heads": 3}, "heads=3 must divide d=9 and latents=120 of a codebook"),
         ({"activation": "codebook", "heads": 2}, "heads=2 must divide d=9"),
         ({"activation": "pursuit", "writes": ("out",)}, "pursuit has no transcoder"),
+        ({"tolerance": 0.1}, "tolerance and distinct are for pursuit: topk has no steps"),
         ({"activation": "topq"}, "no 'topq'. Did you mean 'topk'"),
         ({"d_out": 8}, "reads what it writes"),
         ({"skip": True}, "for transcoders"),

@@ -14,7 +14,8 @@ from written_out import DEAD, NOW, OWN, WRITTEN_OUT, kind, rows, universal
 from interp.dictionaries import KINDS, Code, Dictionary, RowsSource, TrainConfig, evaluate, load_dictionary, train
 from interp.dictionaries import kinds as k
 from interp.dictionaries.kinds.jumprelu import Jump, Step
-from interp.dictionaries.planted import recovery, superposed
+from interp.dictionaries.planted import superposed
+from interp.dictionaries.recovery import recovery
 from interp.dictionaries.trainer import Trainer
 from interp.errors import WrongUse
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from interp.dictionaries import RowsSource, TopK, TrainConfig, evaluate, train
-from interp.dictionaries.planted import recovery, sparse_mlp, superposed
+from interp.dictionaries.planted import sparse_mlp, superposed
+from interp.dictionaries.recovery import recovery
 
 Measure = Callable[[float], None]
 

@@ -79,6 +79,14 @@ def test_ctrl_c_says_how_to_go_on(told: dict[str, Any]) -> None:
     assert (interrupted["resumed"], interrupted["same"]) == (0, True)
 
 
+@SLOW
+def test_many_dictionaries_killed_end_in_the_same_bytes(told: dict[str, Any]) -> None:
+    swept = told["swept"]
+    assert (swept["status"], swept["same"]) == (0, True)
+    assert any(len(set(steps)) > 1 for steps in swept["steps"])  # killed while they stood apart
+    assert len({tuple(steps) for steps in swept["steps"]}) >= 4  # in different places
+
+
 # ------------------------------------------------------------ what stops a run
 
 

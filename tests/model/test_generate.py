@@ -241,3 +241,20 @@ def test_every_edit_changes_what_a_trained_model_writes_and_says_how_often():
         assert cached != clean, name
         assert cached == bare, name
         assert fired > 0, name
+
+
+@pytest.mark.check(
+    "generation bf16 cache",
+    formula="‖logits with KV cache − without‖/‖without‖ up to the first divergence",
+    tolerance=0.03,
+)
+def test_in_bfloat16_a_cache_changes_logits_by_rounding_until_the_first_divergence(measured):
+    """The roundings of bfloat16 (2⁻⁸ each) over all layers; tokens may then part, and the row tells where."""
+    model = interp.load("zoo:books", dtype="bfloat16")
+    texts = ["The old man said that", "interp: error: the option"]
+    (_, a), (_, b) = (model.generate(texts, 24, record="logits", use_cache=cache) for cache in (True, False))
+    parted = (a.tokens != b.tokens).long().argmax(1)
+    rows = [int(n) or a.tokens.shape[1] for n in parted]  # of logits that continue the same tokens
+    x, y = (torch.cat([c.logits[i, :n].float() for i, n in enumerate(rows)]) for c in (a, b))
+    assert a.logits.shape == b.logits.shape and min(rows) > 10  # prompts have 6 and 12 tokens
+    measured(float((x - y).norm() / y.norm()))

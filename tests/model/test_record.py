@@ -180,6 +180,15 @@ def test_in_place_changes_do_not_reach_the_record():
         assert torch.equal(load(net).record({"x": x}, ["module:a", "module:"])["module:a"], net.a(x))
 
 
+def test_lists_of_ids_are_prompts():
+    model = load(module("llama"))
+    both = model.record([[5, 9, 7], [5, 9]], "blocks.1.resid_post")
+    assert torch.equal(both.mask, torch.tensor([[True, True, True], [True, True, False]]))
+    assert torch.equal(model.record([5, 9, 7], "logits").logits, model.record(torch.tensor([5, 9, 7]), "logits").logits)
+    alone = model.record([5, 9], "blocks.1.resid_post").rows("blocks.1.resid_post")
+    assert torch.allclose(both.rows("blocks.1.resid_post")[3:], alone, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -189,8 +198,9 @@ def test_in_place_changes_do_not_reach_the_record():
         (lambda m: m.record(IDS, "module:model.layers.1.mpl"), "model.layers.1.mlp"),
         (lambda m: m.record(IDS, "embed", dtpye=torch.float16), "dtype"),
         (lambda m: m.record("text", "embed"), "tokenizer"),
-        (lambda m: m.record([], "embed"), "list"),
-        (lambda m: m.record([5, 9], "embed"), "a tensor of token ids"),
+        (lambda m: m.record([], "embed"), "give text"),
+        (lambda m: m.record([5.0, 9], "embed"), "a list for each prompt"),
+        (lambda m: m.record([[5, 9], []], "embed"), "prompt 1 has no tokens"),
         (lambda m: m.record(IDS[:, :0], "embed"), "no tokens"),
         (lambda m: m.record(IDS[:0], "embed"), "no tokens"),
         (lambda m: m.record({"input_ids": IDS[:, :0]}, "embed"), "'input_ids' holds nothing"),
@@ -232,6 +242,7 @@ def test_loading_changes_nothing_and_leaves_no_hook():
     net.transformer.h[0].eval()
     modes = [m.training for m in net.modules()]
     config, forwards = net.config.to_dict(), [m.__dict__.get("forward") for m in net.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]  # transformers leaves its own
     model = load(net)
     model.record(IDS, "*")
     with pytest.raises(WrongUse):
@@ -239,7 +250,7 @@ def test_loading_changes_nothing_and_leaves_no_hook():
     assert [m.training for m in net.modules()] == modes
     assert net.config.to_dict() == config
     assert [m.__dict__.get("forward") for m in net.modules()] == forwards
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()] == hooks
     assert all(p.requires_grad for p in net.parameters())
 
 

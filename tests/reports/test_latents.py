@@ -10,7 +10,7 @@ import torch
 import interp
 from interp.dictionaries import Dictionary, DictionaryConfig
 from interp.errors import WrongUse
-from interp.reports.latents import LatentExamples, draw_live, latent_examples, logit_effects
+from interp.reports.latents import Context, Latent, LatentExamples, draw_live, latent_examples, logit_effects
 
 SITE, WINDOW, VOCABULARY = "blocks.1.resid_post", 3, 31
 
@@ -58,7 +58,7 @@ def windows() -> list[list[int]]:
 
 def everything(model: interp.Model, dictionary: Dictionary, windows: list[list[int]]) -> list[torch.Tensor]:
     """f of every token, window by window [pos, m]: no batches, no padding."""
-    return [dictionary.encode(model.record(torch.tensor([w]), [SITE])[SITE][0]) for w in windows]
+    return [dictionary.encode(model.record(torch.tensor([w]), [SITE])[SITE][0]).dense() for w in windows]
 
 
 def strongest(codes: list[torch.Tensor], latent: int, count: int) -> list[tuple[int, int]]:
@@ -72,13 +72,21 @@ def strongest(codes: list[torch.Tensor], latent: int, count: int) -> list[tuple[
     return found
 
 
+def shown(latent: Latent) -> list[Context]:
+    return [*latent.top, *drawn(latent)]
+
+
+def drawn(latent: Latent) -> list[Context]:
+    return [c for stratum in latent.strata for c in stratum.contexts]
+
+
 def grouped(windows: list[list[int]]) -> list[list[list[int]]]:
     return [windows[:3], windows[3:4], windows[4:]]
 
 
 @pytest.fixture(scope="module")
 def examples(model: interp.Model, windows: list[list[int]]) -> LatentExamples:
-    return latent_examples(tiny_dictionary(), model, grouped(windows), list(range(40)), top=5, random=4, window=WINDOW)
+    return latent_examples(tiny_dictionary(), model, grouped(windows), list(range(40)), top=5, each=2, window=WINDOW)
 
 
 def test_top_contexts_are_the_strongest(
@@ -106,7 +114,7 @@ def test_activations_stand_beside_their_tokens(
 ) -> None:
     codes = everything(model, tiny_dictionary(), windows)
     for latent in examples.latents:
-        for c in (*latent.top, *latent.random):
+        for c in shown(latent):
             start = c.position - c.peak
             assert c.tokens == tuple(f"[{i}]" for i in windows[c.document][start : start + len(c.tokens)])
             there = codes[c.document][start : start + len(c.tokens), latent.index]
@@ -118,23 +126,21 @@ def test_activations_stand_beside_their_tokens(
 def test_contexts_share_no_token(examples: LatentExamples) -> None:
     for latent in examples.latents:
         taken: set[tuple[int, int]] = set()
-        for c in (*latent.top, *latent.random):
+        for c in shown(latent):
             here = {(c.document, c.position - c.peak + i) for i in range(len(c.tokens))}
             assert not here & taken
             taken |= here
 
 
-def test_random_contexts_follow_the_seed(
-    model: interp.Model, windows: list[list[int]], examples: LatentExamples
-) -> None:
-    def drawn(seed: int) -> LatentExamples:
+def test_drawn_contexts_follow_the_seed(model: interp.Model, windows: list[list[int]]) -> None:
+    def of(seed: int) -> LatentExamples:
         return latent_examples(
-            tiny_dictionary(), model, grouped(windows), range(40), top=0, random=3, window=0, seed=seed
+            tiny_dictionary(), model, grouped(windows), range(40), top=0, each=1, window=0, seed=seed
         )
 
-    assert drawn(0) == drawn(0)
-    assert drawn(0) != drawn(1)
-    assert all(not latent.top for latent in drawn(0).latents)
+    assert of(0) == of(0)
+    assert of(0) != of(1)
+    assert all(not latent.top for latent in of(0).latents)
 
 
 def test_a_silent_latent_has_no_contexts(model: interp.Model, windows: list[list[int]]) -> None:
@@ -142,7 +148,7 @@ def test_a_silent_latent_has_no_contexts(model: interp.Model, windows: list[list
     with torch.no_grad():
         dictionary.b_enc[7] = -1e6
     (latent,) = latent_examples(dictionary, model, grouped(windows), [7]).latents
-    assert (latent.firings, latent.density, latent.maximum, latent.top, latent.random) == (0, 0.0, 0.0, (), ())
+    assert (latent.firings, latent.density, latent.maximum, latent.top, latent.strata) == (0, 0.0, 0.0, (), ())
 
 
 def test_a_start_token_is_not_counted(windows: list[list[int]]) -> None:
@@ -158,7 +164,7 @@ def test_a_start_token_is_not_counted(windows: list[list[int]]) -> None:
     plain = tiny_model()
     model = interp.load(plain.module, tokenizer=Tokenizer())
     started = [[0, *w] for w in windows]
-    found = latent_examples(tiny_dictionary(), model, [started], range(40), top=50, random=0, window=0)
+    found = latent_examples(tiny_dictionary(), model, [started], range(40), top=50, each=0, window=0)
     assert found.tokens == sum(map(len, windows))
     assert min(c.position for latent in found.latents for c in latent.top) == 1
 
@@ -194,6 +200,6 @@ def test_live_latents_are_drawn_by_seed() -> None:
 
 def test_a_frame_has_a_row_a_context(examples: LatentExamples) -> None:
     frame = examples.to_frame()
-    assert len(frame) == sum(len(latent.top) + len(latent.random) for latent in examples.latents)
-    assert set(frame["kind"]) == {"top", "random"}
+    assert len(frame) == sum(len(shown(latent)) for latent in examples.latents)
+    assert set(frame["kind"]) == {"top", "drawn"}
     assert (frame["activation"] > 0).all()

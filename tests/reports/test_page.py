@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from interp.reports.charts import Curve, LineChart, Scale
-from interp.reports.latents import Context, Latent, LatentExamples
+from interp.reports.latents import Context, Latent, LatentExamples, Partner, Stratum, TokenShare
 from interp.reports.page import Table, number, write_report
-from interp.reports.words import visible
+from interp.reports.words import parts, visible
 from interp.texts import token_texts
 
 HOSTILE = [
@@ -54,7 +56,29 @@ def latent(tokens: list[str], name: int = 3) -> Latent:
     activations = tuple(i / len(tokens) for i in range(len(tokens)))
     context = Context(0, 5, tuple(tokens), activations, len(tokens) - 1)
     effects = tuple((t, 0.5) for t in tokens)
-    return Latent(name, 12, 0.01, 1.0, (3, 2, 1), (context,), (context,), effects, effects)
+    return of_contexts(name, (context,), (context,), effects)
+
+
+def of_contexts(
+    name: int, top: tuple[Context, ...], drawn: tuple[Context, ...] = (), effects: tuple[tuple[str, float], ...] = ()
+) -> Latent:
+    shares = tuple(TokenShare(t, 0.25, 3, 12) for t, _ in effects)
+    return Latent(
+        index=name,
+        firings=6,
+        density=0.01,
+        maximum=max(c.activation for c in top),
+        mean=0.5,
+        edges=(0.5, 0.6, 0.7, 0.8),
+        histogram=(3, 2, 1),
+        top=top,
+        strata=(Stratum(0.5, 1.0, 6, drawn),) if drawn else (),
+        tokens=shares,
+        partners=(Partner(name + 1, 5, 0.5),),
+        neighbours=((name + 1, 0.75),),
+        promoted=effects,
+        suppressed=effects,
+    )
 
 
 def page(tmp_path: Path, tokens: list[str] = HOSTILE, title: str = "A page") -> str:
@@ -151,7 +175,7 @@ def test_the_policy_forbids_fetching_and_scripts(tmp_path: Path) -> None:
 def test_a_page_of_ten_latents_is_small(tmp_path: Path) -> None:
     words = ["word"] * 33
     contexts = tuple(Context(0, 50 * i, tuple(words), tuple([0.5] * 33), 16) for i in range(12))
-    ten = tuple(Latent(i, 9, 0.1, 1.0, (1,) * 24, contexts[:8], contexts[8:], (), ()) for i in range(10))
+    ten = tuple(of_contexts(i, contexts[:8], contexts[8:]) for i in range(10))
     write_report(tmp_path / "r.html", "t", latents=LatentExamples(ten, 1000))
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert len(html) < 1_000_000
@@ -160,8 +184,7 @@ def test_a_page_of_ten_latents_is_small(tmp_path: Path) -> None:
 
 def test_the_highlight_is_the_share_of_the_strongest(tmp_path: Path) -> None:
     context = Context(0, 2, ("no", "half", "most"), (0.0, 2.0, 4.0), 2)
-    one = Latent(0, 2, 0.1, 4.0, (1, 1), (context,), (), (), ())
-    write_report(tmp_path / "r.html", "t", latents=LatentExamples((one,), 3))
+    write_report(tmp_path / "r.html", "t", latents=LatentExamples((of_contexts(0, (context,)),), 3))
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert '<bdi>no</bdi><bdi class="a5" title="2.000">half</bdi><bdi class="a10 peak" title="4.000">most</bdi>' in html
 
@@ -205,6 +228,15 @@ def test_spaces_show_where_they_would_not_be_seen() -> None:
     assert visible("    ").count("·") == 4
     assert visible(" ").count("·") == 1
     assert visible("\u0301x").startswith("◌")
+    assert visible("") == '<i class="w">∅</i>'
+
+
+def test_the_parts_of_a_text_are_its_html_without_tags() -> None:
+    for text in HOSTILE:
+        joined = "".join(f'<i class="w">{escape(s)}</i>' if mark else escape(s) for s, mark in parts(text))
+        assert joined == visible(text)
+        assert all(a != b for (_, a), (_, b) in pairwise(parts(text)))
+    assert parts("a\n\n<b>") == [("a", False), ("↵↵", True), ("<b>", False)]
 
 
 def test_texts_of_tokens() -> None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from interp import Failed, WrongUse
+from interp.files import save_tensors
 from interp.model import load
-from interp.store.recording import padded, plan, record_text, windows
+from interp.store.layout import row_bytes
+from interp.store.recording import padded, plan, read_data, read_inputs, record_text, windows
 from interp.texts import default_text, read_texts
+from tests.model.shapes import module
 
 SITE = "blocks.1.resid_post"
 TEXTS = ["War and peace.\n\nIt was the best of times, 1859.", "Call me Ishmael. " * 20, "x"]
@@ -122,6 +125,121 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+# ---------------------------------------------------------------- ready inputs
+
+
+def pixels(n=7):
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_pictures_are_recorded_from_ready_inputs(tmp_path):
+    """Every position of every picture is a row: the same rows as one pass over all of them, in another order."""
+    model = load(module("vit"))
+    save_tensors(tmp_path / "x.safetensors", {"pixel_values": pixels()})
+    inputs = read_inputs(tmp_path / "x.safetensors", model)
+    store = record_text(model, [SITE], inputs, tmp_path / "s", dtype="float32", batch=3)
+    whole = model.record({"pixel_values": pixels()}, SITE)[SITE]
+    found = next(store.batches(store.rows))[SITE]
+    assert store.rows == 7 * 5  # four patches and a class token
+    assert torch.allclose(found.sort(0).values, whole.flatten(0, 1).sort(0).values, atol=1e-5)
+    cost = plan(model, [SITE], inputs, tokens=None, dtype="float32", batch=3, context=512)
+    assert (cost.windows, cost.rows) == (9, 35)
+    assert cost.bytes == 35 * row_bytes({SITE: 32}, "float32")
+    assert record_text(model, [SITE], inputs, tmp_path / "t", tokens=11, batch=3).rows == 11
+
+
+def test_a_recording_of_inputs_is_resumed(tmp_path):
+    model = load(module("vit"))
+
+    class Broken:
+        def __init__(self):
+            self.calls = 0
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def record(self, *args, **how):
+            self.calls += 1
+            if self.calls == 20:
+                raise RuntimeError("power cut")
+            return model.record(*args, **how)
+
+    inputs, same = {"pixel_values": pixels(50)}, dict(dtype="float32", batch=2)
+    with pytest.raises(RuntimeError, match="power cut"):
+        record_text(Broken(), [SITE], inputs, tmp_path / "a", **same)
+    record_text(model, [SITE], inputs, tmp_path / "a", resume=True, **same)
+    record_text(model, [SITE], inputs, tmp_path / "b", **same)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_each_side_of_an_encoder_and_decoder_has_its_own_mask(tmp_path):
+    model = load(module("t5"))
+    ids = torch.randint(3, 60, (4, 6), generator=torch.Generator().manual_seed(1))
+    mask, decoder = torch.ones(4, 6).long(), torch.ones(4, 6).long()
+    mask[0, 3:], decoder[1, 2:], decoder[2, 5:] = 0, 0, 0
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "decoder_input_ids": ids.flip(1),
+        "decoder_attention_mask": decoder,
+    }
+    for site, keep in (
+        ("encoder.blocks.1.resid_post", mask),
+        ("decoder.blocks.1.cross_attn.write", decoder),
+        ("decoder.blocks.1.cross_attn.k", mask),
+    ):
+        store = record_text(model, [site], inputs, tmp_path / site, dtype="float32", batch=3)
+        whole = model.record(inputs, site)[site].flatten(2)[keep.bool()]
+        assert torch.allclose(next(store.batches(store.rows))[site].sort(0).values, whole.sort(0).values, atol=1e-5)
+    both = ["encoder.blocks.1.resid_post", "decoder.blocks.1.resid_post"]
+    with pytest.raises(WrongUse, match="have other positions: record each into a store of its own"):
+        record_text(model, both, inputs, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"pixel_value": torch.zeros(2, 3, 16, 16)}, "has no 'pixel_value'. Did you mean 'pixel_values'"),
+        ({"pixel_values": torch.zeros(2, 3, 16, 16), "labels": torch.zeros(3)}, r"as many inputs each.*'labels': 3"),
+        ({}, "as many inputs each, one or more; it holds nothing"),
+        (None, "there is no file"),
+        ("cut", "not a whole safetensors file"),
+    ],
+)
+def test_bad_inputs(tmp_path, tensors, words):
+    path = tmp_path / "x.safetensors"
+    if isinstance(tensors, dict):
+        save_tensors(path, tensors)
+    elif tensors:
+        path.write_text(tensors)
+    with pytest.raises(WrongUse, match=words):
+        read_inputs(path, load(module("vit")))
+
+
+def test_text_where_rows_are_no_tokens_of_it(tmp_path, model):
+    with pytest.raises(WrongUse, match=r"no tokenizer.*or ready inputs"):
+        record_text(load(module("vit")), [SITE], TEXTS, tmp_path / "s")
+    with pytest.raises(WrongUse, match="give text or --inputs, not both"):
+        read_data(model, "text", None, tmp_path)
+    t5 = load(module("t5"), tokenizer=lambda text, **how: {"input_ids": [5, 7, 9]})
+    t5.tokenizer.bos_token_id = None
+    site = "decoder.blocks.1.cross_attn.write"
+    with pytest.raises(WrongUse, match=r"has 1 positions for windows of .* record it from ready inputs"):
+        record_text(t5, [site], ["x"], tmp_path / "t", context=8)
+
+
+def test_a_row_of_a_site_with_heads_is_all_of_them(tmp_path, model):
+    """attn.z, and each head's result: [batch, pos, head, d] as one row of head · d numbers."""
+    assert (model.width("blocks.1.attn.z"), model.width("blocks.1.attn.result")) == (32, 4 * 32)
+    site = "blocks.1.attn.z"
+    store = record_text(
+        model, [site, "blocks.1.mlp.post"], ["Call me Ishmael."], tmp_path / "s", dtype="float32", context=16
+    )
+    ids = list(windows(model, ["Call me Ishmael."], 16))
+    whole = torch.cat([model.record(torch.tensor([w]), site)[site][0, 1:] for _, w in ids]).flatten(1)
+    assert torch.allclose(next(store.batches(store.rows))[site].sort(0).values, whole.sort(0).values, atol=1e-5)
+
+
 def test_texts(tmp_path):
     for name, data, words in (
         ("empty.txt", b" \n", "is empty"),
@@ -151,6 +269,27 @@ def test_a_data_set_of_the_hub_is_read_through_its_own_loader(tmp_path):
     assert list(read_texts(dataset=str(tmp_path))) == ["one", "two"]
     with pytest.raises(Failed, match="could not be read"):
         list(read_texts(dataset=str(tmp_path / "nowhere")))
+    (tmp_path / "data.jsonl").write_text('{"words": "one"}\n')
+    with pytest.raises(WrongUse, match=r"has no 'text': its split 'train' should have a column 'text'"):
+        list(read_texts(dataset=str(tmp_path)))
+
+
+def test_a_saved_data_set_is_read_from_its_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "split")
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "test")
+    assert list(read_texts(dataset=str(tmp_path / "one"))) == ["one", "two"]
+    assert list(read_texts(dataset=str(tmp_path / "split"))) == ["one", "two"]
+    with pytest.raises(WrongUse, match="has no 'train'"):
+        list(read_texts(dataset=str(tmp_path / "test")))
+
+
+def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(Failed, match="pip install datasets"):
+        list(read_texts(dataset=str(tmp_path)))
 
 
 def test_default_text_has_no_paragraph_twice():

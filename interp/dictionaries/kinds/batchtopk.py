@@ -57,9 +57,12 @@ class BatchTopK(TopK):
         assert isinstance(loss.code, Tensor)
         selected = loss.code * self.weight(D)
         if (selected > 0).any():
-            least = selected[selected > 0].min()
-            window = max(1, min(WINDOW, now.steps // 20))
-            D.threshold.lerp_(least.expand_as(D.threshold), 1 / window if now.step else 1.0)
+            self.follow(D, selected[selected > 0].min(), now)
+
+    def follow(self, D: Dictionary, least: Float[Tensor, ""], now: Now) -> None:
+        """The moving average that θ is; it starts at the first batch's value."""
+        window = max(1, min(WINDOW, now.steps // 20))
+        D.threshold.lerp_(least.expand_as(D.threshold), 1 / window if now.step else 1.0)
 
     def fold(self, D: Dictionary, new: Dictionary) -> None:
         """θ_i = θ / Σ_s ‖d_i^s‖."""

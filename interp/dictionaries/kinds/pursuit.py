@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now, share
@@ -27,22 +28,25 @@ if TYPE_CHECKING:
 
 
 def pursuit(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
-    """k greedy steps; a latent picked twice has the sum of its values."""
+    """k greedy steps, fewer where the config says when to stop; a latent picked twice has the sum of its values."""
     return pursue(D, x)[0]
 
 
 def pursue(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code, Float[Tensor, "batch d_in"]]:
     """(the code, r_k)."""
-    assert D.config.k is not None
-    dtype = D.product or D.W_dec.dtype
+    c, dtype = D.config, D.product or D.W_dec.dtype
+    assert c.k is not None
     W = D.W_dec.detach().to(dtype)
     r, f = x - D.b_dec, D.W_dec.new_zeros(len(x), len(W))
-    for _ in range(D.config.k):
+    done = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+    for _ in range(c.k):
         i = (r.detach().to(dtype) @ W.T).argmax(-1)
         d = D.W_dec.index_select(0, i)
-        v = (r * d).sum(-1, keepdim=True).relu()
+        v = (r * d).sum(-1, keepdim=True).relu() * ~done
+        new = (v > 0) & (f.gather(1, i[:, None]) == 0)
         r = r - v * d
         f = f.scatter_add(1, i[:, None], v)
+        done = done | (r.detach().norm(dim=-1, keepdim=True) < c.tolerance) | (c.distinct & ~new)
     return Code.of(f), r
 
 

@@ -1,0 +1,129 @@
+"""Processes that `torchrun` started: who they are, and what they tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from interp.errors import Failed, WrongUse
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+PATIENCE = timedelta(days=1)  # with a process that is busy, recording say; one that has ended is noticed at once
+
+
+def ranks() -> int:
+    """How many processes there are; 1 without `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start() -> None:
+    """Connect the processes, once: gloo for tensors of CPUs, NCCL for those of GPUs, of which each process has one."""
+    if ranks() > 1 and not dist.is_initialized():
+        gpus = torch.cuda.is_available()
+        if gpus:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        with speaking():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def speaking() -> Iterator[None]:
+    """Raise `Failed` where another process cannot be reached: it was killed, or has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Failed(
+            f"Rank {rank()} of {ranks()} has lost the others: one of them has ended. Go on from the last checkpoint "
+            f"with the same command and --resume. ({str(error).split('. ')[0]})"
+        ) from error
+
+
+def same(what: dict[str, Any]) -> None:
+    """Raise `WrongUse` on every rank unless all were given the same, naming what differs."""
+    told: list[Any] = [None] * ranks()
+    with speaking():
+        dist.all_gather_object(told, what)
+    for number, other in enumerate(told):
+        for key in told[0].keys() | other.keys():
+            if other.get(key) != told[0].get(key):
+                raise WrongUse(
+                    f"Rank {number} was given {key}={other.get(key)}, rank 0 {told[0].get(key)}: all ranks take the same."
+                )
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if ranks() > 1:
+        start()
+        with speaking():
+            dist.barrier()
+
+
+def share(names: Sequence[str]) -> list[str]:
+    """Those of this rank: every so many-th."""
+    return list(names)[rank() :: ranks()]
+
+
+def reduced(t: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum of every rank's t, or its least or greatest; t itself is left."""
+    with speaking():
+        t = t.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(t, how)
+    return t
+
+
+def gathered(t: Tensor) -> list[Tensor]:
+    """Every rank's t, of one shape."""
+    with speaking():
+        t = t.detach().contiguous()
+        parts = [torch.empty_like(t) for _ in range(ranks())]
+        dist.all_gather(parts, t)
+    return parts
+
+
+class _Summed(torch.autograd.Function):
+    """Σ over ranks. Every rank goes on to the same loss, so each part's gradient is that of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return reduced(part)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class _Shared(torch.autograd.Function):
+    """t itself, which every rank uses for latents of its own: its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return reduced(g)
+
+
+def summed(part: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Σ_ranks part, for a loss that all ranks then compute alike."""
+    return _Summed.apply(part)
+
+
+def shared(t: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """A parameter that all ranks have, where each uses it for latents of its own."""
+    return _Shared.apply(t)

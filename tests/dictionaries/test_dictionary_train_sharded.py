@@ -1,0 +1,96 @@
+"""Two processes against one: the same losses, gradients, selected sets, counters; kills, checkpoints, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import interp
+from interp.dictionaries import load_dictionary
+from interp.files import load_tensors, save_tensors
+from tests.dictionaries.ranked import KINDS
+
+pytestmark = pytest.mark.slow("processes that import torch")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(interp.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What tests/dictionaries/ranked.py prints."""
+    command = [sys.executable, str(Path(__file__).with_name("ranked.py")), str(tmp_path_factory.mktemp("ranked"))]
+    done = subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_of_two_is_that_of_one(told: dict[str, Any], name: str, dtype: str, tolerance: float) -> None:
+    """25 steps, AuxK at work where there is one; gradients are those after projection and clipping."""
+    for rank in told[dtype][name]:
+        value = rank["value"]
+        assert max(value["errors"].values()) <= tolerance, value["errors"]
+        assert value["errors"].keys() == {"total", "fvu", "sparsity", "aux", "gradients", "state", "finished"}
+        assert (value["sets"], value["counters"]) == (True, True)
+        assert (value["dead"] > 0) == ("dead_after" in KINDS[name])
+
+
+def test_equal_values_go_to_the_latent_that_one_process_takes(told: dict[str, Any]) -> None:
+    assert told["ties"] == [{"value": True}, {"value": True}]
+
+
+def test_a_killed_rank_stops_the_other_with_a_message_and_both_go_on(told: dict[str, Any]) -> None:
+    killed = told["killed"]
+    assert killed["said"]["Failed"].startswith("Rank 0 of 2 has lost the others: one of them has ended. Go on from")
+    assert killed["seconds"] < 10
+    assert killed["step"] == 20
+    assert killed["again"] == [{"value": None}, {"value": None}]
+    assert killed["same"]  # in the bytes of two that were not killed
+
+
+def test_a_checkpoint_of_two_loads_in_one_and_the_other_way_round(told: dict[str, Any]) -> None:
+    assert len(told["exchanged"]) == 4
+    for case in told["exchanged"].values():
+        assert {"Failed": "stopped"} in case["begun"]
+        assert all(rank == {"value": None} for rank in case["ended"])
+        assert case["far"] < 1e-10
+
+
+def test_a_sweep_is_shared_out(told: dict[str, Any]) -> None:
+    assert told["many"] == [{"value": ["a", "c"]}, {"value": ["b"]}]
+    assert told["many_same"]
+
+
+def test_what_is_refused_on_every_rank(told: dict[str, Any]) -> None:
+    for case, said in {
+        "different": "Rank 1 was given lr=0.002, rank 0 0.001",
+        "unequal": "latents=25 cannot be shared equally by 2 processes",
+        "other_kind": "topk, batchtopk, l1_april share their latents; jumprelu cannot",
+    }.items():
+        assert all(said in rank["WrongUse"] for rank in told[case]), told[case]
+
+
+def test_the_commands_under_torchrun(rows: Tensor, tmp_path: Path) -> None:
+    """A dictionary of shared latents against one process, through the real launcher."""
+    save_tensors(tmp_path / "X.safetensors", {"x": rows.float()})
+    script = str(Path(sys.executable).with_name("interp"))
+    words = [script, "train", "sae", "--rows", str(tmp_path / "X.safetensors"), "--k", "3", "--latents", "50"]
+    words += ["--batch", "32", "--steps", "20", "--dtype", "float64", "--json", "-o"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    for command, out in (([*launcher, *words], "two"), (words, "one")):
+        done = subprocess.run(
+            [*command, str(tmp_path / out)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert json.loads(done.stdout)["steps"] == 20  # said once
+    one, two = (load_dictionary(tmp_path / out) for out in ("one", "two"))
+    assert (one.W_dec - two.W_dec).abs().max() < 1e-10
+    assert (
+        load_tensors(tmp_path / "two" / "state.safetensors")[0].keys()
+        == load_tensors(tmp_path / "one" / "state.safetensors")[0].keys()
+    )
