@@ -27,7 +27,7 @@ _WHERE = {
         "folded",
         "load",
     ],
-    "interp.lenses": ["DirectLogits", "Lens", "Trajectory", "direct_logit_attribution"],
+    "interp.lenses": ["DecoderLens", "DirectLogits", "Lens", "Trajectory", "TunedLens", "direct_logit_attribution"],
     "interp.store": ["StoreWriter", "open_store"],
     "interp.dictionaries": ["Dictionary", "DictionaryConfig", "TrainConfig", "load_dictionary"],
     "interp.errors": ["Failed", "WrongUse"],

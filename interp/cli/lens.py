@@ -1,4 +1,4 @@
-"""`interp lens`: watch a prediction form from site to site."""
+"""`interp lens`: watch a prediction form from site to site; `interp train lens`: train a tuned lens."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
-from interp.errors import WrongUse, nearest
+from interp.errors import Failed, WrongUse, nearest
 
 if TYPE_CHECKING:
     from interp.lenses import Lens, Trajectory
     from interp.model import Model
 
-KINDS = ("logit",)
+KINDS = ("logit", "tuned", "decoder")
+MEDIA = ("audio", "image")
 
 
 @guarded
 def lens(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
-    text: Annotated[str | None, typer.Argument(help="the text to read; none with --ids")] = None,
+    model: Annotated[
+        str, typer.Argument(help="zoo:books, a folder, or a hub id; or `audio`, `image`: a file comes next")
+    ],
+    text: Annotated[str | None, typer.Argument(help="the text to read, or the file; none with --ids")] = None,
     kind: Annotated[str, typer.Option(help=f"of the lens: {', '.join(KINDS)}")] = "logit",
+    of: Annotated[str | None, typer.Option("--model", help="the model that reads an audio or image file")] = None,
+    weights: Annotated[Path | None, typer.Option("--lens", help="folder of a tuned lens")] = None,
     ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 5,6,7")] = None,
     site: Annotated[
         list[str] | None, typer.Option(help="site or glob; may be given again; default: the stream after every block")
@@ -35,13 +40,72 @@ def lens(
     """Read what each site of a model would say, through the model's own head."""
     from interp.model import load
 
-    wrapped = load(model, device=device)
-    seen = _made(wrapped, kind)(_input(wrapped, text, ids), site or None, k=k, tokens=[_token(t) for t in token or ()])
+    media = model if model in MEDIA else None
+    if (media is None) != (of is None) or (media is not None and text is None):
+        raise WrongUse(
+            "a file is read as `interp lens audio FILE --model MODEL` (or image); a text as `interp lens MODEL TEXT`."
+        )
+    wrapped = load(of or model, device=device)
+    x = _input(wrapped, text, ids) if media is None else _file(wrapped, str(of), media, Path(str(text)))
+    made = _made(wrapped, kind, weights)
+    seen = made(x, site or None, k=k, tokens=[_token(t) for t in token or ()])
     if out is not None:
         from interp.reports.lens import write_lens
 
-        write_lens(out, seen, {"model": model, "sites": ", ".join(site or ["the stream after every block"])})
-    answer(as_dict(seen), as_json, lambda _: _show(seen, out))
+        write_lens(out, seen, {"model": of or model, "sites": ", ".join(site or ["the stream after every block"])})
+    layers = _layers(made, x, site or None)
+    answer(as_dict(seen) | layers, as_json, lambda _: _show(seen, layers, out))
+
+
+def _layers(made: Lens, x: Any, sites: list[str] | None) -> dict[str, Any]:
+    """What a decoder writes from each layer of its encoder, under "layers"; nothing for other lenses."""
+    from interp.lenses import DecoderLens
+
+    if not isinstance(made, DecoderLens):
+        return {}
+    said = made.generate(x, sites)
+    rows = [{"layer": i, "site": s.site, "text": s.texts[0], "error_rate": s.error_rate} for i, s in enumerate(said)]
+    return {"layers": rows}
+
+
+def _file(model: Model, source: str, media: str, path: Path) -> dict[str, Any]:
+    """A sound (WAV, 16 bits) or a picture as the model's own processor makes it."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+    from interp.model.load import _folder
+
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}.")
+    where = str(_folder(source) or source)
+    try:
+        if media == "audio":
+            sound, rate = _wave(path)
+            made = AutoFeatureExtractor.from_pretrained(where)(sound, sampling_rate=rate, return_tensors="pt")
+        else:
+            try:
+                from PIL import Image
+            except ImportError as error:
+                raise Failed("reading a picture needs Pillow: pip install 'interp-kit[vision]'.") from error
+            made = AutoImageProcessor.from_pretrained(where)(Image.open(path).convert("RGB"), return_tensors="pt")
+    except (OSError, ValueError, ImportError) as error:
+        raise WrongUse(f"{source} cannot take {path} as {media}: {error}") from error
+    return {name: t.to(model.device, model.dtype) if t.is_floating_point() else t for name, t in made.items()}
+
+
+def _wave(path: Path) -> tuple[Any, int]:
+    """(Samples from -1 to 1, the first channel's; samples a second)."""
+    import wave
+
+    import numpy as np
+
+    try:
+        with wave.open(str(path)) as file:
+            if file.getsampwidth() != 2:
+                raise WrongUse(f"{path} has {8 * file.getsampwidth()} bits a sample: give a WAV file of 16.")
+            data = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").reshape(-1, file.getnchannels())
+            return data[:, 0] / 32768.0, file.getframerate()
+    except (wave.Error, EOFError) as error:
+        raise WrongUse(f"{path} is no WAV file: {error}.") from error
 
 
 def _input(model: Model, text: str | None, ids: str | None) -> Any:
@@ -67,12 +131,16 @@ def _token(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _made(model: Model, kind: str) -> Lens:
-    from interp.lenses import Lens
+def _made(model: Model, kind: str, weights: Path | None) -> Lens:
+    from interp.lenses import DecoderLens, Lens, TunedLens
 
     if kind not in KINDS:
         raise WrongUse(f"there is no lens of the kind {kind!r}.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
-    return Lens(model)
+    if (kind == "tuned") != (weights is not None):
+        raise WrongUse("--kind tuned and --lens FOLDER go together: `interp train lens MODEL -o FOLDER` trains one.")
+    if weights is not None:
+        return TunedLens.load(weights, model)
+    return DecoderLens(model) if kind == "decoder" else Lens(model)
 
 
 def as_dict(seen: Trajectory) -> dict[str, Any]:
@@ -111,7 +179,7 @@ def _numbers(rows: list[list[Any]]) -> list[list[Any]]:
     return [[None if value != value else value for value in row] for row in rows]
 
 
-def _show(seen: Trajectory, out: Path | None) -> None:
+def _show(seen: Trajectory, layers: dict[str, Any], out: Path | None) -> None:
     """The likeliest token at each site, the last site at the top, and means."""
     from rich import print as show
     from rich.table import Table
@@ -126,5 +194,44 @@ def _show(seen: Trajectory, out: Path | None) -> None:
         numbers = f"{seen.entropy[row].mean():.2f}", f"{seen.kl_forward[row].mean():.2f}"
         table.add_row(name, *numbers, *(Text(w) for w in seen.words(seen.top[row, -8:, 0].tolist())))
     show(table)
+    for row in layers.get("layers", ()):
+        print(f"{row['site']:28} {row['error_rate']:5.2f}  {row['text']}")
     if out is not None:
         print(f"page: {out}")
+
+
+@guarded
+def train_lens(
+    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the lens")],
+    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    steps: Annotated[int, typer.Option(help="training steps")] = 250,
+    tokens: Annotated[int, typer.Option(help="tokens a step")] = 2**18,
+    context: Annotated[int, typer.Option(help="tokens a window of text")] = 2048,
+    optimizer: Annotated[str, typer.Option(help="sgd (Nesterov) or adam")] = "sgd",
+    lr: Annotated[float | None, typer.Option(help="learning rate; default: 0.1 for sgd, 0.001 for adam")] = None,
+    bias_only: Annotated[bool, typer.Option("--bias-only", help="train b_l alone")] = False,
+    seed: Annotated[int, typer.Option(help="of the order of the text")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Train a tuned lens: an affine map a layer, from which the head reads what the model will say."""
+    import csv
+
+    from interp.lenses import Recipe, train_tuned_lens
+    from interp.model import load
+    from interp.texts import read_texts
+
+    recipe = Recipe(steps, tokens, context, optimizer, lr, bias_only=bias_only, seed=seed)
+    made = train_tuned_lens(load(model, device=device), read_texts(text, dataset), out, recipe)
+    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    result = {"path": str(out), "steps": int(last.pop("step")) + 1, "sites": made.sites}
+    answer(result | {"kl": {site: float(kl) for site, kl in last.items()}}, as_json, _show_trained)
+
+
+def _show_trained(result: dict[str, Any]) -> None:
+    print(f"{result['path']}: {result['steps']} steps")
+    for site, kl in result["kl"].items():
+        print(f"{site:28} KL {kl:.4f}")

@@ -12,6 +12,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.activations import Activations, check_shape, ends, names_in
+from interp.cli.lens import train_lens
 from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.errors import Failed, WrongUse
 
@@ -124,6 +125,7 @@ for shape, what in {
 
 
 app.command("sweep")(sweep)
+app.command("lens")(train_lens)
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> TrainConfig:

@@ -1,8 +1,24 @@
 """What a part of a model says, read in the model's own output."""
 
 from interp.lenses.averages import Averages
+from interp.lenses.causal import CausalBasis, causal_basis
+from interp.lenses.decoder import DecoderLens
 from interp.lenses.direct import DirectLogits, direct_logit_attribution
 from interp.lenses.lens import Lens
 from interp.lenses.trajectory import Trajectory
+from interp.lenses.tuned import Recipe, TunedLens, train_tuned_lens, transfer
 
-__all__ = ["Averages", "DirectLogits", "Lens", "Trajectory", "direct_logit_attribution"]
+__all__ = [
+    "Averages",
+    "CausalBasis",
+    "DecoderLens",
+    "DirectLogits",
+    "Lens",
+    "Recipe",
+    "Trajectory",
+    "TunedLens",
+    "causal_basis",
+    "direct_logit_attribution",
+    "train_tuned_lens",
+    "transfer",
+]

@@ -40,8 +40,18 @@ class Averages:
     def band(self, value: str, share: float = 0.95, seed: int = 0) -> Float[Tensor, "2 site"]:
         """The middle `share` of the means of 1000 samples of the windows, drawn with replacement (Efron 1979)."""
         self._check(value)
-        sums, counts = self.sums[value], self.counts[value]
-        return interval(sums, counts, share, seed)
+        return interval(self.sums[value], self.counts[value], share, seed)
+
+    def less(self, other: Averages, value: str) -> tuple[Float[Tensor, " site"], Float[Tensor, "2 site"]]:
+        """(Mean difference to another lens over the same windows, its 95 % band): negative where this one's is lower.
+
+        Raises `WrongUse` if the two did not read the same sites of the same windows.
+        """
+        self._check(value)
+        if self.sites != other.sites or not torch.equal(self.counts[value], other.counts[value]):
+            raise WrongUse("the two lenses read other sites, or other text: give both the same of both.")
+        sums, counts = self.sums[value] - other.sums[value], self.counts[value]
+        return sums.sum(0) / counts.sum(), interval(sums, counts)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and value: site, value, mean, low, high."""

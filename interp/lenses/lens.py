@@ -6,7 +6,7 @@ the model. Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; Bel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +69,11 @@ class Lens:
         texts = [x] if isinstance(x, str) else x if isinstance(x, (list, tuple)) else []
         if any(isinstance(t, str) and not t.strip() for t in texts):
             raise WrongUse("a text is empty: a lens reads what a model makes of tokens, so give it at least one word.")
-        inputs = self.model.inputs(x, bos)
-        cache = self.model.record(inputs, [*names, self.head.last])
-        ids, mask = self._places(inputs, cache[self.head.last])
-        last, states = cache[self.head.last][mask], dict(_states(cache, names, mask))
-        asked = self._asked(ids, mask, tokens)
+        inputs = self.inputs(x, bos)
+        last, states = self.states(inputs, names)
+        ids, mask = self.places(inputs, last)
+        last, states = last[mask], {name: state[mask] for name, state in states.items()}
+        asked = self.asked(ids, mask, tokens)
         found: dict[str, list[Statistics]] = {name: [] for name in states}
         best = []
         for part in chunks(len(last), self.head.width, last):
@@ -164,9 +164,26 @@ class Lens:
             return [str(names.get(i, f"[{i}]")) for i in ids]
         return token_texts(self.model.tokenizer)(ids)
 
-    # ------------------------------------------------------------ what is asked about
+    # ------------------------------------------------------------ what is run, and what is asked about
 
-    def _places(
+    def inputs(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
+        """What the wrapped model is given."""
+        return self.model.inputs(x, bos)
+
+    def states(
+        self, inputs: dict[str, Any], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch pos ..."], dict[str, Float[Tensor, "batch pos ..."]]]:
+        """(The stream after the last block, what stood at each site); each head's `result` under a name of its own."""
+        cache = self.model.record(inputs, [*names, self.head.last])
+        states: dict[str, Tensor] = {}
+        for name in names:
+            if name.endswith(".result"):
+                states |= {f"{name}[{head}]": x for head, x in enumerate(cache[name].unbind(2))}
+            else:
+                states[name] = cache[name]
+        return cache[self.head.last], states
+
+    def places(
         self, inputs: Mapping[str, Any], stream: Float[Tensor, "batch pos ..."]
     ) -> tuple[Int[Tensor, "batch pos"] | None, Bool[Tensor, "batch pos"]]:
         """(Token ids, which are real) of the stream that is read; all of it where the input is no text."""
@@ -177,7 +194,7 @@ class Lens:
             mask = torch.ones(shape)
         return ids, mask.bool().to(stream.device)
 
-    def _asked(
+    def asked(
         self, ids: Int[Tensor, "batch pos"] | None, mask: Bool[Tensor, "batch pos"], tokens: Sequence[int | str]
     ) -> Int[Tensor, "token asked"]:
         """For every real token the one that comes next (-1: none is known), and those chosen."""
@@ -192,15 +209,3 @@ class Lens:
             [token_id(self.model, t, self.head.width) for t in tokens], dtype=torch.long, device=mask.device
         )
         return torch.cat([following[mask][:, None], chosen.expand(int(mask.sum()), -1)], dim=1)
-
-
-def _states(
-    cache: Mapping[str, Tensor], names: Sequence[str], mask: Bool[Tensor, "batch pos"]
-) -> Iterator[tuple[str, Float[Tensor, "token ..."]]]:
-    """The real tokens' states by site; those of each head under a name of their own."""
-    for name in names:
-        x = cache[name][mask]
-        if name.endswith(".result"):
-            yield from ((f"{name}[{head}]", x[:, head]) for head in range(x.shape[1]))
-        else:
-            yield name, x

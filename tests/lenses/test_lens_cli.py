@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import wave
+from pathlib import Path
 
 import pytest
 import torch
 
 import interp
-from interp.cli.lens import lens
+from interp.cli.lens import lens, train_lens
 
 
 def said(capsys):
@@ -78,6 +80,10 @@ def test_a_long_text_is_cut_on_the_page(tiny_folder, tmp_path):
         ({"ids": "5,x"}, "--ids takes numbers"),
         ({"ids": "5,99999"}, "ids run from 0 to 399"),
         ({"text": "a", "kind": "logits"}, "Did you mean 'logit'"),
+        ({"text": "a", "kind": "tuned"}, "go together"),
+        ({"text": "a", "weights": Path("x")}, "go together"),
+        ({"text": "a", "kind": "decoder"}, "no encoder with a decoder"),
+        ({"text": "a", "of": "x"}, "interp lens audio FILE --model MODEL"),
         ({"text": "a", "site": ["blocks.9.resid_post"]}, "blocks.9.resid_post"),
         ({"text": "a", "site": ["blocks.0.mlp.post"]}, "cannot read 'blocks.0.mlp.post'"),
         ({"text": "a", "token": ["99999"]}, "ids run from 0 to 399"),
@@ -100,3 +106,79 @@ def test_a_model_without_a_head_is_said(tmp_path, capsys):
         lens(str(tmp_path), ids="5,6", as_json=True)
     assert stopped.value.code == 2
     assert "has no head" in said(capsys)["error"]
+
+
+def test_a_lens_is_trained_and_read(tiny_folder, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The class statement names a class. " * 40)
+    how = {"steps": 4, "tokens": 64, "context": 16, "text": str(text)}
+    train_lens(str(tiny_folder), tmp_path / "lens", **how, as_json=True)
+    told = said(capsys)
+    assert told["steps"] == 4
+    assert list(told["kl"]) == told["sites"] == ["blocks.0.resid_pre", "blocks.0.resid_post"]
+    lens(str(tiny_folder), "The class", kind="tuned", weights=tmp_path / "lens", as_json=True)
+    tuned = said(capsys)
+    lens(str(tiny_folder), "The class", as_json=True)
+    plain = said(capsys)
+    assert tuned["kind"] == "tuned"
+    assert tuned["top"][-1] == plain["top"][-1]
+    assert tuned["kl_forward"][0] != plain["kl_forward"][0]
+    train_lens(str(tiny_folder), tmp_path / "lens", **how)
+    assert "4 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        lens("zoo:books", "The class", kind="tuned", weights=tmp_path / "lens", as_json=True)
+    assert stopped.value.code == 2
+    assert "trained for another model" in said(capsys)["error"]
+
+
+def saved(tmp_path, name: str, processor) -> str:
+    from tests.model.shapes import module
+
+    module(name).save_pretrained(tmp_path / name)
+    processor.save_pretrained(tmp_path / name)
+    return str(tmp_path / name)
+
+
+def test_a_sound_is_read_layer_by_layer(tmp_path, capsys):
+    """The last layer's text is what Hugging Face generates from the same file."""
+    import numpy as np
+    from transformers import WhisperFeatureExtractor
+
+    # 40 frames: twice the encoder's 20 positions
+    folder = saved(
+        tmp_path, "whisper", WhisperFeatureExtractor(feature_size=8, hop_length=160, chunk_length=0.4, n_fft=400)
+    )
+    with wave.open(str(tmp_path / "t.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((8000 * np.sin(np.arange(6400) / 9)).astype("<i2").tobytes())
+    lens("audio", str(tmp_path / "t.wav"), of=folder, kind="decoder", as_json=True)
+    told = said(capsys)
+    assert [row["layer"] for row in told["layers"]] == [0, 1, 2, 3]
+    assert told["layers"][-1]["error_rate"] == 0.0
+    assert told["kl_forward"][-1] == [0.0] * len(told["tokens"])
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    for file, words in (("bad.wav", "no WAV file"), ("none.wav", "no file")):
+        with pytest.raises(SystemExit):
+            lens("audio", str(tmp_path / file), of=folder, as_json=True)
+        assert words in said(capsys)["error"]
+
+
+@pytest.mark.slow("loads the image processors of transformers")
+def test_a_picture_is_read_token_by_token(tmp_path, capsys):
+    """The class token's last row is Hugging Face's answer."""
+    Image = pytest.importorskip("PIL.Image")
+    from transformers import AutoImageProcessor, ViTImageProcessor
+
+    folder = saved(tmp_path, "vit", ViTImageProcessor(size={"height": 16, "width": 16}))
+    Image.effect_noise((20, 20), 60).save(tmp_path / "p.png")
+    lens("image", str(tmp_path / "p.png"), of=folder, k=2, as_json=True)
+    told = said(capsys)
+    model = interp.load(folder)
+    picture = AutoImageProcessor.from_pretrained(folder)(
+        Image.open(tmp_path / "p.png").convert("RGB"), return_tensors="pt"
+    )
+    with torch.no_grad():
+        p = model.module(**picture).logits[0].softmax(-1)
+    assert [t["prob"] for t in told["top"][-1][0]] == pytest.approx(p.topk(2).values.tolist(), rel=1e-4)
+    assert told["top"][-1][0][0]["token"] == model.config.id2label[int(p.argmax())]
+    assert len(told["tokens"]) == 5
