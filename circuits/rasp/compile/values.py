@@ -25,10 +25,10 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def mark(value: Any) -> Any:
-    """Equal for values that count as one: floats that agree in ten digits do, for no float32 could tell them apart."""
+    """Equal for values that count as one: floats that agree in ten digits or twelve places do."""
     if isinstance(value, tuple):
         return tuple(map(mark, value))
-    return isinstance(value, bool), float(f"{value:.10g}") if isinstance(value, float) else value
+    return isinstance(value, bool), float(f"{round(value, 12):.10g}") if isinstance(value, float) else value
 
 
 def compute(step: Elementwise, arguments: list[Any]) -> Any:
