@@ -57,6 +57,7 @@ class _Batch:
         self.chosen: dict[Node, np.ndarray] = {}  # selectors: [input, query, key]
 
     def compute(self, step: Node) -> None:
+        """Put the step's codes or choices beside those of its parents, and mark inputs on which it is undefined."""
         if isinstance(step, Selector):
             self.chosen[step] = self._selector(step)
         else:
