@@ -29,6 +29,11 @@ PROGRAMS = {
     "a constant": ("x = aggregate(full_s,3);", "ab", 3),
     "numbers": ("set example [1,2]\ntokens = tokens_int; x = average(tokens*tokens)-tokens;", [1, 3, -2], 4),
     "mean of means": ("x = aggregate(select(indices,indices,<=),aggregate(full_s,indices));", "ab", 4),
+    "zero and False": (
+        "p = select(indices,indices-1,==); x = aggregate(p,indices,0) if aggregate(p,indices>0,False) else 1;",
+        "ab",
+        3,
+    ),
     "double histogram": (PAPER + "x = hist2_nobos;", "abc", 4),
     "palindrome": (PAPER + "x = aggregate(full_s,indicator(not (tokens==reverse)))==0;", "ab", 6),
     "dyck1": (PAPER + "x = dyck1_ptf;", "()", 5),
