@@ -1,20 +1,24 @@
-"""`interp rasp`: RASP programs. Alone it is a REPL; `interp rasp run` gives a program's value on an input."""
+"""`interp rasp`: RASP programs. Alone it is a REPL; `run` gives a program's value on an input, `compile` makes it a transformer."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from interp.cli import guarded
+from interp.cli import answer, guarded
 from interp.errors import WrongUse
 
 app = typer.Typer(invoke_without_command=True, help=__doc__)
 
 WARNINGS = typer.Option(True, "--warn/--no-warn", help="Warn where RASP's precedence may surprise.")
+
+AS_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 
 @app.callback()
@@ -33,7 +37,7 @@ def run(
     tokens: str | None = typer.Option(None, "--input", help="A string, or a list written as JSON."),
     inputs: Path | None = typer.Option(None, "--inputs", help="A file with a JSON list of inputs; prints a list."),
     warn: bool = WARNINGS,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON on standard output."),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Print the value of a variable on an input. Exit status 1 if the program or the input fails.
 
@@ -56,6 +60,66 @@ def run(
         except RaspError as error:
             results.append({"error": str(error)})
     print(json.dumps(results, ensure_ascii=False) if as_json else "\n".join(map(_shown, results)))
+
+
+@app.command("compile")
+@guarded
+def compile_program(
+    file: Path = typer.Argument(..., help="The program, a .rasp file."),
+    var: str = typer.Option(..., "--var", help="The s-op that the model computes."),
+    vocab: str = typer.Option(..., "--vocab", help="The tokens: letters, or a list written as JSON."),
+    max_len: int = typer.Option(..., "--max-len", help="The greatest number of tokens in an input.", min=1),
+    output: Path = typer.Option(..., "-o", "--output", help="The folder to write, new or empty."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Write a transformer whose weights compute a program's variable on every input."""
+    from circuits.rasp.compile import compile_sop
+    from circuits.rasp.compile.saved import parsed_vocabulary, program_sop, save
+
+    started = time.perf_counter()
+    compiled = compile_sop(program_sop(file, var), parsed_vocabulary(vocab), max_len)
+    seconds = time.perf_counter() - started
+    save(compiled, output, file, var)
+    answer({"folder": str(output), **compiled.model.sizes(), "seconds": round(seconds, 4)}, as_json, _listed)
+
+
+FOLDER = typer.Argument(..., help="The folder of a compiled program.")
+
+
+@app.command("apply")
+@guarded
+def apply_weights(
+    folder: Path = FOLDER,
+    tokens: str = typer.Option(..., "--input", help="A string, or a list written as JSON."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Run the saved weights on an input."""
+    from circuits.rasp.compile.saved import load
+    from circuits.rasp.ops import sequence_type
+
+    compiled, _ = load(folder)
+    values = compiled.apply(_input(tokens))
+    answer({"values": values, "type": sequence_type(values)}, as_json, _listed)
+
+
+@app.command("verify")
+@guarded
+def verify_weights(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
+    """Compare saved weights with the interpreter on every input. Exit status 1 if a position is wrong."""
+    from circuits.rasp.compile import verify
+    from circuits.rasp.compile.saved import load, program_sop
+
+    compiled, var = load(folder)
+    verdict = verify(program_sop(folder / "program.rasp", var), compiled)
+    margin = verdict.worst_margin if math.isfinite(verdict.worst_margin) else None
+    answer({**vars(verdict), "worst_margin": margin}, as_json, _listed)
+    if verdict.wrong:
+        raise typer.Exit(1)
+
+
+def _listed(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        print(f"{key:18} {value}")
 
 
 def _executed(file: Path, warn: bool) -> Any:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from circuits.cli.rasp import app
 from circuits.rasp import RaspError, run
 from circuits.rasp.compile import compile_sop, verify
 
@@ -23,6 +29,11 @@ PROGRAMS = {
     "a constant": ("x = aggregate(full_s,3);", "ab", 3),
     "numbers": ("set example [1,2]\ntokens = tokens_int; x = average(tokens*tokens)-tokens;", [1, 3, -2], 4),
     "mean of means": ("x = aggregate(select(indices,indices,<=),aggregate(full_s,indices));", "ab", 4),
+    "zero and False": (
+        "p = select(indices,indices-1,==); x = aggregate(p,indices,0) if aggregate(p,indices>0,False) else 1;",
+        "ab",
+        3,
+    ),
     "double histogram": (PAPER + "x = hist2_nobos;", "abc", 4),
     "palindrome": (PAPER + "x = aggregate(full_s,indicator(not (tokens==reverse)))==0;", "ab", 6),
     "dyck1": (PAPER + "x = dyck1_ptf;", "()", 5),
@@ -109,3 +120,51 @@ def test_refusals():
         compiled.apply("aaa")
     with pytest.raises(RaspError, match="compile for shorter inputs"):
         compile_sop(run("x = aggregate(select(tokens,tokens,==),10000000+indices);").value("x"), ["a", "b"], 12)
+
+
+def interp(*words: str, status: int = 0) -> Any:
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == status, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    program, target = tmp_path / "p.rasp", tmp_path / "model"
+    program.write_text("hist = selector_width(select(tokens,tokens,==));\ns = full_s;\n")
+    made = interp("compile", str(program), "--var", "hist", "--vocab", "abc", "--max-len", "4", "-o", str(target))
+    assert (made["layers"], made["heads_per_layer"]) == (1, [1])
+    assert made["parameters"] == sum(w.numel() for w in load_file(target / "model.safetensors").values())
+    return target
+
+
+def test_saved_weights_run_and_are_verified(folder):
+    assert interp("apply", str(folder), "--input", "abca") == {"values": [2, 1, 1, 2], "type": "int"}
+    verdict = interp("verify", str(folder))
+    assert {k: verdict[k] for k in ("inputs", "undefined", "wrong", "failing_input", "exhaustive_to")} == {
+        "inputs": 120,
+        "undefined": 0,
+        "wrong": 0,
+        "failing_input": None,
+        "exhaustive_to": 4,
+    }
+
+
+def test_a_weight_changed_on_disk_is_found(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["blocks.0.W_out"].view(-1)[weights["blocks.0.W_out"].abs().argmax()] = 0.0
+    save_file(weights, folder / "model.safetensors")
+    verdict = interp("verify", str(folder), status=1)
+    assert verdict["wrong"] > 0
+    assert set(verdict["failing_input"]) <= set("abc")
+
+
+def test_wrong_use_of_the_commands(folder, tmp_path):
+    program = str(tmp_path / "p.rasp")
+    rest = ["--vocab", "ab", "--max-len", "2", "-o", str(tmp_path / "new")]
+    assert "Did you mean 'hist'" in interp("compile", program, "--var", "hits", *rest, status=2)["error"]
+    assert "a selector" in interp("compile", program, "--var", "s", *rest, status=2)["error"]
+    used = ["--vocab", "ab", "--max-len", "2", "-o", str(folder)]
+    assert "not empty" in interp("compile", program, "--var", "hist", *used, status=2)["error"]
+    assert "no compiled program" in interp("verify", str(tmp_path), status=2)["error"]
+    assert "not in the vocabulary" in interp("apply", str(folder), "--input", "xyz", status=1)["error"]

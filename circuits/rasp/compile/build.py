@@ -98,6 +98,7 @@ class _Stream:
         self.bos[0] = 1.0
 
     def embeddings(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "pos d_model"]]:
+        """W_E with the BOS last, W_pos with nothing at the BOS's position."""
         tokens, length = len(self.plan.values.of(TOKENS)), self.plan.values.length
         embed = torch.zeros(tokens + 1, self.width, dtype=torch.float64)
         embed[:tokens, self.of[TOKENS]] = torch.eye(tokens, dtype=torch.float64)

@@ -52,3 +52,14 @@ class CompiledTransformer(nn.Module):
         for block in self.blocks:
             h = block(h)
         return h[:, 1:] @ self.W_U
+
+    def sizes(self) -> dict[str, int | list[int]]:
+        """Width of the stream, layers, heads and neurons by layer, and elements of all tensors."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        return {
+            "d_model": self.W_E.shape[1],
+            "layers": len(blocks),
+            "heads_per_layer": [block.W_Q.shape[0] for block in blocks],
+            "neurons_per_layer": [block.W_in.shape[1] for block in blocks],
+            "parameters": sum(weight.numel() for weight in self.parameters()),
+        }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from circuits.rasp import ops
@@ -25,10 +24,10 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def mark(value: Any) -> Any:
-    """Equal for values that count as one: floats that agree in ten digits do, for no float32 could tell them apart."""
+    """Equal for values that count as one: floats that agree in ten digits or twelve places do."""
     if isinstance(value, tuple):
         return tuple(map(mark, value))
-    return isinstance(value, bool), float(f"{value:.10g}") if isinstance(value, float) else value
+    return isinstance(value, bool), float(f"{round(value, 12):.10g}") if isinstance(value, float) else value
 
 
 def compute(step: Elementwise, arguments: list[Any]) -> Any:
@@ -58,18 +57,27 @@ class Values:
         self.length = length
         self.contexts = [(n, i) for n in range(1, length + 1) for i in range(n)]
         self.held: set[SOp] = set()
+        self._tuples: dict[str, tuple[Any, ...]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._at: dict[SOp, list[tuple[Any, ...]]] = {
-            TOKENS: [tuple(vocabulary)] * len(self.contexts),
+            TOKENS: [self._same(vocabulary)] * len(self.contexts),
             INDICES: [self._same((i,)) for _, i in self.contexts],
         }
         self._of: dict[SOp, list[Any]] = {}
         self._roots: dict[tuple[SOp, int], tuple[SOp, ...]] = {}
         self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
 
-    @functools.cache  # noqa: B019 (one for each Values, which lives as long as a compilation)
-    def _same(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """One object for equal tuples, so that contexts that are alike are seen to be."""
-        return values
+    def _same(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        """One object for equal tuples, so that contexts that are alike are seen to be. (1,) and (True,) are not equal."""
+        values = tuple(values)
+        return self._tuples.setdefault(repr(values), values)
+
+    def _once(self, function: Callable[..., Iterable[Any]], *arguments: Any) -> tuple[Any, ...]:
+        """The function's value, computed once for arguments that are the same objects, numbers or constants."""
+        key = (function.__name__, *(id(a) if isinstance(a, tuple) else (type(a), a) for a in arguments))
+        if key not in self._known:
+            self._known[key] = self._same(function(*arguments))
+        return self._known[key]
 
     def of(self, step: SOp) -> list[Any]:
         """All values of the step. Raises `RaspError` if there are too many to list."""
@@ -83,16 +91,12 @@ class Values:
         if step not in self._at:
             if isinstance(step, Width):
                 allowed, known = self.allowed(step.selector)
-                self._at[step] = [self._widths(len(keys), known) for keys in allowed]
+                self._at[step] = [self._once(_widths, len(keys), known) for keys in allowed]
             elif isinstance(step, Aggregate):
                 self._at[step] = self._aggregated(step)
             else:
                 self._at[step] = self._images(step)
         return self._at[step]
-
-    @functools.cache  # noqa: B019
-    def _widths(self, most: int, known: bool) -> tuple[int, ...]:
-        return (most,) if known else tuple(range(most + 1))
 
     def is_number(self, step: SOp) -> bool:
         """Whether attention writes it as one number, since several positions can be chosen."""
@@ -143,10 +147,9 @@ class Values:
             key = tuple(map(id, sets))
             if key not in images:
                 marks = (tuple(map(mark, values)) for values in itertools.product(*sets))
-                images[key] = tuple(distinct(known[m] for m in marks if m in known))
+                images[key] = self._same(distinct(known[m] for m in marks if m in known))
             result.append(images[key])
-        same = {tuple(map(mark, image)): image for image in images.values()}
-        return [same[tuple(map(mark, image))] for image in result]
+        return result
 
     def _value_or_none(self, step: SOp, known: dict[SOp, Any]) -> Any:
         try:
@@ -210,46 +213,58 @@ class Values:
         value, one = step.value, self.at_most_one(step.selector)
         result = []
         for (n, _), keys in zip(self.contexts, allowed, strict=True):
-            sets = [self.at(value)[_context(n, j)] if isinstance(value, SOp) else (value,) for j in keys]
+            sets = [self.at(value)[_context(n, j)] if isinstance(value, SOp) else self._same((value,)) for j in keys]
             if not keys:
                 result.append(self._same((step.default,)))
             elif known and len(keys) > 1:
-                result.append(self._means(tuple(sets), self._numeric(step)))
+                result.append(self._mean_of_each(sets, self._numeric(step)))
             else:
-                union = self._same(tuple(distinct(itertools.chain(*dict.fromkeys(sets)))))
+                union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
                 most = 1 if one or not self._numeric(step) else len(keys)
-                values = self._any_means(union, most)
-                result.append(values if known else self._with(values, step.default))
+                values = self._once(_any_means, union, most)
+                result.append(values if known else self._once(_with, values, step.default))
         return result
 
-    @functools.cache  # noqa: B019
-    def _with(self, values: tuple[Any, ...], default: Atom) -> tuple[Any, ...]:
-        return tuple(distinct([default, *values]))
-
-    @functools.cache  # noqa: B019
-    def _means(self, sets: tuple[tuple[Any, ...], ...], numeric: bool) -> tuple[Any, ...]:
+    def _mean_of_each(self, sets: list[tuple[Any, ...]], numeric: bool) -> tuple[Any, ...]:
         """Means of one value from each set; nothing where they are no numbers."""
         if not numeric:
             return ()
-        sums: list[Any] = [0]
+        sums = self._same((0,))
         for values in sets:
-            sums = self._few(s + v for s in sums for v in values)
-        return tuple(distinct(s / len(sets) for s in sums))
+            sums = self._once(_sums, sums, values)
+        return self._once(_shares, sums, len(sets))
 
-    @functools.cache  # noqa: B019
-    def _any_means(self, values: tuple[Any, ...], most: int) -> tuple[Any, ...]:
-        """The values, and all means of 2 ... `most` of them."""
-        means, sums = list(values), list(values)
-        for count in range(2, most + 1):
-            sums = self._few(s + v for s in sums for v in values)
-            means = self._few(means + [s / count for s in sums])
-        return tuple(means)
 
-    def _few(self, values: Iterable[Any]) -> list[Any]:
-        found = distinct(values)
-        if len(found) > MEANS:
-            raise RaspError(f"a mean that can take more than {MEANS:,} values")
-        return found
+def _widths(most: int, known: bool) -> Iterable[int]:
+    return (most,) if known else range(most + 1)
+
+
+def _with(values: tuple[Any, ...], default: Atom) -> list[Any]:
+    return distinct([default, *values])
+
+
+def _sums(sums: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:
+    return _few(s + v for s in sums for v in values)
+
+
+def _shares(sums: tuple[Any, ...], count: int) -> list[Any]:
+    return distinct(s / count for s in sums)
+
+
+def _any_means(values: tuple[Any, ...], most: int) -> list[Any]:
+    """The values, and all means of 2 ... `most` of them."""
+    means, sums = list(values), list(values)
+    for count in range(2, most + 1):
+        sums = _few(s + v for s in sums for v in values)
+        means = _few(means + [s / count for s in sums])
+    return means
+
+
+def _few(values: Iterable[Any]) -> list[Any]:
+    found = distinct(values)
+    if len(found) > MEANS:
+        raise RaspError(f"a mean that can take more than {MEANS:,} values")
+    return found
 
 
 def _context(length: int, position: int) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from circuits.rasp.batch import evaluate_batch
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.values import mark
 from circuits.rasp.errors import RaspError
-from circuits.rasp.evaluate import Run
 from circuits.rasp.graph import SOp
 
 EXHAUSTIVE = 2_000_000  # inputs that are all run
@@ -53,18 +53,16 @@ def _batches(compiled: Compiled) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _compare(node: SOp, compiled: Compiled, batch: list[tuple[Any, ...]], verdict: Verdict) -> None:
-    at = {mark(v): i for i, v in enumerate(compiled.values)}
-    defined, wanted = [], []
-    for tokens in batch:
-        verdict.inputs += 1
-        try:
-            wanted.append([at.get(mark(v), -1) for v in Run(list(tokens)).result(node).values])  # type: ignore[union-attr]
-            defined.append(tokens)
-        except RaspError:
-            verdict.undefined += 1
-    if not defined:
+    found = evaluate_batch(node, batch)
+    known = {mark(v): i for i, v in enumerate(compiled.values)}
+    place = torch.tensor([known.get(mark(v), -1) for v in found.values])  # -1: a value that no logit stands for
+    defined = torch.from_numpy(~found.undefined)
+    verdict.inputs += len(batch)
+    verdict.undefined += int((~defined).sum())
+    right = place[torch.from_numpy(found.at)][defined]
+    if not len(right):
         return
-    logits, right = compiled.model(compiled.ids(defined)), torch.tensor(wanted)
+    logits = compiled.model(compiled.ids(batch)[defined])
     chosen = logits.gather(-1, right.clamp(min=0)[..., None])[..., 0]
     others = logits.scatter(-1, right.clamp(min=0)[..., None], float("-inf")).amax(-1)
     margin = torch.where(right < 0, -torch.inf, chosen - others)
@@ -72,4 +70,5 @@ def _compare(node: SOp, compiled: Compiled, batch: list[tuple[Any, ...]], verdic
     verdict.wrong += int(bad.sum())
     verdict.worst_margin = min(verdict.worst_margin, float(margin.min()))
     if verdict.failing_input is None and bad.any():
-        verdict.failing_input = list(defined[int(bad.any(-1).nonzero()[0])])
+        first = int(bad.any(-1).nonzero()[0])
+        verdict.failing_input = list(batch[int(defined.nonzero()[first])])
