@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"k": 3, "dead_after": 64, "aux": 0.5, "k_aux": 3},
-    "topk_transcoder": {"kind": "topk", "k": 3, "dead_after": 64, "skip": True, "average": 0.9},
+    "topk_transcoder": {"kind": "topk", "k": 3, "dead_after": 64, "skip": True, "average": 0.9, "clip": 0.05},
     "topk_dense": {"kind": "topk", "k": 20},  # more than one rank has latents
     "batchtopk": {"k": 2, "dead_after": 64, "aux": 0.5},
     "l1_april": {"sparsity": 0.3},

@@ -165,6 +165,20 @@ def test_what_cannot_be_trained_together(store: Store, rows: Tensor, tmp_path: P
             next(together(sources, 32, 0, 0, 1))
 
 
+def test_a_site_that_is_not_the_checkpoints_is_refused(store: Store, tmp_path: Path) -> None:
+    """By name, by width, and as a target; the checkpoint stays as it was."""
+    train_many({"a": config()}, StoreSource(store, "early"), tmp_path)
+    before = (tmp_path / "a" / "state.safetensors").read_bytes()
+    for source in (
+        StoreSource(store, "late"),
+        StoreSource(store, ["early", "late"]),
+        StoreSource(store, "early", "late"),
+    ):
+        with pytest.raises(WrongUse, match=r"a was trained with source (reads|writes)=\['early'\], not"):
+            train_many({"a": config()}, source, tmp_path, resume=True)
+    assert (tmp_path / "a" / "state.safetensors").read_bytes() == before
+
+
 def test_together_gives_each_its_own_sites(store: Store) -> None:
     views = [StoreSource(store, "early"), StoreSource(store, "late", "early"), StoreSource(store, "early")]
     for number, pairs in enumerate(together(views, 32, 4, 3, 15), 3):
