@@ -1,6 +1,6 @@
 """The activation store against the disk it lies on, the buffers of SAELens and dictionary_learning, and a forward pass.
 
-    python -m benchmarks.store [--d 512 --rows 1048576 --batch 4096 --rounds 5 --folder runs/bench --no-peers]
+    python -m benchmarks.store [--d 512 --rows 1048576 --batch 4096 --rounds 5 --folder runs --no-peers]
 
 Every writer is fed ready rows, without a model, and is done when they are on the disk (`fsync`). Every reader serves all
 rows once, shuffled, after what it reads was dropped from the page cache. Turns alternate; ratios are taken within a
@@ -23,6 +23,7 @@ import resource
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -219,30 +220,36 @@ def row(label: str, told: dict[str, float]) -> None:
     print(f"{label:34}" + "".join(f"{told[key]:10.3g}" for key in ("median", "least", "greatest")))
 
 
+def measured(folder: Path, a: argparse.Namespace) -> dict[str, Any]:
+    """All rounds: ours in both dtypes, the peers, and ours with a model in the loop."""
+    x = torch.randn(1 << 16, a.d, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rounds: dict[str, list[dict[str, Turn]]] = {"bfloat16": [], "int8": []}
+    peers: list[dict[str, dict[str, Any]]] = []
+    for _ in range(a.rounds):
+        for dtype, told in rounds.items():
+            told.append(against_the_disk(folder, x, a.rows, a.batch, dtype))
+        if not a.no_peers:
+            peers.append({"dictionary_learning": peer("dictionary_learning", a.d, a.batch, BUFFER)})
+            peers[-1]["saelens"] = peer("saelens", a.d, 2 * BUFFER, a.batch, BUFFER, folder / "saelens")
+            shutil.rmtree(folder / "saelens")
+    result: dict[str, Any] = {dtype: shares(told, a.rows) for dtype, told in rounds.items()}
+    result["peers"] = of_peers(peers, rounds["bfloat16"], a.rows) if peers else {}
+    return result | {"model": with_a_model(folder, a.rounds)}
+
+
 def main() -> None:
     """Print one JSON object and a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("d", 512), ("rows", 1 << 20), ("batch", 4096), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "runs", help="on the disk to measure; nothing in it is touched"
+    )
     parser.add_argument("--no-peers", action="store_true")
     a = parser.parse_args()
-    x = torch.randn(1 << 16, a.d, generator=torch.Generator().manual_seed(0)).bfloat16()
-    shutil.rmtree(a.folder, ignore_errors=True)
-    a.folder.mkdir(parents=True)
-    rounds: dict[str, list[dict[str, Turn]]] = {"bfloat16": [], "int8": []}
-    peers: list[dict[str, dict[str, Any]]] = []
-    for _ in range(a.rounds):
-        for dtype, told in rounds.items():
-            told.append(against_the_disk(a.folder, x, a.rows, a.batch, dtype))
-        if not a.no_peers:
-            peers.append({"dictionary_learning": peer("dictionary_learning", a.d, a.batch, BUFFER)})
-            peers[-1]["saelens"] = peer("saelens", a.d, 2 * BUFFER, a.batch, BUFFER, a.folder / "saelens")
-            shutil.rmtree(a.folder / "saelens")
-    result = {dtype: shares(told, a.rows) for dtype, told in rounds.items()}
-    result["peers"] = of_peers(peers, rounds["bfloat16"], a.rows) if peers else {}
-    result["model"] = with_a_model(a.folder, a.rounds)
-    shutil.rmtree(a.folder)
+    a.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=a.folder) as folder:
+        result = measured(Path(folder), a)
     result |= {"machine": machine(), "asked": {name: str(value) for name, value in vars(a).items()}}
     print(json.dumps(result, indent=1))
     show(result)
