@@ -106,3 +106,13 @@ def test_a_claim_passes_only_with_its_whole_interval():
     assert claim.verdict(planted.Interval(1.0, 0.05)) == "passed"
     assert claim.verdict(planted.Interval(1.0, 0.06)) == "FAILED"
     assert claim.verdict(planted.Interval(0.94, float("nan"))) == "FAILED"
+
+
+def test_the_page_of_planted_features_has_every_kind_and_claim():
+    page = (planted.ROOT / "docs" / "ground_truth.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert page.count(f"| `{kind}` |") == len(planted.TABLES), kind
+    for claim in planted.CLAIMS:
+        assert f"| {claim.text} | {claim.bound()} |" in page
+    for task in planted.TASKS:
+        assert f"`{task}`" in page

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from interp.dictionaries.probing import Task, one_against_rest
-from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,17 +77,12 @@ def absorption(
 ) -> pd.DataFrame:
     """For each label, over its words that the probe on x tells right: mean fraction, share of full absorption.
 
-    Columns label, words, main, fraction, full. Labels with fewer than five words are left out; raises `WrongUse` if none is left.
+    Columns label, words, main, fraction, full. Raises `WrongUse` for a label with fewer than five words.
     """
     import pandas as pd
 
-    enough = {label for label in labels if labels.count(label) >= 5}
-    if len(enough) < 2:
-        raise WrongUse("Absorption needs two labels of five words or more, such as words and their first letters.")
-    kept = torch.tensor([label in enough for label in labels])
-    x, f = x[kept], f[kept]
     rows = []
-    for label, question in one_against_rest([name for name in labels if name in enough], seed).items():
+    for label, question in one_against_rest(labels, seed).items():
         probe, main = question.probe(x), main_latents(f, question)
         right = question.truth & probe.says(x)
         fraction, full = absorbed(x[right], f[right], W_dec, probe.w, main)

@@ -7,6 +7,7 @@ from each, so from the mean it subtracts the mean of that: x − f_S W_dec[S]; w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 KS = (1, 2, 5)
 NS = (2, 5, 10, 20, 50, 100, 500)
 TEST = 0.2  # share of the rows that probes are scored on
+FEWEST = 5  # rows of a sort
 LEAST = 1e-3  # of accuracy lost to a spurious label: below it there is nothing to win back
 
 
@@ -96,16 +98,16 @@ class Task:
 def task(truth: Bool[Tensor, " rows"], seed: int = 0, sorts: Int[Tensor, " rows"] | None = None) -> Task:
     """As many rows that are true as false, drawn by `seed`, a fifth of each set aside to be scored on.
 
-    `sorts` splits further: as many of each of its values. Raises `WrongUse` if a sort has fewer than five rows.
+    `sorts` splits further: as many of each of its values. Raises `WrongUse` if a sort has fewer than five rows, or there is one sort.
     """
     sorts = truth.long() if sorts is None else sorts
     generator = torch.Generator().manual_seed(seed)
     groups = [(sorts == value).nonzero().flatten() for value in sorts.unique().tolist()]
     groups = [g[torch.randperm(len(g), generator=generator)] for g in groups]
     size = min(map(len, groups))
-    if len(groups) < 2 or size < 5:
+    if len(groups) < 2 or size < FEWEST:
         raise WrongUse(
-            f"Probing needs two labels, and five texts of each; the rarest has {size if len(groups) > 1 else 0}."
+            f"Probing needs true and false rows, {FEWEST} of each sort; there are {[len(g) for g in groups]}."
         )
     held = max(1, round(TEST * size))
     test, train = (torch.cat([g[a:b] for g in groups]) for a, b in ((0, held), (held, size)))
@@ -113,7 +115,12 @@ def task(truth: Bool[Tensor, " rows"], seed: int = 0, sorts: Int[Tensor, " rows"
 
 
 def one_against_rest(labels: Sequence[str], seed: int = 0) -> dict[str, Task]:
-    """The task of telling each label from the others."""
+    """The task of telling each label from the others. Raises `WrongUse` for a label with fewer than five rows, naming it."""
+    counts = Counter(labels)
+    rare = sorted(name for name, count in counts.items() if count < FEWEST)
+    if rare or len(counts) < 2:
+        few = f"{', '.join(rare)} have fewer" if rare else f"there is only {', '.join(counts)}"
+        raise WrongUse(f"Probing needs two labels or more, and {FEWEST} texts of each: {few}.")
     return {name: task(torch.tensor([label == name for label in labels]), seed) for name in sorted(set(labels))}
 
 
@@ -186,8 +193,8 @@ def scr(
     """
     four = 2 * label.long() + spurious.long()
     counts = torch.bincount(four, minlength=4).tolist()
-    if min(counts) < 5:
-        raise WrongUse(f"SCR needs five texts of each combination of label and spurious label; there are {counts}.")
+    if min(counts) < FEWEST:
+        raise WrongUse(f"SCR needs {FEWEST} texts of each combination of label and spurious label; there are {counts}.")
     tasks = [task(truth, seed, four) for truth in (label, spurious)]
     agree = [(label == spurious)[t] for t in (tasks[0].train, tasks[0].test)]
     biased = Task(tasks[0].train[agree[0]], tasks[0].test[agree[1]], label).probe(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,11 @@ def write_evaluation(
     compared: Comparison,
     histograms: Mapping[str, pd.DataFrame],
     facts: Mapping[str, str],
-    tables: Sequence[Table] = (),
 ) -> None:
     """One page: a column for each group of runs that differ in their seed alone, mean ± half of the 95 % interval.
 
-    `histograms`: of a run of each group, by the group's name, as `Reconstruction.density_histogram` gives them. More
-    `tables` stand below. Raises `OSError` if the page cannot be written.
+    `histograms`: of a run of each group, by the group's name, as `Reconstruction.density_histogram` gives them.
+    Raises `OSError` if the page cannot be written.
     """
     groups = compared.groups()
     runs = {name: len(of) for name, of in groups.items()}
@@ -69,7 +68,7 @@ def write_evaluation(
         if "kl.replaced" in compared.names()
         else "Measured on rows.",
         facts=dict(facts) | {"Runs": "; ".join(f"{name}: {count}" for name, count in runs.items())},
-        tables=[measures(compared), *tables],
+        tables=[measures(compared)],
         charts=[*_entropies(compared), densities(histograms)],
     )
 

@@ -63,9 +63,12 @@ def test_as_many_rows_of_each_sort() -> None:
     sorts = torch.arange(60) % 4
     four = task(truth, 4, sorts)
     assert torch.bincount(sorts[four.train]).tolist() == [12] * 4
-    for bad in (torch.ones(60) > 0, torch.arange(60) < 4):
-        with pytest.raises(WrongUse, match="two labels, and five texts of each"):
+    for bad, counts in ((torch.ones(60) > 0, r"\[60\]"), (torch.arange(60) < 4, r"\[56, 4\]")):
+        with pytest.raises(WrongUse, match=f"5 of each sort; there are {counts}"):
             task(bad)
+    for labels, said in ((["a"] * 9, "there is only a"), (["a"] * 9 + ["b", "c"], "b, c have fewer")):
+        with pytest.raises(WrongUse, match=said):
+            sparse_probing(torch.rand(len(labels), 3), labels)
 
 
 # ------------------------------------------------------------ k-sparse probing
@@ -224,7 +227,7 @@ def test_main_latents_stop_where_they_bring_nothing() -> None:
     half = torch.arange(400) % 4 == 0
     f = torch.stack([truth & half, truth & ~half, truth & (torch.arange(400) < 8)], 1).double()
     assert sorted(main_latents(f, task(truth))) == [0, 1]
-    with pytest.raises(WrongUse, match="two labels of five words or more"):
+    with pytest.raises(WrongUse, match="two labels or more, and 5 texts of each: there is only a"):
         absorption(f, f, torch.eye(3).double(), ["a"] * 400)
 
 
