@@ -412,7 +412,7 @@ def expressions(draw: st.DrawFn, depth: int = 3) -> str:
     return forms.get(op, f"({a}) {op} ({b}) if ({c}) else not -({a})")
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(expressions(), min_size=1, max_size=4))
 def test_any_program_runs_or_ends_with_an_error_that_has_a_place(parts):
     state, display, errors = Interpreter(), [], []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.model import CompiledTransformer
-from circuits.rasp.compile.plan import Head, Plan, Table, View
+from circuits.rasp.compile.plan import EPSILON, RESOLVED, Head, Plan, Scale, Table, View, level
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
 from circuits.rasp.compile.values import distinct, mark
 from circuits.rasp.errors import RaspError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARP = 100.0  # a selected key's score over another's; the BOS stands between: e^-50 is nothing in float32
-RESOLVED = 64.0  # a step must be this many roundings of float32 wide
 
 
 @dataclass
@@ -60,14 +59,26 @@ def compile_sop(node: SOp, vocabulary: list[Atom], length: int) -> Compiled:
     plan = Plan(share(node), vocabulary, length)
     stream = _Stream(plan)
     blocks = [_block(plan, stream, i) for i in range(plan.blocks)]
-    outputs = distinct(v for v in plan.output.values if v is not None)
-    unembed = torch.zeros(stream.width, len(outputs), dtype=torch.float64)
-    unembed[stream.of[plan.output.root]] = _one_hots(plan.output.values, outputs)
+    unembed, outputs = _unembed(plan.output, stream)
     embed, positions = stream.embeddings()
     model = CompiledTransformer(
         embed.float(), positions.float(), [{n: w.float() for n, w in b.items()} for b in blocks], unembed.float()
     )
     return Compiled(model, vocabulary, length, outputs, stream.labels)
+
+
+def _unembed(output: View | Scale, stream: _Stream) -> tuple[Float[Tensor, "d_model out"], list[Any]]:
+    """A logit for each value: its direction; or, read off a number x with levels x_i, (2 x x_i - x_i²)/gap²: the nearest wins."""
+    if isinstance(output, View):
+        outputs = distinct(v for v in output.values if v is not None)
+        unembed = stream.zeros(len(outputs))
+        unembed[stream.of[output.root]] = _one_hots(output.values, outputs)
+        return unembed, outputs
+    levels = torch.tensor(output.levels, dtype=torch.float64)
+    unembed = stream.zeros(len(levels))
+    unembed[stream.numbers[output.root]] = 2 * levels / output.gap() ** 2
+    unembed[stream.of[TOKENS]] = -((levels / output.gap()) ** 2)
+    return unembed, output.values
 
 
 @dataclass
@@ -247,15 +258,10 @@ def _stairs(table: Table, stream: _Stream) -> dict[Gate, list[tuple[float, int]]
     stairs: dict[Gate, list[tuple[float, int]]] = {}
     for row, value in table.rows:
         known = dict(zip(table.roots, row, strict=True))
-        level = _level(table.number, known.pop(table.number)) if table.number else 0.0
+        height = level(table.number, known.pop(table.number)) if table.number else 0.0
         gate = tuple(stream.of[root].start + places[root][mark(v)] for root, v in known.items())
-        stairs.setdefault(gate, []).append((level, out[mark(value)]))
+        stairs.setdefault(gate, []).append((height, out[mark(value)]))
     return {gate: sorted(steps) for gate, steps in stairs.items()}
-
-
-def _level(root: SOp, value: Any) -> float:
-    """How attention writes the value: a width as 1/(w + 1), a mean as itself."""
-    return float(value) if isinstance(root, Aggregate) else 1.0 / (value + 1)
 
 
 def _staircase(
@@ -272,7 +278,7 @@ def _staircase(
     for (low, before), (high, after) in itertools.pairwise(steps):
         if before == after:
             continue
-        if high - low < RESOLVED * torch.finfo(torch.float32).eps * max(top, 1.0):
+        if high - low < RESOLVED * EPSILON * max(top, 1.0):
             raise RaspError(
                 f"float32 cannot tell {low!r} from {high!r} here: compile for shorter inputs", table.step.at
             )
@@ -287,4 +293,4 @@ def _farthest(table: Table) -> float:
     """The greatest level that the table's number has in any row."""
     assert table.number is not None
     place = table.roots.index(table.number)
-    return max(abs(_level(table.number, row[place])) for row, _ in table.rows)
+    return max(abs(level(table.number, row[place])) for row, _ in table.rows)

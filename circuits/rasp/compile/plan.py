@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from circuits.rasp.compile.shared import INDICES, TOKENS
-from circuits.rasp.compile.values import COMBINATIONS, TUPLE, Values, conjuncts, mark, selects, sides
+from circuits.rasp.compile.values import COMBINATIONS, TUPLE, Values, conjuncts, distinct, mark, selects, sides
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Selector, SOp, Width
 from circuits.rasp.syntax import Atom
+
+RESOLVED = 64.0  # two levels must be this many roundings of float32 apart
+SQUARED = 16.0  # ... and the squares of their distances this many, where an unembedding takes squares
+EPSILON = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,20 @@ class View:
 
     root: SOp
     values: list[Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A function of a number that tells all its levels apart: `values[i]` is its value where the number is `levels[i]`."""
+
+    root: SOp
+    levels: list[float]
+    values: list[Any]
+
+    def gap(self) -> float:
+        """The least distance of two levels."""
+        levels = sorted(self.levels)
+        return min((b - a for a, b in itertools.pairwise(levels)), default=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +83,7 @@ class Plan:
         self.tables: list[Table] = []
         self.heads: list[Head] = []
         self._ready: dict[tuple[SOp, bool], int] = {(TOKENS, False): -1, (INDICES, False): -1}  # (step, as a number)
-        self.output = self._view(output)
+        self.output = self._scale(output) or self._view(output)
         times = [table.time for table in self.tables] + [head.time for head in self.heads]
         self.blocks = 1 + max(times, default=-1) // 2
 
@@ -90,6 +109,19 @@ class Plan:
             return View(step, self.values.of(step))
         found = {mark(key): value for (key,), value in self.values.table(step)}
         return View(roots[0], [found.get(mark(v)) for v in self.values.of(roots[0])])
+
+    def _scale(self, step: SOp) -> Scale | None:
+        """The step as a function of one number, if float32 can tell the squares of its levels apart."""
+        roots = self.values.roots(step)
+        if len(roots) != 1 or not self._numbers(roots):
+            return None
+        rows = self.values.table(step)
+        scale = Scale(roots[0], [level(roots[0], v) for (v,), _ in rows], [value for _, value in rows])
+        resolved = SQUARED * EPSILON * max(x * x for x in scale.levels) < scale.gap() ** 2
+        if not resolved or len(distinct(scale.values)) < len(rows):
+            return None
+        self._time(roots[0])
+        return scale
 
     def _numbers(self, roots: tuple[SOp, ...]) -> list[SOp]:
         return [r for r in roots if self.values.is_number(r) and r not in self.values.held]
@@ -181,3 +213,8 @@ class Plan:
     def _joint(self, steps: list[SOp]) -> View:
         """All the values a selector reads at one position, as a tuple."""
         return self._view(Elementwise(TUPLE, tuple(steps)) if steps else ())  # type: ignore[arg-type]
+
+
+def level(root: SOp, value: Any) -> float:
+    """The number that attention writes for the value: a width as 1/(w + 1), a mean as itself."""
+    return float(value) if isinstance(root, Aggregate) else 1.0 / (value + 1)
