@@ -5,6 +5,8 @@ from interp.lenses.causal import CausalBasis, causal_basis
 from interp.lenses.decoder import DecoderLens
 from interp.lenses.direct import DirectLogits, direct_logit_attribution
 from interp.lenses.lens import Lens
+from interp.lenses.patchscope import patch_from
+from interp.lenses.shortcut import Shortcut, explained, fit_shortcut
 from interp.lenses.trajectory import Trajectory
 from interp.lenses.tuned import Recipe, TunedLens, train_tuned_lens, transfer
 
@@ -15,10 +17,14 @@ __all__ = [
     "DirectLogits",
     "Lens",
     "Recipe",
+    "Shortcut",
     "Trajectory",
     "TunedLens",
     "causal_basis",
     "direct_logit_attribution",
+    "explained",
+    "fit_shortcut",
+    "patch_from",
     "train_tuned_lens",
     "transfer",
 ]
