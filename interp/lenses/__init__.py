@@ -1,6 +1,7 @@
 """What a part of a model says, read in the model's own output."""
 
 from interp.lenses.averages import Averages
+from interp.lenses.backward import WeightGradient, weight_gradient
 from interp.lenses.causal import CausalBasis, causal_basis
 from interp.lenses.decoder import DecoderLens
 from interp.lenses.direct import DirectLogits, direct_logit_attribution
@@ -20,6 +21,7 @@ __all__ = [
     "Shortcut",
     "Trajectory",
     "TunedLens",
+    "WeightGradient",
     "causal_basis",
     "direct_logit_attribution",
     "explained",
@@ -27,4 +29,5 @@ __all__ = [
     "patch_from",
     "train_tuned_lens",
     "transfer",
+    "weight_gradient",
 ]
