@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from interp.lenses import Lens, Trajectory
     from interp.model import Model
 
-KINDS = ("logit", "tuned", "decoder")
+KINDS = ("logit", "tuned", "shortcut", "decoder")
+TRAINED = ("tuned", "shortcut")
 MEDIA = ("audio", "image")
 
 
@@ -26,7 +27,9 @@ def lens(
     text: Annotated[str | None, typer.Argument(help="the text to read, or the file; none with --ids")] = None,
     kind: Annotated[str, typer.Option(help=f"of the lens: {', '.join(KINDS)}")] = "logit",
     of: Annotated[str | None, typer.Option("--model", help="the model that reads an audio or image file")] = None,
-    weights: Annotated[Path | None, typer.Option("--lens", help="folder of a tuned lens")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--lens", help="folder of a lens that `interp train lens` made")
+    ] = None,
     ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 5,6,7")] = None,
     site: Annotated[
         list[str] | None, typer.Option(help="site or glob; may be given again; default: the stream after every block")
@@ -132,14 +135,16 @@ def _token(text: str) -> int | str:
 
 
 def _made(model: Model, kind: str, weights: Path | None) -> Lens:
-    from interp.lenses import DecoderLens, Lens, TunedLens
+    from interp.lenses import DecoderLens, Lens, Shortcut, TunedLens
 
     if kind not in KINDS:
         raise WrongUse(f"there is no lens of the kind {kind!r}.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
-    if (kind == "tuned") != (weights is not None):
-        raise WrongUse("--kind tuned and --lens FOLDER go together: `interp train lens MODEL -o FOLDER` trains one.")
+    if (kind in TRAINED) != (weights is not None):
+        raise WrongUse(
+            f"--lens FOLDER goes together with --kind {' or '.join(TRAINED)}: `interp train lens MODEL -o FOLDER` makes one."
+        )
     if weights is not None:
-        return TunedLens.load(weights, model)
+        return (TunedLens if kind == "tuned" else Shortcut).load(weights, model)
     return DecoderLens(model) if kind == "decoder" else Lens(model)
 
 
@@ -206,7 +211,8 @@ def train_lens(
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the lens")],
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
-    steps: Annotated[int, typer.Option(help="training steps")] = 250,
+    kind: Annotated[str, typer.Option(help="tuned, or shortcut: least squares to the last stream")] = "tuned",
+    steps: Annotated[int, typer.Option(help="training steps; of a shortcut: steps × tokens are read once")] = 250,
     tokens: Annotated[int, typer.Option(help="tokens a step")] = 2**18,
     context: Annotated[int, typer.Option(help="tokens a window of text")] = 2048,
     optimizer: Annotated[str, typer.Option(help="sgd (Nesterov) or adam")] = "sgd",
@@ -216,19 +222,29 @@ def train_lens(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Train a tuned lens: an affine map a layer, from which the head reads what the model will say."""
+    """Train an affine map a layer, from which the head reads what the model will say (or, by least squares, its last stream)."""
     import csv
 
-    from interp.lenses import Recipe, train_tuned_lens
+    from interp.lenses import Recipe, fit_shortcut, train_tuned_lens
     from interp.model import load
     from interp.texts import read_texts
 
+    if kind not in TRAINED:
+        raise WrongUse(
+            f"there is no lens of the kind {kind!r} to train.{nearest(kind, TRAINED)} Kinds: {', '.join(TRAINED)}."
+        )
+    if kind == "shortcut":
+        fitted = fit_shortcut(
+            load(model, device=device), read_texts(text, dataset), context=context, tokens=steps * tokens
+        )
+        fitted.save(out)
+        return answer({"path": str(out), "sites": fitted.sites}, as_json, lambda result: print(result["path"]))
     recipe = Recipe(steps, tokens, context, optimizer, lr, bias_only=bias_only, seed=seed)
     made = train_tuned_lens(load(model, device=device), read_texts(text, dataset), out, recipe)
     with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
         *_, last = csv.DictReader(file)
     result = {"path": str(out), "steps": int(last.pop("step")) + 1, "sites": made.sites}
-    answer(result | {"kl": {site: float(kl) for site, kl in last.items()}}, as_json, _show_trained)
+    return answer(result | {"kl": {site: float(kl) for site, kl in last.items()}}, as_json, _show_trained)
 
 
 def _show_trained(result: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ class TunedLens(Lens):
             raise Failed(f"the lens in {folder} cannot be read: {error}") from error
         check_keys(config, ("format", "kind", "model", "sites", "unembedding"), f"{folder}/config.json")
         if config.get("format") != FORMAT or config.get("kind") != cls.kind:
-            raise WrongUse(f"{folder} holds no tuned lens of format {FORMAT}: its config.json says {config}.")
+            raise WrongUse(f"{folder} holds no {cls.kind} lens of format {FORMAT}: its config.json says {config}.")
         head = Readout(model)
         if config["unembedding"] != fingerprint(head):
             raise WrongUse(

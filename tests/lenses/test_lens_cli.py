@@ -80,8 +80,8 @@ def test_a_long_text_is_cut_on_the_page(tiny_folder, tmp_path):
         ({"ids": "5,x"}, "--ids takes numbers"),
         ({"ids": "5,99999"}, "ids run from 0 to 399"),
         ({"text": "a", "kind": "logits"}, "Did you mean 'logit'"),
-        ({"text": "a", "kind": "tuned"}, "go together"),
-        ({"text": "a", "weights": Path("x")}, "go together"),
+        ({"text": "a", "kind": "tuned"}, "goes together"),
+        ({"text": "a", "weights": Path("x")}, "goes together"),
         ({"text": "a", "kind": "decoder"}, "no encoder with a decoder"),
         ({"text": "a", "of": "x"}, "interp lens audio FILE --model MODEL"),
         ({"text": "a", "site": ["blocks.9.resid_post"]}, "blocks.9.resid_post"),
@@ -125,6 +125,17 @@ def test_a_lens_is_trained_and_read(tiny_folder, tmp_path, capsys):
     assert tuned["kl_forward"][0] != plain["kl_forward"][0]
     train_lens(str(tiny_folder), tmp_path / "lens", **how)
     assert "4 steps" in capsys.readouterr().out
+    train_lens(str(tiny_folder), tmp_path / "short", kind="shortcut", **how, as_json=True)
+    assert said(capsys)["sites"] == told["sites"]
+    lens(str(tiny_folder), "The class", kind="shortcut", weights=tmp_path / "short", as_json=True)
+    assert said(capsys)["kind"] == "shortcut"
+    for call in (
+        lambda: train_lens(str(tiny_folder), tmp_path / "x", kind="short", as_json=True),
+        lambda: lens(str(tiny_folder), "a", kind="tuned", weights=tmp_path / "short", as_json=True),
+    ):
+        with pytest.raises(SystemExit):
+            call()
+        assert re.search("Did you mean 'shortcut'|holds no tuned lens", said(capsys)["error"])
     with pytest.raises(SystemExit) as stopped:
         lens("zoo:books", "The class", kind="tuned", weights=tmp_path / "lens", as_json=True)
     assert stopped.value.code == 2
