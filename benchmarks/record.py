@@ -1,6 +1,6 @@
 """Recording against the bare forward pass, raw hooks, TransformerLens and nnsight: time a site, time a pass, bytes.
 
-    python -m benchmarks.record [--rounds 200 --passes 15 --repeats 4 --no-peers]
+    python -m benchmarks.record [--rounds 200 --passes 16 --repeats 2 --no-peers]
     python -m benchmarks.record --device cuda --dtype bfloat16 --model 1b
 
 (i) six layers 64 wide, 1×8 tokens: what a site costs, (recorded - bare) / sites. (ii) six layers 512 wide, vocabulary 8192,
@@ -226,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200, help="alternations of (i)")
     parser.add_argument("--passes", type=int, default=16, help="alternations of (ii)")
-    parser.add_argument("--repeats", type=int, default=4, help="processes that share them")
+    parser.add_argument("--repeats", type=int, default=2, help="processes that share them")
     parser.add_argument("--model", choices=["small", "1b"], default="small")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")

@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 
 GROUPS = ("residuals", "outputs", "everything")  # outputs: residuals, and what attention and MLPs return
-WARM = 5  # pairs before the first that counts
+WARM = 2  # pairs before the first that counts
 Recorder = dict[str, Callable[[], list[Tensor]]]
 Build = Callable[[nn.Module, Tensor, Path, str], Recorder]  # of a model, its tokens, its checkpoint's folder, a name
 GPT2 = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
