@@ -206,11 +206,14 @@ def _equal_heads(t: Tensor | None, heads: Heads, target: Tensor) -> bool:
     return bool((made - wanted).norm() <= 10 * CLOSE.get(target.dtype, ROUGH) ** 0.5 * wanted.norm())
 
 
-def _attention_sites(calls: list[Call], core: Call, product: int, seen: Attention) -> Iterator[tuple[str, Site]]:
+def _attention_sites(
+    calls: list[Call], core: Call, product: int, seen: Attention, axis: int | None = 0
+) -> Iterator[tuple[str, Site]]:
+    """The sites inside an attention; `axis` is that of the batch in what its module is given."""
     assert seen.q is not None and seen.k is not None and seen.v is not None and seen.z is not None
     q, k, v, z = seen.q, distinct_heads(seen.k), distinct_heads(seen.v), seen.z
     z = z if z.shape[1] == q.shape[1] else z.transpose(1, 2)
-    find, place = _Attention(calls, core, seen), Place(core.path, "out", None, core.number)
+    find, place = _Attention(calls, core, seen), Place(core.path, "out", None, core.number, batch=axis)
     heads, groups, width = q.shape[1], q.shape[1] // k.shape[1], q.shape[-1]
 
     def tap(name: str, shape: tuple[int | str, ...], groups: int = 1) -> Site:
@@ -291,7 +294,7 @@ def _experts_site(place: Place, trace: Trace) -> Site | None:
     return None if post is None else Site("experts", place, ("batch", "pos", *post.shape[1:]))
 
 
-def _reordered(calls: list[Call], core: Call, seen: Attention) -> str:
+def _reordered(calls: list[Call], core: Call, seen: Attention, alone: bool) -> str:
     """Why the tensors of an attention are not [batch, head, query, key] by position, or nothing."""
     q, k, v, pattern, z = seen.q, seen.k, seen.v, seen.pattern, seen.z
     assert q is not None and k is not None and v is not None and pattern is not None and z is not None
@@ -300,7 +303,7 @@ def _reordered(calls: list[Call], core: Call, seen: Attention) -> str:
     if not _weighs(pattern, v, z):
         return "what leaves it is not pattern · v"
     given = (t.numel() // size for t in core.inputs.values() if t.ndim > 1 for size in t.shape)
-    if q.shape[0] * q.shape[2] not in given:  # whichever axis has the channels
+    if alone and q.shape[0] * q.shape[2] not in given:  # whichever axis has the channels
         return f"its softmax has {q.shape[2]} queries in a row, which are not the positions it is given"
     inside = [c for c in calls if core.start < c.start and c.end < core.end and is_linear(c)]
     if any(same_values(z, c.into) for c in inside) and not any(_in_order(z, c.into) for c in inside):
@@ -322,8 +325,10 @@ def _in_order(z: Tensor, into: Tensor | None) -> bool:
     """A matrix receives z [batch, head, pos, d_head], the heads of each position in some order of columns."""
     if into is None or into.numel() != z.numel():
         return False
-    a, b = z.transpose(1, 2).flatten(2), into.reshape(z.shape[0], z.shape[2], -1)
-    return torch.equal(a.sort(-1).values, b.sort(-1).values)
+    batch, _, length, _ = z.shape
+    a = z.transpose(1, 2).flatten(2).sort(-1).values
+    ways = (into.reshape(batch, length, -1), into.reshape(length, batch, -1).transpose(0, 1))
+    return any(torch.equal(a, b.sort(-1).values) for b in ways)
 
 
 def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]:
@@ -343,8 +348,10 @@ def _block_sites(block: Block, trace: Trace) -> Iterator[tuple[str, Site | str]]
             ((c, a) for c, a in trace.attentions if (c.path, c.number) == (core.path, core.call)), (None, None)
         )
         if at is not None and seen is not None and seen.q is not None and seen.z is not None and seen.q.ndim == 4:
-            why = _reordered(calls, at, seen)
-            for name, site in _attention_sites(calls, at, core.product, seen):
+            alone = sum((c.path, c.number) == (core.path, core.call) for c, _ in trace.attentions) == 1
+            why = _reordered(calls, at, seen, alone)
+            axis = block.sites[f"{role}.in"].batch if f"{role}.in" in block.sites else 0
+            for name, site in _attention_sites(calls, at, core.product, seen, axis):
                 yield f"{role}.{name}", why or site
 
 

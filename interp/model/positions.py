@@ -103,9 +103,8 @@ def of_call(
     )
     mask, cache = arguments.get(f"{prefix}attention_mask"), arguments.get("past_key_values")
     if tokens is None and not prefix:  # a model of one's own calls them as it likes
-        tokens = next(
-            (v for v in arguments.values() if isinstance(v, Tensor) and v.dtype == torch.int64 and v.ndim == 2), None
-        )
+        mine = (v for k, v in arguments.items() if not k.startswith("decoder_"))
+        tokens = next((v for v in mine if isinstance(v, Tensor) and v.dtype == torch.int64 and v.ndim == 2), None)
     if tokens is None:
         return None
     batch, length = tokens.shape[:2]

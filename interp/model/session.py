@@ -428,7 +428,8 @@ class Session:
             call = self.counts[key] = self.counts.get(key, -1) + 1
             if call not in names:
                 return original(*args, **kwargs)
-            batch = next(t.shape[0] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
+            axis = self.sites[next(iter(names[call].values()))].place.batch or 0
+            batch = next(t.shape[axis] for t in [*args, *kwargs.values()] if isinstance(t, Tensor))
             with self._tap(names[call], batch):
                 return original(*args, **kwargs)
 

@@ -26,6 +26,7 @@ from interp import (
 )
 from interp.model import load
 from interp.model.edits import normal
+from interp.model.inputs import probe_inputs
 from interp.model.model import Tokens
 from interp.model.twin import Lifted
 from tests.model.shapes import CAUSAL, module
@@ -601,3 +602,16 @@ def test_a_model_that_cannot_be_padded_on_the_left_is_refused():
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
     with pytest.raises(WrongUse, match="padded on the left"):
         load(net).generate(Tokens(IDS, mask), max_new_tokens=2)
+
+
+def test_an_encoder_of_sound_is_as_long_as_its_own_input():
+    """Not as the decoder's tokens, which are the only token ids of the call."""
+    model = load(module("whisper"))
+    inputs = probe_inputs(model.module, batch=2, length=5)
+    site = "encoder.blocks.1.resid_post"
+    old = model.record(inputs, site)[site]
+    assert old.shape[1] != inputs["decoder_input_ids"].shape[1]
+    new = model.record(inputs, site, edits=[Replace(site, 2 * old)])[site]
+    assert torch.equal(new, 2 * old)
+    last = model.record(inputs, site, edits=[Zero(site, pos="last")])[site]
+    assert torch.equal(last[:, :-1], old[:, :-1]) and not last[:, -1].any()
