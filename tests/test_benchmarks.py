@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import planted, record
-from benchmarks.peers import recording
+from benchmarks import planted, record, train
+from benchmarks.peers import recording, training
 from interp.dictionaries import KINDS
 
 
@@ -116,3 +116,48 @@ def test_the_page_of_planted_features_has_every_kind_and_claim():
         assert f"| {claim.text} | {claim.bound()} |" in page
     for task in planted.TASKS:
         assert f"`{task}`" in page
+
+
+def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatch, tmp_path, capsys):
+    """Every kind at its smallest, in this process, with one peer that is our float32 form under another name."""
+
+    def here(who, form, kind, folder, a):
+        told = argparse.Namespace(**vars(a) | {"kind": kind, "folder": folder, "form": form or "float32"})
+        if who == "machine":
+            return train.rates(told)
+        return training.blocks(told, train.build)
+
+    monkeypatch.setattr(train, "process", here)
+    monkeypatch.setattr(train, "PEERS", dict.fromkeys(train.PEERS, ("peer",)))
+    monkeypatch.setattr(train, "COPIED", 2**10)
+    sizes = {"d": 16, "m": 64, "k": 4, "batch": 64, "steps": 4, "blocks": 3}
+    a = argparse.Namespace(**sizes, lr=1e-2, ours=["float32", "bfloat16"], theirs=["float32"], no_peers=False)
+    training.write_rows(tmp_path, a)
+    x, y = (np.load(tmp_path / f"{name}.npy") for name in "xy")
+    assert x.shape == y.shape == ((3 * 4 + 1) * 64, 16)
+    assert np.square(x).sum(1).mean() == pytest.approx(16, rel=0.1)
+    result = {"kinds": {}}
+    for kind in train.PEERS:
+        told = train.raced(kind, tmp_path, a)
+        first, last = (told["ours float32"][i]["fvu"] for i in (0, -1))
+        assert last < first  # it learns
+        assert told["peer float32"][-1]["fvu"] == last  # the same steps on the same rows
+        rows = result["kinds"][kind] = train.summary(kind, told, a)
+        x = rows["peer float32"]["over ours float32"]["wall"]
+        assert x["low"] <= x["value"] <= x["high"]
+        assert rows["ours bfloat16"]["share_of_floor"] > 0
+    assert result["kinds"]["topk"]["ours float32"]["l0"] <= 4
+    train.show(result)
+    shown = capsys.readouterr().out
+    assert shown.count("peer float32, its best") == 4
+    assert "of floor" in shown
+
+
+def test_the_floor_of_a_step_is_its_products_and_its_bytes():
+    """B=2, d=3, m=5, k=1 at one operation and one byte a second."""
+    a = argparse.Namespace(batch=2, d=3, m=5, k=1)
+    told = {"machine": [{"float32": 1.0, "bfloat16": 1.0, "bytes": 1.0}]}
+    assert train.floor("topk", "float32", told, a) == 60 + 8 * 10 + 16 * 6 + 26 * 30
+    assert train.floor("topk", "bfloat16", told, a) == 60 + 4 * 10 + 16 * 6 + 26 * 30
+    assert train.floor("transcoder", "float32", told, a) == 60 + 4 * 18 + 8 * 10 + 16 * 6 + 26 * 30
+    assert train.floor("jumprelu", "float32", told, a) == 300 + 8 * 10 + 26 * 30

@@ -54,16 +54,28 @@ def fired(f: Code | Float[Tensor, "batch m"]) -> Tensor:
 
 def select(z: Float[Tensor, "batch m"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
     """The k largest entries of each row; among equal positive entries the lowest index wins, on every device."""
-    values, indices = z.topk(min(k + 1, z.shape[-1]), dim=-1)
-    if k < z.shape[-1]:
-        edge, beyond = values[:, k - 1], values[:, k]
-        tied = ((edge == beyond) & (edge > 0)).nonzero().flatten()
-        if len(tied):  # topk breaks ties as it likes
-            values[tied, :k], indices[tied, :k] = _lowest_first(z[tied], edge[tied, None], k)
+    m = z.shape[-1]
+    values, indices = z.topk(min(k + 1 + k // 4, m), dim=-1)
+    if k < m:
+        edge = values[:, k - 1].clone()
+        tied = ((edge == values[:, k]) & (edge > 0)).nonzero().flatten()
+        if len(tied):  # topk breaks ties as it likes; in bfloat16 most rows have one
+            values[tied], indices[tied] = _lowest_first(values[tied], indices[tied])
+        beyond = tied[values[tied, -1] == edge[tied]]  # rows with more equal entries than were looked at
+        if len(beyond) and values.shape[1] < m:
+            values[beyond, :k], indices[beyond, :k] = _of_whole_rows(z[beyond], edge[beyond, None], k)
     return values[:, :k], indices[:, :k].contiguous()
 
 
-def _lowest_first(z: Tensor, edge: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _lowest_first(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest values first, equal ones by index."""
+    indices, order = indices.sort(-1)
+    values, order = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)
+    return values, indices.gather(-1, order)
+
+
+def _of_whole_rows(z: Tensor, edge: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What is above the edge, and the first of what equals it."""
     above, equal = z > edge, z == edge
     keep = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     indices = keep.nonzero()[:, 1].view(-1, k)

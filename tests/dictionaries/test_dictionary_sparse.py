@@ -63,9 +63,10 @@ def test_latents_that_no_row_selects_get_no_gradient() -> None:
     assert not given[4].grad[silent].any()
 
 
-def test_ties_go_to_the_lowest_index() -> None:
-    """Small integers tie everywhere; the selected set is that of a stable sort, row by row."""
-    z = torch.randint(1, 4, (300, 37), generator=torch.Generator().manual_seed(0)).float()
+@pytest.mark.parametrize("largest", [3, 60])
+def test_ties_go_to_the_lowest_index(largest: int) -> None:
+    """Small integers tie everywhere, some rows far beyond the k; the selected set is that of a stable sort, row by row."""
+    z = torch.randint(1, largest + 1, (300, 37), generator=torch.Generator().manual_seed(0)).float()
     for k in (1, 5, 36, 37):
         values, indices = select(z, k)
         wanted = z.sort(dim=1, descending=True, stable=True).indices[:, :k]
