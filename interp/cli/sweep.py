@@ -41,7 +41,8 @@ def sweep(
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Train sites × kinds × settings × seeds in one pass; OUT/sweep.csv and OUT/pareto.html say what they come to."""
-    from interp.dictionaries import Diverged, StoreSource, ranks, train_many
+    from interp import ranks
+    from interp.dictionaries import Diverged, StoreSource, train_many
     from interp.dictionaries.sweep import read_sweep
     from interp.store import open_store
 

@@ -87,7 +87,8 @@ def _command(shape: str) -> Callable[..., None]:
         dtype: Annotated[str | None, DTYPE] = None,
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
-        from interp.dictionaries import StoreSource, plan, ranks, train
+        from interp import ranks
+        from interp.dictionaries import StoreSource, plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
