@@ -105,7 +105,10 @@ class Activations:
         return read_data(self.model, self.text, self.dataset, self.inputs)
 
     def rows(self, sites: list[str], stream: bool, out: Path, seed: int, resume: bool) -> Store | Stream:
-        """Streamed, or recorded."""
+        """Streamed, or recorded. Raises `WrongUse` before that if a training run is in the way in `out`."""
+        from interp.dictionaries.run import check_free
+
+        check_free(out, resume)
         return self.streamed(sites) if stream else self.recorded(sites, out, seed, resume)
 
     def streamed(self, sites: Iterable[str]) -> Stream:
@@ -115,14 +118,18 @@ class Activations:
         if self.inputs is not None:
             raise WrongUse("--stream reads text: rows of ready --inputs are recorded first.")
         every = list(dict.fromkeys(sites))
-        return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context)
+        return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context, meta=self._text)
+
+    @property
+    def _text(self) -> dict[str, Any]:
+        return {"text": self.text, "dataset": self.dataset}
 
     def recorded(self, sites: Iterable[str], out: Path, seed: int, resume: bool) -> Store:
         """Their store, OUT/activations: recorded now, or opened if a run that is resumed had finished it."""
         from interp.files import command_line
         from interp.store.recording import record_text
 
-        meta = {"command": command_line(out), "seed": seed, "text": self.text, "dataset": self.dataset}
+        meta = {"command": command_line(out), "seed": seed, **self._text}
         return record_text(
             self.model, list(dict.fromkeys(sites)), self.texts(), out / "activations",
             tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
