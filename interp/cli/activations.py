@@ -92,8 +92,10 @@ class Activations:
     @classmethod
     def of(cls, model: str, device: str, *data: Any) -> Activations:
         """Those of the model of that name; `data` as the fields have it."""
+        from interp import ranks
         from interp.model import load
 
+        ranks.start()  # first: "cuda" then means the GPU of this process
         return cls(load(model, device=device), *data)
 
     def texts(self) -> Data:
@@ -103,7 +105,10 @@ class Activations:
         return read_data(self.model, self.text, self.dataset, self.inputs)
 
     def rows(self, sites: list[str], stream: bool, out: Path, seed: int, resume: bool) -> Store | Stream:
-        """Streamed, or recorded."""
+        """Streamed, or recorded. Raises `WrongUse` before that if a training run is in the way in `out`."""
+        from interp.dictionaries.run import check_free
+
+        check_free(out, resume)
         return self.streamed(sites) if stream else self.recorded(sites, out, seed, resume)
 
     def streamed(self, sites: Iterable[str]) -> Stream:
@@ -113,24 +118,22 @@ class Activations:
         if self.inputs is not None:
             raise WrongUse("--stream reads text: rows of ready --inputs are recorded first.")
         every = list(dict.fromkeys(sites))
-        return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context)
+        return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context, meta=self._text)
+
+    @property
+    def _text(self) -> dict[str, Any]:
+        return {"text": self.text, "dataset": self.dataset}
 
     def recorded(self, sites: Iterable[str], out: Path, seed: int, resume: bool) -> Store:
         """Their store, OUT/activations: recorded now, or opened if a run that is resumed had finished it."""
-        from interp.dictionaries import ranks
         from interp.files import command_line
-        from interp.store import open_store
         from interp.store.recording import record_text
 
-        folder = out / "activations"
-        meta = {"command": command_line(out), "seed": seed, "text": self.text, "dataset": self.dataset}
-        if not ranks.rank():  # of several processes the first one records
-            record_text(
-                self.model, list(dict.fromkeys(sites)), self.texts(), folder,
-                tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
-            )  # fmt: skip
-        ranks.wait()
-        return open_store(folder)
+        meta = {"command": command_line(out), "seed": seed, **self._text}
+        return record_text(
+            self.model, list(dict.fromkeys(sites)), self.texts(), out / "activations",
+            tokens=self.tokens, seed=seed, resume=resume, context=self.context, meta=meta,
+        )  # fmt: skip
 
     def planned(self, sites: Iterable[str]) -> dict[str, float]:
         """What recording will take."""

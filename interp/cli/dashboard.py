@@ -105,14 +105,14 @@ def check_folder(run: Path) -> None:
 
 
 def recorded(run: Path) -> dict[str, Any]:
-    """What the recording a run was trained on says of its model and text: the run's own, or that of a demo it is part of."""
+    """What a run, or the recording it was trained on, says of its model and text: its own, or a demo's that it is part of."""
     folders = [run, *list(run.resolve().parents)[:2]]
-    for index in (i for f in folders for i in sorted(f.glob("activations/**/index.json"))):
+    for file in (run / "run.json", *(i for f in folders for i in sorted(f.glob("activations/**/index.json")))):
         try:
-            found = json.loads(index.read_text(encoding="utf-8"))["meta"]
+            found = json.loads(file.read_text(encoding="utf-8"))["meta"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not a recording; the user is then asked for the model
-        if isinstance(found, dict):
+            continue  # neither; the user is then asked for the model
+        if found and isinstance(found, dict):
             return found
     return {}
 

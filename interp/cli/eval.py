@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.dashboard import recorded
 from interp.cli.train import rows_source
 from interp.errors import WrongUse
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def evaluate(
     given: Annotated[
         list[str],
-        typer.Argument(help="dictionaries' folders, then zoo:books, a model's folder, or a hub id; none with --rows"),
+        typer.Argument(
+            help="dictionaries' folders, then zoo:books, a model's folder, or a hub id, if not the run's; none with --rows"
+        ),
     ],
     rows: Annotated[
         Path | None, typer.Option(help="safetensors file with rows [n, d], or a dictionary's folder: its decoder")
@@ -82,7 +85,9 @@ def _asked(given: list[str], rows: Path | None) -> tuple[list[str], str | None]:
     """The dictionaries and the model."""
     if rows is not None:
         return given, None
-    if len(given) < 2:
+    if (Path(given[-1]) / "weights.safetensors").exists():  # a dictionary
+        given = [*given, *filter(None, [recorded(Path(given[-1])).get("model")])]
+    if len(given) < 2 or (Path(given[-1]) / "weights.safetensors").exists():
         raise WrongUse("Give --rows X.safetensors, or a MODEL after the dictionaries: one of the two.")
     return given[:-1], given[-1]
 

@@ -39,10 +39,12 @@ def record(
     """Record activations over text into a shuffled, checksummed store."""
     import torch
 
+    from interp import ranks
     from interp.model import load
     from interp.model.memory import check_plan, in_bytes
     from interp.store.recording import plan, read_data, record_text
 
+    ranks.start()  # first: "cuda" then means the GPU of this process
     wrapped = load(model, device=device)
     texts = read_data(wrapped, text, dataset, inputs)
     if max_memory is not None:
@@ -50,9 +52,8 @@ def record(
         advice = "Record fewer sites, or fewer or shorter windows a pass: --batch, --context."
         check_plan(costs, in_bytes(max_memory), share=1, advice=advice)
     if dry_run:
-        return answer(
-            vars(plan(wrapped, site, texts, tokens=tokens, dtype=dtype, batch=batch, context=context)), as_json, _show
-        )
+        cost = vars(plan(wrapped, site, texts, tokens=tokens, dtype=dtype, batch=batch, context=context))
+        return None if ranks.rank() else answer(cost, as_json, _show)
     meta = {"command": command_line(out), "seed": seed}
     store = record_text(
         wrapped,
@@ -70,7 +71,7 @@ def record(
     )
     lost = {"fvu": store.index.told("fvu"), "lost": store.index.told("lost")} if dtype == "int8" else {}
     result = {"path": str(out), "rows": store.rows, "sites": dict(store.widths), "dtype": dtype}
-    return answer(result | lost, as_json, _show)
+    return None if ranks.rank() else answer(result | lost, as_json, _show)
 
 
 def _show(result: dict[str, Any]) -> None:

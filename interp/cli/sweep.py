@@ -41,7 +41,9 @@ def sweep(
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Train sites × kinds × settings × seeds in one pass; OUT/sweep.csv and OUT/pareto.html say what they come to."""
-    from interp.dictionaries import Diverged, StoreSource, ranks, train_many
+    from interp import ranks
+    from interp.dictionaries import Diverged, StoreSource, train_many
+    from interp.dictionaries.run import check_free
     from interp.dictionaries.sweep import read_sweep
     from interp.store import open_store
 
@@ -52,6 +54,8 @@ def sweep(
     configs, site_of = _members(asked, sites)
     if dry_run:
         return answer(_planned(sites, configs, site_of, store, text, device), as_json, _show_plan)
+    for name in configs:
+        check_free(out / name, resume)  # before anything is recorded
     held: Store | Stream | None = store
     if store is None and text is not None:
         every = [site for both in sites.values() for part in both for site in part]

@@ -87,7 +87,8 @@ def _command(shape: str) -> Callable[..., None]:
         dtype: Annotated[str | None, DTYPE] = None,
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
-        from interp.dictionaries import StoreSource, plan, ranks, train
+        from interp import ranks
+        from interp.dictionaries import StoreSource, plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
@@ -101,12 +102,11 @@ def _command(shape: str) -> Callable[..., None]:
             source = store_source(store, shape, str(site), target)
         else:
             there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
-            reads, writes = ends(there.model.names, shape, str(site), target)
+            both = ends(there.model.names, shape, str(site), target)
             if dry_run:
-                source, before = there.like(reads, writes), there.planned(reads + writes)
+                source, before = there.like(*both), there.planned([*both[0], *both[1]])
             else:
-                held = there.rows(reads + writes, stream, out, wanted.order, resume)
-                source = StoreSource(held, reads, writes)
+                source = StoreSource(there.rows([*both[0], *both[1]], stream, out, wanted.order, resume), *both)
         if dry_run:
             return answer(added(plan(wanted, source, device), before), as_json, _show)
         train(wanted, source, out, resume, device, watch=watch)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 METRICS = ("step", "loss", "fvu", "l0", "dead", "sparsity", "aux", "lr")
 
 
+def check_free(folder: Path, resume: bool) -> None:
+    """Raise `WrongUse` if a folder holds a training run that is not to be gone on with."""
+    if not resume and any((folder / name).exists() for name in ("state.safetensors", "metrics.csv")):
+        raise WrongUse(f"{folder} already holds a training run: go on with --resume, or choose another folder.")
+
+
 class Run:
     """What a trainer leaves on disk, all of it in one folder."""
 
@@ -41,10 +47,7 @@ class Run:
 
     def restored(self, resume: bool) -> bool:
         """Make the folder; put the trainer where the last checkpoint was, if there is one to go on from."""
-        if not resume and (self.state.exists() or self.metrics.exists()):
-            raise WrongUse(
-                f"{self.folder} already holds a training run: go on with --resume, or choose another folder."
-            )
+        check_free(self.folder, resume)
         with self._writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in self.folder.glob(".*.tmp"):
@@ -138,6 +141,7 @@ class Run:
             "lr": t.lr,
             "dead_window": t.window,
             "source": self._source(),
+            "meta": t.source.meta,
             "device": str(t.device),
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

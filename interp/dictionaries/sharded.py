@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from interp.dictionaries import ranks
+from interp import ranks
 from interp.dictionaries.config import TrainConfig
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 from interp.dictionaries.kinds import April, BatchTopK, Kind, Loss, Now, TopK, share, squared

@@ -27,6 +27,7 @@ class Source(Protocol):
     widths_in: tuple[int, ...]  # of the sites read, which lie side by side in x
     widths_out: tuple[int, ...]
     digest: str | None  # of the text that the rows are computed from while they are read
+    meta: dict[str, Any]  # what is known of them: the model, the text
 
     def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
         """Batches number `start` to `stop` − 1 of the endless shuffled stream that `seed` names, in float32."""
@@ -59,6 +60,7 @@ class RowsSource:
             raise WrongUse(f"There are {len(x)} rows but {len(y)} targets: row i of one belongs to row i of the other.")
         self.x, self.y = x, y
         self.digest: str | None = None
+        self.meta: dict[str, Any] = {}
         self.rows, self.d_in, self.d_out = len(x), x.shape[1], (x if y is None else y).shape[1]
         reads = reads or {"rows": self.d_in}
         writes = writes or (reads if y is None else {"targets": self.d_out})
@@ -105,6 +107,7 @@ class StoreSource:
     def __init__(self, store: Any, reads: str | Sequence[str], writes: str | Sequence[str] | None = None):
         self.store, self.rows = store, store.rows
         self.digest: str | None = getattr(store, "digest", None)
+        self.meta: dict[str, Any] = store.meta
         self.reads = (reads,) if isinstance(reads, str) else tuple(reads)
         self.writes = self.reads if writes is None else (writes,) if isinstance(writes, str) else tuple(writes)
         for site in self.reads + self.writes:

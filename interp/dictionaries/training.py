@@ -15,13 +15,13 @@ from torch import Tensor
 
 from interp.dictionaries.config import TrainConfig
 from interp.dictionaries.dictionary import Dictionary
-from interp.dictionaries.ranks import rank, ranks, same, share, start, wait
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source, together
 from interp.dictionaries.trainer import Trainer
 from interp.dictionaries.watch import Watch
 from interp.errors import Failed, WrongUse
 from interp.files import command_line
+from interp.ranks import rank, ranks, same, share, start, wait
 
 
 class Diverged(Failed):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from interp import ranks
 from interp.errors import WrongUse, check_keys
 from interp.store.layout import row_bytes
 from interp.store.reader import Store, open_store
@@ -87,7 +90,7 @@ def plan(
     batch: int,
     context: int,
 ) -> Plan:
-    """Count the rows of a recording, and time one batch of it."""
+    """Count the rows of a recording, and time one batch of it, of which each process of several takes its share."""
     names, rows, count, seconds, each = model.names(sites), 0, 0, 0.0, 0
     for numbers, group in groups(model, texts, context, batch):
         if not count:
@@ -101,7 +104,7 @@ def plan(
             break
     rows = min(rows, tokens or rows)
     size = rows * row_bytes({n: model.width(n) for n in names}, dtype)
-    return Plan(count * batch, rows, size, count * seconds / 60)
+    return Plan(count * batch, rows, size, count * seconds / 60 / ranks.ranks())
 
 
 def record_text(
@@ -129,33 +132,80 @@ def record_text(
     Interrupted, it goes on with `resume=True` from its last commit and ends in the same bytes. Raises what
     `StoreWriter.append` raises: NaN or inf are named by site and row, int8 rows that lose more than `max_fvu` of the
     variance by site and FVU, the first of them at the first batch; and nothing is lost.
-    """
-    from tqdm.auto import tqdm
 
+    Under `torchrun` every process calls it and runs the model on its share of the batches (`forwarded`); the first one
+    writes, the same bytes that one process writes with as many threads. Raises `Failed` if one of them is lost.
+    """
     names = model.names(sites)
     widths = {n: model.width(n) for n in names}
-    about = {"model": model.id, "sites": names, "context": context, "tokens": tokens} | (meta or {})
     expected = expected_rows or tokens or 1_000_000
-    with StoreWriter(
-        out, widths=widths, dtype=dtype, seed=seed, expected_rows=expected, meta=about, resume=resume, max_fvu=max_fvu
-    ) as writer:
-        done = int((writer.cursor or {}).get("windows", 0))
-        bar = tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1)
-        for turn, (origin, group) in enumerate(
-            groups(model, texts, context, batch, done) if not writer.complete else ()
-        ):
-            room = None if tokens is None else tokens - writer.rows
-            if room is not None and room <= 0:
-                break
-            rows, window = kept_rows(model, names, group)
-            documents = torch.tensor(origin)[window[:room]]
-            done += len(origin)
-            writer.append({name: r[:room] for name, r in rows.items()}, documents=documents)
-            bar.update(len(documents))
-            if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
-                writer.commit({"windows": done})
-        bar.close()
+    ranks.start()
+    asked = {"model": model.id, "sites": names, "context": context, "tokens": tokens}
+    ranks.same(asked | {"batch": batch, "dtype": dtype, "seed": seed})
+    shared = partial(forwarded, model, names, texts, context, batch, tokens)
+    if ranks.rank():
+        list(shared(None))
+    else:
+        with StoreWriter(
+            out, widths=widths, dtype=dtype, seed=seed, expected_rows=expected, meta=asked | (meta or {}),
+            resume=resume, max_fvu=max_fvu,
+        ) as writer:  # fmt: skip
+            _write(writer, shared, tokens)
+    ranks.wait()
     return open_store(out)
+
+
+def _write(writer: StoreWriter, shared: Callable[[tuple[int, int, bool]], Iterator[Part]], tokens: int | None) -> None:
+    """Append what `shared` gives from where the store stands, up to `tokens` rows."""
+    from tqdm.auto import tqdm
+
+    begun = writer.rows, int((writer.cursor or {}).get("windows", 0)), writer.complete
+    with tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1) as bar:
+        for turn, (windows, documents, rows) in enumerate(shared(begun)):
+            room = None if tokens is None else tokens - writer.rows
+            writer.append({name: r[:room] for name, r in rows.items()}, documents=documents[:room])
+            bar.update(len(documents[:room]))
+            if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
+                writer.commit({"windows": windows})
+
+
+def forwarded(
+    model: Model,
+    names: Sequence[str],
+    texts: Data,
+    context: int,
+    batch: int,
+    tokens: int | None,
+    begun: tuple[int, int, bool] | None,
+) -> Iterator[Part]:
+    """Windows so far, document of each row [n] and rows of every site [n, width], a group at a time, until `tokens` rows.
+
+    `begun` is rank 0's to say, where the store stands: rows, windows, whether it is complete. Rank r of R runs the model on
+    groups r, r + R, r + 2R, … and hands the rows to rank 0, which alone yields. Every rank tokenises the whole text.
+    """
+    rows, windows, complete = ranks.told(begun)[0]
+    found = iter(()) if complete else groups(model, texts, context, batch, windows)
+    while tokens is None or rows < tokens:
+        turn = list(itertools.islice(found, ranks.ranks()))
+        if ranks.ranks() > 1:
+            ranks.same({"text": f"of checksum {zlib.crc32(repr(turn).encode()):08x} at window {windows}"})
+        if not turn:
+            return
+        mine = _with_documents(model, names, *turn[ranks.rank()]) if ranks.rank() < len(turn) else []
+        shapes = ranks.told([(tuple(t.shape), t.dtype) for t in mine])
+        for owner, (numbers, _) in enumerate(turn):
+            if tokens is not None and rows >= tokens:
+                return
+            part = ranks.handed(mine, shapes[owner], owner)
+            rows, windows = rows + shapes[owner][0][0][0], windows + len(numbers)
+            if not ranks.rank():
+                yield windows, part[0], dict(zip(names, part[1:], strict=True))
+
+
+def _with_documents(model: Model, names: Sequence[str], numbers: list[int], group: Group) -> list[Tensor]:
+    """The document of each kept row of a group, and the rows of every site."""
+    rows, window = kept_rows(model, names, group)
+    return [torch.tensor(numbers)[window], *rows.values()]
 
 
 def kept_rows(
@@ -199,6 +249,7 @@ def _kept(name: str, x: Tensor, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "b
 
 Data = Iterable[str] | Mapping[str, Tensor]  # texts, or inputs
 Group = Sequence[Sequence[int]] | dict[str, Tensor]  # of windows, or of inputs
+Part = tuple[int, Tensor, dict[str, Tensor]]  # of a recording: windows so far, document of each row, rows of every site
 
 
 def groups(model: Model, texts: Data, context: int, batch: int, skip: int = 0) -> Iterator[tuple[list[int], Group]]:

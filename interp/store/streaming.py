@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Stream:
     as fit `block_bytes`; epoch e of a reader with seed s serves the blocks in order, and the rows of block b in the order
     that sorts the first words of (s, use 2, e, b), one for each row. So any batch can be computed by itself: from the
     windows of text that its block takes. `texts` is called once to count rows, and once for each epoch. `digest` is a
-    checksum of all token ids.
+    checksum of all token ids. `meta` is kept as that of a store is.
 
     Raises `WrongUse` if there is no text.
     """
@@ -44,10 +44,12 @@ class Stream:
         batch: int = 16,
         context: int = 512,
         block_bytes: int = BLOCK_BYTES,
+        meta: Mapping[str, Any] | None = None,
     ) -> None:
         self._model, self._texts, self._batch, self._context = model, texts, batch, context
         self.sites = model.names(sites)
         self.widths = {site: model.width(site) for site in self.sites}
+        self.meta = {"model": model.id, "sites": self.sites, "context": context, "tokens": tokens, **(meta or {})}
         counts, self.digest = self._counted(tokens)
         self._ends = np.cumsum(counts)  # rows up to the end of every group of windows
         self.rows = int(min(self._ends[-1], tokens or self._ends[-1])) if counts else 0

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from interp.dictionaries import RowsSource, TrainConfig, ranks, train, train_many
+from interp import ranks
+from interp.dictionaries import RowsSource, TrainConfig, train, train_many
 from interp.dictionaries.sharded import ShardedTrainer, best
 from interp.dictionaries.sparse import Code, select
 from interp.dictionaries.trainer import Trainer

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from interp.cli.dashboard import recorded
+from interp.cli.eval import _asked as asked
 from interp.cli.train import app
 from interp.dictionaries import StoreSource, TopK, TrainConfig, train, train_many
 from interp.errors import WrongUse
@@ -175,5 +177,13 @@ def test_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     metrics = [(p / "metrics.csv").read_bytes() for p in (tmp_path / "one", tmp_path / "many" / row["name"])]
     assert metrics[0] == metrics[1]
     assert told["dead_window"] == 500
+    for folder in (tmp_path / "one", tmp_path / "many" / row["name"]):
+        meta = {"model": str(tiny_folder), "text": f"{tmp_path}/text.txt", "dataset": None}
+        assert meta.items() <= recorded(folder).items()
+        assert asked([str(folder)], None) == ([str(folder)], str(tiny_folder))
+    recorded_too = [w for w in given if w != "--stream"]
+    refused = CliRunner().invoke(app, recorded_too)
+    assert "already holds a training run" in json.loads(refused.stdout)["error"]
+    assert not (tmp_path / "one" / "activations").exists()  # it was refused before anything was recorded
     refused = CliRunner().invoke(app, ["sae", "--rows", "X", "--stream", "-o", str(tmp_path / "no"), "--json"])
     assert "--stream needs a MODEL" in json.loads(refused.stdout)["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from interp.errors import Failed, WrongUse
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
-PATIENCE = timedelta(days=1)  # with a process that is busy, recording say; one that has ended is noticed at once
+PATIENCE = timedelta(days=1)  # with a process that is busy; one that has ended is noticed at once
 
 
 def ranks() -> int:
@@ -38,6 +39,7 @@ def start() -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         with speaking():
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)  # its threads, left to the end of the interpreter, may abort it
 
 
 @contextlib.contextmanager
@@ -48,21 +50,42 @@ def speaking() -> Iterator[None]:
     except RuntimeError as error:
         raise Failed(
             f"Rank {rank()} of {ranks()} has lost the others: one of them has ended. Go on from the last checkpoint "
-            f"with the same command and --resume. ({str(error).split('. ')[0]})"
+            f"or commit with the same command and --resume. ({str(error).split('. ')[0]})"
         ) from error
+
+
+def told(what: Any) -> list[Any]:
+    """What every rank says here, in their order; it should be small."""
+    said = [what] * ranks()
+    if ranks() > 1:
+        with speaking():
+            dist.all_gather_object(said, what)
+    return said
 
 
 def same(what: dict[str, Any]) -> None:
     """Raise `WrongUse` on every rank unless all were given the same, naming what differs."""
-    told: list[Any] = [None] * ranks()
-    with speaking():
-        dist.all_gather_object(told, what)
-    for number, other in enumerate(told):
-        for key in told[0].keys() | other.keys():
-            if other.get(key) != told[0].get(key):
+    first, *others = told(what)
+    for number, other in enumerate(others, 1):
+        for key in first.keys() | other.keys():
+            if other.get(key) != first.get(key):
                 raise WrongUse(
-                    f"Rank {number} was given {key}={other.get(key)}, rank 0 {told[0].get(key)}: all ranks take the same."
+                    f"Rank {number} was given {key}={other.get(key)}, rank 0 {first.get(key)}: all ranks take the same."
                 )
+
+
+def handed(mine: Sequence[Tensor], shapes: Sequence[tuple[Sequence[int], torch.dtype]], owner: int) -> Sequence[Tensor]:
+    """On rank 0 the tensors of rank `owner`, of these shapes and dtypes, which sends its own; all on CPUs."""
+    if owner and rank() in (0, owner):
+        with speaking():
+            if rank():
+                for t in mine:
+                    dist.send(t.contiguous(), 0)
+            else:
+                mine = [torch.empty(*shape, dtype=dtype) for shape, dtype in shapes]
+                for t in mine:
+                    dist.recv(t, owner)
+    return mine
 
 
 def wait() -> None:
