@@ -140,10 +140,23 @@ def test_s4_batchtopk_of_one_row_is_topk(measured: Measure) -> None:
     for row in rows(20):
         x, y = row[None], row[None, :5] * 2
         one, batch = k.TopK(**given).encode(D, x), k.BatchTopK(**given).encode(D, x)
-        assert isinstance(one, Code) and isinstance(batch, Tensor)
-        measured(far(batch, one.dense(24)))
+        assert isinstance(one, Code) and isinstance(batch, Code)
+        measured(far(batch.dense(24), one.dense(24)))
         losses = [k.squared(y - D.decode(f, x)) for f in (one, batch)]
         measured(distance(*(outcome(loss, D) for loss in losses)))
+
+
+def test_batchtopk_gives_a_row_as_many_latents_as_it_takes() -> None:
+    """One row is 50 times the others: all its positive entries are kept, far more than the 2k first looked at."""
+    D, x, of = universal(None), rows(20), k.BatchTopK(k=2)
+    x[7] *= 50
+    z = of.z(D, x).relu()
+    kept = torch.zeros_like(z).flatten().scatter(0, z.flatten().topk(40).indices, 1).view_as(z)
+    wanted, got = z * kept, of.encode(D, x)
+    assert isinstance(got, Code)
+    assert (wanted[7] > 0).sum() == (z[7] > 0).sum() > 8
+    assert far(got.dense(24), wanted) < 1e-12
+    assert distance(*(outcome(k.squared(x - D.decode(f, x)), D) for f in (got, wanted))) < 1e-12
 
 
 @pytest.mark.check(
@@ -249,7 +262,7 @@ def test_batchtopk_learns_a_threshold_that_keeps_k_a_row() -> None:
     least = []
     for number, (x, y) in enumerate(t.source.batches(50, 0, 0, 400)):
         before = t.dictionary.threshold.clone()
-        f = t.update(x, y).code
+        f = t.update(x, y).code.values
         least.append(f[f > 0].min())
         assert (f > 0).sum() == 150
         expected = least[0].expand(24) if not number else before + (least[-1] - before) / 20

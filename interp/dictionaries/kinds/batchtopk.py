@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now
 from interp.dictionaries.kinds.topk import TopK
-from interp.dictionaries.sparse import select
+from interp.dictionaries.sparse import Code, encode_topk, select
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,11 +42,19 @@ class BatchTopK(TopK):
     lr = 3e-4
     betas = (0.9, 0.99)
 
-    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
-        """The B·k largest entries of ReLU(z); among equal ones the first row's, then the lowest index."""
-        f = self.z(D, x).relu()
-        kept = select((f.detach() * self.weight(D)).view(1, -1), self.k * len(x))[1]
-        return f * torch.zeros_like(f).view(-1).scatter(0, kept[0], 1).view_as(f)
+    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
+        """The B·k largest entries of ReLU(z); among equal ones the first row's, then the lowest index.
+
+        Looked for among the largest of each row: 2k of them, or more as long as some row has all of its own kept.
+        """
+        w, width, m = self.weight(D), 2 * self.k, D.config.latents
+        weighed = (D.W_enc, D.b_enc) if isinstance(w, float) else (D.W_enc * w, D.b_enc * w)
+        while True:
+            f = Code(*encode_topk(x, D.b_pre, *weighed, min(width, m), D.product))
+            f = _largest(f, self.k * len(x))
+            if width >= m or not (f.values > 0).all(1).any():
+                return f if isinstance(w, float) else Code(f.values / w[f.indices], f.indices)
+            width *= 2
 
     def weight(self, D: Dictionary) -> Float[Tensor, " m"] | float:
         """What f is selected by beside itself: Σ_s ‖d_i^s‖ in a crosscoder, otherwise ‖d_i‖, which is 1."""
@@ -54,8 +62,9 @@ class BatchTopK(TopK):
 
     def after(self, D: Dictionary, loss: Loss, now: Now) -> None:
         """θ ← θ + (min of what was kept − θ) / window."""
-        assert isinstance(loss.code, Tensor)
-        selected = loss.code * self.weight(D)
+        assert isinstance(loss.code, Code)
+        w, (values, indices) = self.weight(D), loss.code
+        selected = values * (w if isinstance(w, float) else w[indices])
         if (selected > 0).any():
             self.follow(D, selected[selected > 0].min(), now)
 
@@ -67,3 +76,11 @@ class BatchTopK(TopK):
     def fold(self, D: Dictionary, new: Dictionary) -> None:
         """θ_i = θ / Σ_s ‖d_i^s‖."""
         new.threshold.div_(self.weight(D))
+
+
+def _largest(f: Code, count: int) -> Code:
+    """f by index, with zeros for what is not among its `count` largest entries."""
+    order = f.indices.argsort(dim=1)
+    values, indices = (t.gather(1, order) for t in f)
+    kept = select(values.detach().view(1, -1), min(count, values.numel()))[1][0]
+    return Code(values * torch.zeros_like(values).view(-1).scatter(0, kept, 1).view_as(values), indices)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.batchtopk import BatchTopK
 from interp.dictionaries.kinds.kind import Loss, Now, share
+from interp.dictionaries.sparse import Code
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -52,11 +53,12 @@ class Matryoshka(BatchTopK):
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = mean_g ‖y − ŷ_g‖²/‖y − ȳ‖² + α AuxK."""
-        f = self.encode(D, x)
+        code = self.encode(D, x)
+        f = code.dense(D.config.latents) if isinstance(code, Code) else code
         e = y - D.decode(torch.zeros_like(f), x)
         levels = []
         for a, b in pairwise((0, *self.ends(D.config.latents))):
             e = e - f[:, a:b] @ D.W_dec[a:b]
             levels.append(share(e, y))
         aux = self.auxk(D, x, e.detach(), now.dead)
-        return Loss(torch.stack(levels).mean() + self.aux * aux, levels[-1], e.new_zeros(()), aux, f)
+        return Loss(torch.stack(levels).mean() + self.aux * aux, levels[-1], e.new_zeros(()), aux, code)
