@@ -116,7 +116,7 @@ class FakeStore:
     """What a source asks of a store: rows in order, half precision, no shuffle."""
 
     def __init__(self) -> None:
-        self.rows = 10
+        self.rows, self.meta = 10, {"model": "of that name"}
         self.widths = {"in": 3, "out": 2, "more": 1}
         self.values = {s: torch.arange(10.0)[:, None].expand(10, w) + i for i, (s, w) in enumerate(self.widths.items())}
 
