@@ -316,7 +316,7 @@ def load_folder(folder: Path) -> Dictionary:
     """
     dictionary = Dictionary(_read_config(folder / "config.json"))
     path = folder / "weights.safetensors"
-    tensors = _read_weights(path)
+    tensors = read_tensors(path)
     check_tensors(path, tensors, dictionary.tensors())
     dictionary = dictionary.to(dtype=next(iter(tensors.values())).dtype)
     with torch.no_grad():
@@ -337,7 +337,8 @@ def _read_config(path: Path) -> DictionaryConfig:
     return DictionaryConfig.from_dict(whole.get("dictionary", {}))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `Failed` naming the file if it is cut or is not there."""
     if not path.is_file():
         raise Failed(f"{path} does not exist: the folder has a config but no weights.")
     try:

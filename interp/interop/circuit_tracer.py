@@ -19,10 +19,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, read_tensors
 from interp.errors import Failed, WrongUse
 from interp.files import save_tensors, write_text
-from interp.interop.parts import Read, assemble, bias_of_x, filled, hook_of, read_tensors, refuse, site_of
+from interp.interop.parts import Read, assemble, bias_of_x, filled, hook_of, refuse, site_of
 
 NAME, HOLDS = "circuit_tracer", "layer_N.safetensors, or W_enc_N.safetensors and W_dec_N.safetensors"
 CONFIG, THRESHOLD = "config.yaml", "activation_function.threshold"

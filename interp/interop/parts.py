@@ -13,7 +13,6 @@ from torch import Tensor
 
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, check_tensors
 from interp.errors import Failed, WrongUse
-from interp.files import load_tensors
 from interp.sites import ALIASES, canonical
 
 if TYPE_CHECKING:
@@ -166,16 +165,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(whole, dict):
         raise Failed(f"{path} should hold one JSON object; it holds a {type(whole).__name__}.")
     return whole
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `Failed` naming the file if it is cut or is not there."""
-    if not path.is_file():
-        raise Failed(f"{path} does not exist: the folder has a config but no weights.")
-    try:
-        return load_tensors(path)[0]
-    except ValueError as error:
-        raise Failed(str(error)) from error
 
 
 def need(config: Mapping[str, Any], names: tuple[str, ...], path: Path) -> list[Any]:

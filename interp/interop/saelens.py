@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.dictionary import Dictionary, read_tensors
 from interp.errors import WrongUse
 from interp.files import save_tensors, write_json
 from interp.interop.parts import (
@@ -34,7 +34,6 @@ from interp.interop.parts import (
     hook_of,
     need,
     read_json,
-    read_tensors,
     refuse,
     sites_of,
 )

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.dictionary import Dictionary, read_tensors
 from interp.errors import WrongUse
 from interp.files import save_tensors, write_json
-from interp.interop.parts import Read, assemble, bias_of_x, need, read_json, read_tensors, refuse
+from interp.interop.parts import Read, assemble, bias_of_x, need, read_json, refuse
 
 NAME, HOLDS = "sparsify", "cfg.json and sae.safetensors"
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
