@@ -8,18 +8,17 @@ table; contexts refer to it, and hold activations in 255ths of the latent's maxi
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.files import write_text
 from interp.reports.latents import Context, Latent, told
+from interp.reports.page import document
 from interp.reports.watch import Watch
 from interp.reports.words import parts
 
@@ -166,27 +165,10 @@ def _packed(value: Any) -> str:
 
 
 def _page(title: str, data: str) -> str:
-    shared, style, script = (
-        (files("interp.reports") / name).read_text(encoding="utf-8")
-        for name in ("report.css", "dashboard.css", "dashboard.js")
+    style, script = (
+        (files("interp.reports") / name).read_text(encoding="utf-8") for name in ("dashboard.css", "dashboard.js")
     )
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{shared}{style}</style>
-</head>
-<body>
-<noscript>This page needs JavaScript: its data are packed, and are unpacked as you look at them.</noscript>
-{data}
-<script>{script}</script>
-</body>
-</html>
-"""
+    without = (
+        "<noscript>This page needs JavaScript: its data are packed, and are unpacked as you look at them.</noscript>"
+    )
+    return document(title, f"{without}\n{data}", style, script)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +18,6 @@ from interp.reports.words import visible
 
 __all__ = ["Bars", "Curve", "LineChart", "Scale", "Table", "write_report"]
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 SHADES = 10  # of the highlight; a token's is its activation's share of the latent's maximum
 
 NUMBER = ' class="number"'
@@ -80,28 +81,31 @@ def write_report(
     if latents is not None:
         parts += _latents(latents, about_latents)
     parts.append(_facts(facts or {}))
-    page = _page(title, "\n".join(p for p in parts if p))
-    write_text(path, page)
+    body = "\n".join(p for p in parts if p)
+    write_text(path, document(title, f"<main>\n{body}\n</main>"))
 
 
-def _page(title: str, body: str) -> str:
-    style = (files("interp.reports") / "report.css").read_text(encoding="utf-8")
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page that fetches nothing and runs no script but `script`, which its policy names by its hash."""
+    shared = (files("interp.reports") / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    runs = f"script-src 'sha256-{digest}'; " if script else ""
+    policy = f"default-src 'none'; {runs}style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    end = f"<script>{script}</script>\n" if script else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <style>
-{style}</style>
+{shared}{style}</style>
 </head>
 <body>
-<main>
 {body}
-</main>
-</body>
+{end}</body>
 </html>
 """
 
