@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from interp.lenses.trajectory import short_names
 from interp.reports.charts import Curve, LineChart
 from interp.reports.page import SHADES, write_report
-from interp.reports.words import visible
+from interp.reports.words import parts, visible
 
 if TYPE_CHECKING:
     from interp.lenses import Trajectory
@@ -58,7 +58,7 @@ def _numbered(t: Trajectory) -> list[tuple[int, str]]:
 
 def _plain(word: str) -> str:
     """As `visible`, without the marks' own markup."""
-    return visible(word).replace('<i class="w">', "").replace("</i>", "")
+    return escape("".join(run for run, _ in parts(word)))
 
 
 def write_lens(path: str | Path, trajectory: Trajectory, facts: dict[str, str]) -> None:
@@ -68,7 +68,7 @@ def write_lens(path: str | Path, trajectory: Trajectory, facts: dict[str, str]) 
     """
     t, kind = trajectory, trajectory.kind
     steps = list(range(len(t.sites)))
-    means = {"entropy": t.entropy, "KL(model ‖ lens)": t.kl_forward, "cross-entropy of the next": t.cross_entropy}
+    means = {"entropy": t.entropy, "KL(model ‖ lens)": t.kl_forward, "cross-entropy": t.cross_entropy}
     curves = [_curve(name, steps, [float(row.nanmean()) for row in value.double()]) for name, value in means.items()]
     chart = LineChart("Means over tokens", "site, counted from the first", [c for c in curves if c.y])
     share = [float(row.double().mean()) for row in t.agreement]
