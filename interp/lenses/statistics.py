@@ -11,14 +11,14 @@ gives s = Σ e^z, w = Σ e^z z, a = Σ p_f (z_f - z) and b = Σ e^z (z - z_f); t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 FLOOR = -1e4  # below the maximum, where e^z is 0 in float64 too: stands for -inf, so that 0 · z is 0
 BLOCK = 64  # tokens whose largest score is looked at first
@@ -43,6 +43,11 @@ class Statistics:
     def joined(parts: Sequence[Statistics]) -> Statistics:
         """Token after token."""
         return Statistics(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Statistics)))
+
+    def where(self, known: Bool[Tensor, " n"]) -> Statistics:
+        """The same, with no divergence (NaN) where there is nothing to compare with."""
+        kl = {n: getattr(self, n).masked_fill(~known, torch.nan) for n in ("kl_forward", "kl_backward")}
+        return replace(self, **kl)
 
 
 class Final:

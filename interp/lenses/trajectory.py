@@ -52,7 +52,9 @@ class Trajectory:
     log_prob: Float[Tensor, "site token asked"]  # of the model's own likeliest, of what comes next, of the chosen
     ranks: Int[Tensor, "site token asked"]
     chosen: tuple[int, ...]
-    final: Int[Tensor, " token"]  # the model's own likeliest
+    finals: Int[
+        Tensor, "site token"
+    ]  # the model's own likeliest where the site is compared; -1: nothing to compare with
     words: Callable[[Sequence[int]], list[str]]
 
     @property
@@ -68,7 +70,12 @@ class Trajectory:
     @property
     def agreement(self) -> Bool[Tensor, "site token"]:
         """Whether the likeliest token is the one that the model itself ends with."""
-        return self.top[..., 0] == self.final
+        return self.top[..., 0] == self.finals
+
+    @property
+    def final(self) -> Int[Tensor, " token"]:
+        """The token that the model itself ends with."""
+        return self.finals[-1]
 
     @property
     def cross_entropy(self) -> Float[Tensor, "site token"]:
@@ -104,8 +111,8 @@ class Trajectory:
 
     def at(self, tokens: Any) -> Trajectory:
         """Some of the tokens: a slice, a mask or places."""
-        flat = {n: getattr(self, n)[tokens] for n in ("prompt", "pos", "final")}
-        names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob", "ranks")
+        flat = {n: getattr(self, n)[tokens] for n in ("prompt", "pos")}
+        names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob", "ranks", "finals")
         deep = {n: getattr(self, n)[:, tokens] for n in names}
         return replace(self, ids=None if self.ids is None else self.ids[tokens], **flat, **deep)
 
