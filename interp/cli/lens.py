@@ -276,7 +276,10 @@ def _show(seen: Trajectory, more: dict[str, Any], out: Path | None) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_table(seen, console.width))
+    shown = (
+        seen.at(slice(more["picture"]["first"] or None)) if "picture" in more else seen
+    )  # the picture itself comes below
+    console.print(_table(shown, console.width))
     for row in more.get("layers", ()):
         print(f"{row['site']:28} {row['error_rate']:5.2f}  {row['text']}")
     if "picture" in more:

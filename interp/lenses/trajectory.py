@@ -163,8 +163,10 @@ SHORT = 10  # characters of a token in a cell
 
 
 def short_names(sites: Sequence[str]) -> list[str]:
-    """Sites without what they all share at the start, and without `blocks.`."""
-    return [s.replace("blocks.", "") for s in sites]
+    """Sites without the stack that they all belong to, and without `blocks.`."""
+    stacks = {s.partition("blocks.")[0] for s in sites}
+    shared = stacks.pop() if len(stacks) == 1 and all("blocks." in s for s in sites) else ""
+    return [s.removeprefix(shared).replace("blocks.", "") for s in sites]
 
 
 def _columns(t: Trajectory) -> list[str]:
