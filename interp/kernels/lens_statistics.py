@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 FLOOR = -3e38  # stands for -inf below the maximum, so that 0 · z is 0
 NEVER = 1e9  # no difference of scores is so large: a divergence above it has p > 0 where the other is 0
@@ -49,6 +49,18 @@ class Found(NamedTuple):
     kl_backward: Float[Tensor, "s n"]  # KL(state || final)
     log_prob: Float[Tensor, "s n 1+m"]  # of `best` and of the m tokens asked about
     rank: Int[Tensor, "s n 1+m"]  # 1 + how many others score higher: equals share a rank
+
+    def where(self, known: Bool[Tensor, " n"]) -> Found:
+        """The same, but of a token that is not known there is no `best` (-1), and nothing is said of it or against it."""
+        first = torch.zeros_like(self.rank, dtype=torch.bool)
+        first[..., 0] = ~known
+        return self._replace(
+            best=self.best.masked_fill(~known, -1),
+            kl_forward=self.kl_forward.masked_fill(~known, torch.nan),
+            kl_backward=self.kl_backward.masked_fill(~known, torch.nan),
+            log_prob=self.log_prob.masked_fill(first, torch.nan),
+            rank=self.rank.masked_fill(first, 0),
+        )
 
 
 def fake(

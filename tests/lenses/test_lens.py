@@ -203,10 +203,10 @@ def test_writes_and_single_heads_are_read():
     model = load(module("llama"))
     lens = Lens(model)
     found = lens(IDS, ["blocks.1.attn.write", "blocks.1.attn.result", "blocks.0.resid_mid", "blocks.2.mlp.write"])
-    assert [s for s in found.sites if "result" in s] == [f"blocks.1.attn.result[{h}]" for h in range(4)]
+    assert [s for s in found.sites if "result" in s] == [f"blocks.1.attn.result.{h}" for h in range(4)]
     result = model.record(IDS, "blocks.1.attn.result")["blocks.1.attn.result"]
     p = lens.head(result[:, :, 2].flatten(0, 1)).log_softmax(-1)
-    row = found.sites.index("blocks.1.attn.result[2]")
+    row = found.sites.index("blocks.1.attn.result.2")
     assert torch.allclose(found.entropy[row], -(p.exp() * p).sum(-1), atol=1e-5)
     attributed = direct_logit_attribution(model, IDS, 4)
     assert attributed.heads.shape == (2, 3, 4)

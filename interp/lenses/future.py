@@ -1,0 +1,118 @@
+"""Future lens: what a state says of the tokens after the next one.
+
+ĥ_L(t + n - 1) = h_l(t) + W_{l,n} h_l(t) + b_{l,n}, by least squares, and the head reads from it the token n further on:
+n = 1 is the next token, and there the last block is the model. Source: Pal et al. 2023 (arXiv:2311.04897), the linear
+approximation of hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import WrongUse
+from interp.lenses.affine import AffineLens
+from interp.lenses.lens import Lens
+from interp.lenses.shortcut import squares
+from interp.model.model import Model
+from interp.store.recording import windows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+AHEAD = (1, 2, 3)
+
+
+class FutureLens(AffineLens):
+    """A map of each site for every n of `AHEAD`, as rows SITE+3, SITE+2, SITE+1; the last of all is the model itself.
+
+    A row is compared with what the model says where the token before the one meant stands: KL, rank, cross-entropy. Where
+    the text ends before, these are NaN (rank 0).
+    """
+
+    kind = "future"
+
+    @property
+    def end(self) -> str:
+        """The last block, one token ahead."""
+        return f"{self.head.last}+1"
+
+    def ahead(self, row: str) -> int:
+        """n - 1."""
+        return int(row.rpartition("+")[2]) - 1
+
+    def rows(self, sites: Sequence[str] | None) -> list[str]:
+        """Rows with a map: every n of every site, or those named."""
+        if sites is None:
+            return [row for row in _each(Lens.readable(self)) if row != self.end]
+        return [row for row in self.named(sites) if row != self.end]
+
+    def readable(self, sites: str | Sequence[str] | None = None) -> list[str]:
+        """Rows of the sites asked for: SITE+2 is one, SITE every n."""
+        if sites is None:
+            return [*self.sites, self.end]
+        return self.having(self.named([sites] if isinstance(sites, str) else sites))
+
+    def named(self, sites: Sequence[str]) -> list[str]:
+        """Rows that names or globs mean, furthest ahead first. Raises `WrongUse` for a site that cannot be read."""
+        found = []
+        for pattern in sites:
+            name, plus, n = pattern.partition("+")
+            if plus and n not in map(str, AHEAD):
+                raise WrongUse(f"{pattern!r} looks {n or 'nowhere'} ahead: a future lens has +1, +2 and +3.")
+            names = Lens.readable(self, name)
+            found += [f"{site}+{n}" for site in names] if plus else _each(names)
+        return sorted(dict.fromkeys(found), key=lambda row: -self.ahead(row))
+
+    def states(
+        self, inputs: dict[str, Any], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch pos d"], dict[str, Float[Tensor, "batch pos d"]]]:
+        """(The last stream, what stood at the site of each row)."""
+        sites = {row: row.rpartition("+")[0] for row in names}
+        last, states = super().states(inputs, list(dict.fromkeys(sites.values())))
+        return last, {row: states[site] for row, site in sites.items()}
+
+
+def _each(sites: Sequence[str]) -> list[str]:
+    return [f"{site}+{n}" for n in reversed(AHEAD) for site in sites]
+
+
+def fit_future(
+    model: Model,
+    texts: Iterable[str],
+    out: str | Path | None = None,
+    *,
+    ridge: float = 1e-3,
+    context: int = 256,
+    tokens: int | None = None,
+    resume: bool = False,
+) -> FutureLens:
+    """Fit all maps on the first `tokens` tokens of texts, as `fit_shortcut` does. Raises `WrongUse` if there is no text."""
+    lens = FutureLens(model)
+    squares(lens, texts, ridge=ridge, context=context, tokens=tokens).run(out, resume)
+    return lens
+
+
+def bigram(
+    model: Model, texts: Iterable[str], n: int, *, context: int = 256, tokens: int | None = None
+) -> Float[Tensor, "vocabulary vocabulary"]:
+    """p(token n further on | token) from counts over texts, one added for every n-th token of the text as often as it occurs.
+
+    p = (count(a, b) + p(b)) / (count(a) + 1): the baseline that a future lens has to beat. Raises `WrongUse` for no text.
+    """
+    size = model.weights["W_U"].shape[1]
+    counts, left = torch.zeros(size, size), tokens or float("inf")
+    for _, ids in windows(model, texts, context):
+        row = torch.tensor(ids)
+        counts.view(-1).index_add_(0, row[:-n] * size + row[n:], torch.ones(max(0, len(ids) - n)))
+        left -= len(ids)
+        if left <= 0:
+            break
+    if not bool(counts.any()):
+        raise WrongUse("the text is empty: there is nothing to count.")
+    share = counts.sum(0) / counts.sum()
+    return (counts + share) / (counts.sum(1, keepdim=True) + 1)
