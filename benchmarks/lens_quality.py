@@ -34,7 +34,7 @@ from interp.zoo.corpus import topics
 CONTEXT = 128
 TOKENS = 6000  # of held-out text
 TUNED = Recipe(steps=60, tokens=2048, context=CONTEXT)
-FUTURE = Recipe(steps=16, tokens=1024, context=CONTEXT)
+FUTURE = Recipe(steps=24, tokens=1024, context=CONTEXT, optimizer="adam", lr=3e-3)
 HEADS = Recipe(steps=16, tokens=512, context=CONTEXT)
 JACOBIAN = 2048  # tokens: each batch costs d_model backward passes
 
@@ -113,10 +113,9 @@ def future() -> None:
     other.W, other.b = lens.W, lens.b
     ours, shuffled = _foresight(lens), _foresight(other)
     print(f"{'':26} {'+1':>13} {'+2':>15} {'+3':>15}   (nats, share that is right)")
-    last = lens.head.last
     for site in (s.removesuffix("+3") for s in sites if s.endswith("+3")):
         print(f"{site:24} " + " ".join(ours[f"{site}+{n}"] for n in (1, 2, 3)))
-    print(f"{'last, states shuffled':24} " + " ".join(shuffled[f"{last}+{n}"] for n in (1, 2, 3)))
+    print(f"{'block 3, shuffled':24} " + " ".join(shuffled[f"blocks.3.resid_post+{n}"] for n in (1, 2, 3)))
     cells = []
     for n in (1, 2, 3):
         p, some, left = bigram(model, train, n, context=CONTEXT), [], TOKENS

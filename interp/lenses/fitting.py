@@ -150,9 +150,10 @@ def _log(path: Path, step: int, told: Mapping[str, float]) -> None:
 def _cut(path: Path, steps: int) -> None:
     """Rows of metrics that come after the point gone on from were written by what was interrupted."""
     if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)[: steps + 1 if steps else 0]
-        path.write_bytes(b"".join(lines))
-        if not lines:
+        head, *rows = path.read_bytes().splitlines(keepends=True)
+        kept = [row for row in rows if int(row.split(b",")[0]) < steps]
+        path.write_bytes(b"".join([head, *kept]))
+        if not kept:
             path.unlink()
 
 

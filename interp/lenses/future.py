@@ -8,11 +8,12 @@ maps are trained on, for KL(p_model(t + n - 1) ‖ p).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from interp.errors import WrongUse
 from interp.lenses.affine import AffineLens
@@ -24,7 +25,6 @@ from interp.store.recording import windows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
 
 AHEAD = (1, 2, 3)
 
@@ -84,18 +84,37 @@ def _each(sites: Sequence[str]) -> list[str]:
 
 
 class FromLeastSquares(Descent):
-    """Descent that begins at the least-squares maps to the last stream, from the tokens of its first step.
+    """Descent that begins at least squares: its first steps only add to the sums, until there are 16 tokens for each number a map
+    reads, or half of the steps are taken.
 
     A state says little of later tokens as it stands: from zero, most steps would go into what this has at once.
     """
 
+    def __init__(self, lens: AffineLens, recipe: Recipe) -> None:
+        super().__init__(lens, recipe)
+        self.start = LeastSquares(lens, RIDGE)
+        self.fits = min(-(-16 * max(w.shape[1] for w in lens.W) // recipe.tokens), (recipe.steps + 1) // 2)
+
     def step(self, group: list[Tokens]) -> dict[str, float]:
-        """One step; before the first, the fit."""
-        if not self.done:
-            start = LeastSquares(self.lens, RIDGE)
-            start.step(group)
-            start.finish()
-        return super().step(group)
+        """One step of either."""
+        if self.done >= self.fits:
+            return super().step(group)
+        self.start.step(group)
+        self.done += 1
+        if self.done == self.fits:
+            self.start.finish()
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums too, while they are added to."""
+        sums = self.start.state() if self.done < self.fits else {}
+        return super().state() | {f"sums.{row}": t for row, t in sums.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Other ones."""
+        super().restore({name: t for name, t in state.items() if not name.startswith("sums.")})
+        if self.done < self.fits:
+            self.start.restore({row: state[f"sums.{row}"] for row in self.lens.sites})
 
 
 def train_future_lens(
@@ -106,7 +125,7 @@ def train_future_lens(
     *,
     resume: bool = False,
 ) -> FutureLens:
-    """Train a `FutureLens`: least squares to the later last stream over the first step's tokens, then the recipe's steps.
+    """Train a `FutureLens`: least squares to the later last stream over the first of the recipe's steps, then descent.
 
     Saved and resumed as `train_tuned_lens` does. Raises `WrongUse` if there is no text.
     """
