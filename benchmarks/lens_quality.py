@@ -22,20 +22,21 @@ from interp.lenses import (
     TunedLens,
     bigram,
     explained,
-    fit_future,
     fit_jacobian,
     fit_shortcut,
-    train_attention_lens,
     train_tuned_lens,
 )
+from interp.lenses.future import FromLeastSquares
+from interp.lenses.tuned import Descent, descent
 from interp.store.recording import batches, windows
 from interp.zoo.corpus import topics
 
 CONTEXT = 128
 TOKENS = 6000  # of held-out text
 TUNED = Recipe(steps=60, tokens=2048, context=CONTEXT)
-HEADS = Recipe(steps=4, tokens=1024, context=CONTEXT)
-JACOBIAN = 4096  # tokens: each batch costs d_model backward passes
+FUTURE = Recipe(steps=24, tokens=1024, context=CONTEXT, optimizer="adam", lr=3e-3)
+HEADS = Recipe(steps=16, tokens=512, context=CONTEXT)
+JACOBIAN = 2048  # tokens: each batch costs d_model backward passes
 
 model, split = interp.load("zoo:books"), topics()
 train, held = [split.train], [split.held_out]
@@ -63,7 +64,7 @@ def tuned() -> None:
 
 def shortcut() -> None:
     """Least squares: KL, and R² beside the identity's."""
-    lens = fit_shortcut(model, train, context=CONTEXT, ridge=1e-3)
+    lens = fit_shortcut(model, train, context=CONTEXT)
     against(lens)
     _explained(lens)
 
@@ -83,8 +84,10 @@ def _explained(lens: TunedLens) -> None:
 
 
 def attention() -> None:
-    """Head by head."""
-    against(train_attention_lens(model, train, recipe=HEADS), tokens=1500)
+    """The heads of block 3."""
+    lens = AttentionLens(model, ["blocks.3.attn.result"])
+    descent(Descent(lens, HEADS), train).run()
+    against(lens, tokens=2000)
 
 
 class Shuffled(FutureLens):
@@ -99,15 +102,20 @@ class Shuffled(FutureLens):
 
 def future() -> None:
     """Cross-entropy of the token 1, 2 and 3 ahead, and how often it is the likeliest."""
-    lens = fit_future(model, train, context=CONTEXT)
+    sites = [
+        f"{site}+{n}"
+        for n in (3, 2, 1)
+        for site in ("blocks.0.resid_post", "blocks.3.resid_post", "blocks.4.resid_post")
+    ]
+    lens = FutureLens(model, sites)
+    descent(FromLeastSquares(lens, FUTURE), train).run()
     other = Shuffled(model, lens.sites)
     other.W, other.b = lens.W, lens.b
     ours, shuffled = _foresight(lens), _foresight(other)
     print(f"{'':26} {'+1':>13} {'+2':>15} {'+3':>15}   (nats, share that is right)")
-    last = lens.head.last
-    for site in [s.removesuffix("+3") for s in lens.sites if s.endswith("+3")]:
+    for site in (s.removesuffix("+3") for s in sites if s.endswith("+3")):
         print(f"{site:24} " + " ".join(ours[f"{site}+{n}"] for n in (1, 2, 3)))
-    print(f"{'last, states shuffled':24} " + " ".join(shuffled[f"{last}+{n}"] for n in (1, 2, 3)))
+    print(f"{'block 3, shuffled':24} " + " ".join(shuffled[f"blocks.3.resid_post+{n}"] for n in (1, 2, 3)))
     cells = []
     for n in (1, 2, 3):
         p, some, left = bigram(model, train, n, context=CONTEXT), [], TOKENS

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from interp.lenses.affine import AffineLens
     from interp.lenses.fitting import Job
 
-DESCENT = ("tuned", "attention")  # kinds that take steps; the others read their text once
-ONCE = {"shortcut": (None, 256), "future": (None, 256), "jacobian": (12_800, 128)}  # tokens, context
+DESCENT = ("tuned", "future", "attention")  # kinds that take steps; the others read their text once
+ONCE = {"shortcut": (None, 256), "jacobian": (12_800, 128)}  # tokens, context
 
 
 @guarded
@@ -28,13 +28,13 @@ def train_lens(
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
     kind: Annotated[str, typer.Option(help=f"{', '.join(TRAINED)}")] = "tuned",
-    steps: Annotated[int | None, typer.Option(help="tuned, attention: training steps; default 250")] = None,
+    steps: Annotated[int | None, typer.Option(help="tuned, future, attention: training steps; default 250")] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="tuned, attention: tokens a step (262144); others: tokens read (jacobian 12800, else all)"),
+        typer.Option(help="tokens a step (262144); shortcut, jacobian: tokens read (all; 12800)"),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="tokens a window; default: 2048 for tuned and attention, jacobian 128, else 256")
+        int | None, typer.Option(help="tokens a window; default: 2048, shortcut 256, jacobian 128")
     ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd (Nesterov) or adam")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate; default: 0.1 for sgd, 0.001 for adam")] = None,
@@ -71,19 +71,18 @@ def train_lens(
 
 
 def _descent(lens: AffineLens, texts: Iterable[str], given: dict[str, Any]) -> Job:
-    from interp.lenses.attention import FromLeastSquares
+    from interp.lenses.future import FromLeastSquares
     from interp.lenses.tuned import Descent, Recipe, descent
 
-    recipe = Recipe(**given)
-    return descent((FromLeastSquares if lens.kind == "attention" else Descent)(lens, recipe), texts)
+    return descent((FromLeastSquares if lens.kind == "future" else Descent)(lens, Recipe(**given)), texts)
 
 
 def _once(lens: AffineLens, texts: Iterable[str], sizes: dict[str, int]) -> Job:
     from interp.lenses.jacobian import jacobians
-    from interp.lenses.shortcut import squares
+    from interp.lenses.shortcut import RIDGE, squares
 
     read = _sizes(lens.kind, sizes)
-    return jacobians(lens, texts, **read) if lens.kind == "jacobian" else squares(lens, texts, ridge=1e-3, **read)
+    return jacobians(lens, texts, **read) if lens.kind == "jacobian" else squares(lens, texts, ridge=RIDGE, **read)
 
 
 def _sizes(kind: str, sizes: dict[str, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from interp.lenses.causal import CausalBasis, causal_basis
 from interp.lenses.classes import ClassLens, Evolution, Importance
 from interp.lenses.decoder import DecoderLens
 from interp.lenses.direct import DirectLogits, direct_logit_attribution
-from interp.lenses.future import FutureLens, bigram, fit_future
+from interp.lenses.future import FutureLens, bigram, train_future_lens
 from interp.lenses.jacobian import JacobianLens, fit_jacobian
 from interp.lenses.lens import Lens
 from interp.lenses.patchscope import PatchscopeLens, patch_from
@@ -38,11 +38,11 @@ __all__ = [
     "causal_basis",
     "direct_logit_attribution",
     "explained",
-    "fit_future",
     "fit_jacobian",
     "fit_shortcut",
     "patch_from",
     "train_attention_lens",
+    "train_future_lens",
     "train_tuned_lens",
     "transfer",
     "weight_gradient",

@@ -16,16 +16,13 @@ import torch
 from interp.errors import WrongUse
 from interp.lenses.affine import AffineLens
 from interp.lenses.lens import Lens
-from interp.lenses.shortcut import LeastSquares
 from interp.lenses.tuned import Descent, Recipe, descent
-from interp.model.model import Model, Tokens
+from interp.model.model import Model
 from interp.sites import head_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-RIDGE = 1e-3
 
 
 class AttentionLens(AffineLens):
@@ -68,21 +65,6 @@ def _z(row: str) -> str:
     return f"{site.removesuffix('result')}z.{head}"
 
 
-class FromLeastSquares(Descent):
-    """Descent that begins at the least-squares maps to the last stream, from the tokens of its first step.
-
-    A head alone is far from the scale that the final norm expects: from zero, most steps would go into what this has at once.
-    """
-
-    def step(self, group: list[Tokens]) -> dict[str, float]:
-        """One step; before the first, the fit."""
-        if not self.done:
-            start = LeastSquares(self.lens, ridge=RIDGE)
-            start.step(group)
-            start.finish()
-        return super().step(group)
-
-
 def train_attention_lens(
     model: Model,
     texts: Iterable[str],
@@ -91,10 +73,7 @@ def train_attention_lens(
     *,
     resume: bool = False,
 ) -> AttentionLens:
-    """Train an `AttentionLens`: least squares to the last stream over the first step's tokens, then the recipe's steps.
-
-    Saved and resumed as `train_tuned_lens` does. Raises `WrongUse` if there is no text.
-    """
+    """Train an `AttentionLens`, save and resume it as `train_tuned_lens` does. Raises `WrongUse` if there is no text."""
     lens = AttentionLens(model)
-    descent(FromLeastSquares(lens, recipe or Recipe()), texts).run(out, resume)
+    descent(Descent(lens, recipe or Recipe()), texts).run(out, resume)
     return lens

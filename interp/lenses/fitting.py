@@ -21,7 +21,7 @@ from interp.model.model import Model, Tokens
 from interp.store.recording import windows
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 STATE, METRICS, ABOUT = "state.safetensors", "metrics.csv", "recipe.json"
 EVERY = 60.0  # seconds between two points to go on from
@@ -150,9 +150,10 @@ def _log(path: Path, step: int, told: Mapping[str, float]) -> None:
 def _cut(path: Path, steps: int) -> None:
     """Rows of metrics that come after the point gone on from were written by what was interrupted."""
     if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)[: steps + 1 if steps else 0]
-        path.write_bytes(b"".join(lines))
-        if not lines:
+        head, *rows = path.read_bytes().splitlines(keepends=True)
+        kept = [row for row in rows if int(row.split(b",")[0]) < steps]
+        path.write_bytes(b"".join([head, *kept]))
+        if not kept:
             path.unlink()
 
 
@@ -185,12 +186,17 @@ def once(
         yield [model.pad(group)]
 
 
+def shifted(mask: Bool[Tensor, "batch pos"], ahead: int) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Which tokens have one `ahead` positions further on, and which those are, in the same order (padded on the right)."""
+    now, then, ahead = torch.zeros_like(mask), torch.zeros_like(mask), min(ahead, mask.shape[1])
+    now[:, : mask.shape[1] - ahead] = then[:, ahead:] = mask[:, ahead:]
+    return now, then
+
+
 @torch.no_grad()
 def pairs(lens: AffineLens, tokens: Tokens) -> Iterator[tuple[str, Float[Tensor, "n m"], Float[Tensor, "n d"]]]:
     """(Row, its states, the last stream as many tokens further on as the row looks ahead), of real tokens, in float64."""
     last, states = lens.states(lens.model.inputs(tokens), lens.sites)
-    mask = tokens.mask.to(last.device)
     for row in lens.sites:
-        ahead = lens.ahead(row)
-        keep = mask[:, ahead:] & mask[:, : mask.shape[1] - ahead]
-        yield row, states[row][:, : mask.shape[1] - ahead][keep].double(), last[:, ahead:][keep].double()
+        now, then = shifted(tokens.mask.to(last.device), lens.ahead(row))
+        yield row, states[row][now].double(), last[then].double()

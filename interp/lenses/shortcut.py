@@ -21,6 +21,8 @@ from interp.model.model import Model, Tokens
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+RIDGE = 1e-3  # keeps directions that hardly occur at the identity
+
 
 class Shortcut(AffineLens):
     """A lens of least-squares maps to the last stream."""
@@ -73,7 +75,7 @@ def fit_shortcut(
     texts: Iterable[str],
     out: str | Path | None = None,
     *,
-    ridge: float = 1e-6,
+    ridge: float = RIDGE,
     context: int = 256,
     tokens: int | None = None,
     resume: bool = False,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interp.errors import WrongUse
 from interp.lenses.affine import AffineLens
-from interp.lenses.fitting import WIDE, Job
+from interp.lenses.fitting import WIDE, Job, shifted
 from interp.lenses.statistics import chunks, statistics
 from interp.model.model import Model, Tokens
 from interp.store.recording import windows
@@ -92,23 +92,32 @@ class Descent:
 
     def backward(self, group: Sequence[Tokens]) -> list[float]:
         """The mean loss of each row, with its gradient: ∂KL(p_f ‖ p)/∂z = p - p_f, fed back through head and map."""
-        lens = self.lens
-        total, sums = sum(int(t.mask.sum()) for t in group), [0.0] * len(lens.sites)
+        lens, sums = self.lens, dict.fromkeys(self.lens.sites, 0.0)
+        lengths = torch.cat([t.mask.sum(1) for t in group])
         for tokens in group:
             last, states = lens.states(lens.model.inputs(tokens), lens.sites)
-            mask = tokens.mask.to(last.device)
-            last = last[mask]
-            for part in chunks(len(last), 5 * lens.head.width, last):
-                with torch.no_grad():
-                    p_final = lens.head(last[part]).log_softmax(1)
-                for i, row in enumerate(lens.sites):
-                    with torch.enable_grad():
-                        z = lens.logits(row, states[row][mask][part])
-                    p = z.detach().log_softmax(1)
-                    sums[i] += float((p_final.exp() * (p_final - p)).sum()) / total
-                    inputs = [t for t in self.trained if t is lens.W[i] or t is lens.b[i]]
-                    z.backward((p.exp() - p_final.exp()) / total, inputs=inputs)
-        return sums
+            for ahead in dict.fromkeys(map(lens.ahead, lens.sites)):
+                now, then = shifted(tokens.mask.to(last.device), ahead)
+                total, rows = (
+                    float((lengths - ahead).clamp(min=0).sum()),
+                    [r for r in lens.sites if lens.ahead(r) == ahead],
+                )
+                for part in chunks(int(now.sum()), 5 * lens.head.width, last):
+                    with torch.no_grad():
+                        p_final = lens.head(last[then][part]).log_softmax(1)
+                    for row in rows:
+                        sums[row] += self._row(row, states[row][now][part], p_final, total)
+        return list(sums.values())
+
+    def _row(self, row: str, x: Tensor, p_final: Float[Tensor, "n vocabulary"], total: float) -> float:
+        """A row's part of the loss, a few tokens of `total`."""
+        i = self.lens.sites.index(row)
+        with torch.enable_grad():
+            z = self.lens.logits(row, x)
+        p = z.detach().log_softmax(1)
+        inputs = [t for t in self.trained if t is self.lens.W[i] or t is self.lens.b[i]]
+        z.backward((p.exp() - p_final.exp()) / total, inputs=inputs)
+        return float((p_final.exp() * (p_final - p)).sum()) / total
 
     def state(self) -> dict[str, Tensor]:
         """The maps, and what the optimiser remembers of them."""

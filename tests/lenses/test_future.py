@@ -7,7 +7,10 @@ import torch
 
 import interp
 from interp import WrongUse
-from interp.lenses import FutureLens, Shortcut, bigram, fit_future, fit_shortcut
+from interp.lenses import FutureLens, Recipe, Shortcut, bigram, fit_shortcut, train_future_lens
+from interp.lenses.future import FromLeastSquares
+from interp.lenses.shortcut import squares
+from interp.lenses.tuned import Descent, descent
 from interp.model import load
 from interp.store.recording import windows
 from tests.lenses.test_tuned import Words, numbers
@@ -16,6 +19,13 @@ from tests.model.shapes import module
 
 IDS = torch.tensor([[5, 9, 11, 3, 8, 20], [7, 7, 12, 40, 6, 13]])
 ORDER = [3, 0, 6, 1, 5, 2, 4]  # a cycle of all seven tokens
+
+
+def fitted(model, texts, ridge: float = 1e-3, out=None) -> FutureLens:
+    """By least squares alone."""
+    lens = FutureLens(model)
+    squares(lens, texts, ridge=ridge, context=32, tokens=None).run(out)
+    return lens
 
 
 def cycles(count: int, length: int = 21) -> list[str]:
@@ -29,7 +39,7 @@ def cycles(count: int, length: int = 21) -> list[str]:
 def test_a_future_that_is_decided_is_read_exactly(measured):
     """Seven tokens in eight dimensions: every later state is an affine function of the token, and least squares finds it."""
     model = load(Linear(8, 7).double(), tokenizer=Words())
-    lens = fit_future(model, cycles(7), ridge=1e-13, context=32)
+    lens = fitted(model, cycles(7), ridge=1e-13)
     seen = lens(torch.tensor([ORDER * 2]))
     known = ~seen.kl_forward.isnan()
     measured(float(seen.kl_forward[known].abs().max()))
@@ -39,7 +49,7 @@ def test_a_future_that_is_decided_is_read_exactly(measured):
 def test_the_last_row_is_the_model_and_rows_look_ahead():
     """Row +2 is compared with what the model says one position on, row +3 with two; past the end there is nothing."""
     model = load(module("llama"), tokenizer=Words())
-    lens = fit_future(model, numbers(61, 12, 0), context=32)
+    lens = fitted(model, numbers(61, 12, 0))
     padded = model.pad([IDS[0].tolist(), IDS[1, :4].tolist()])
     seen = lens(padded, k=3)
     assert seen.sites[0] == "blocks.0.resid_pre+3"
@@ -68,8 +78,8 @@ def test_the_last_row_is_the_model_and_rows_look_ahead():
 
 def test_one_ahead_it_is_the_linear_shortcut():
     model = load(module("llama"), tokenizer=Words())
-    future = fit_future(model, numbers(61, 12, 0), context=32)
-    short = fit_shortcut(model, numbers(61, 12, 0), context=32, ridge=1e-3)
+    future = fitted(model, numbers(61, 12, 0))
+    short = fit_shortcut(model, numbers(61, 12, 0), context=32)
     for site in short.sites:
         ours, theirs = (lens.W[lens.sites.index(name)] for lens, name in ((future, f"{site}+1"), (short, site)))
         assert torch.equal(ours, theirs)
@@ -77,7 +87,7 @@ def test_one_ahead_it_is_the_linear_shortcut():
 
 def test_sites_are_named_with_and_without_how_far(tmp_path):
     model = load(module("llama"), tokenizer=Words())
-    lens = fit_future(model, numbers(61, 12, 0), tmp_path, context=32)
+    lens = fitted(model, numbers(61, 12, 0), out=tmp_path)
     assert lens(IDS, "blocks.1.resid_post+2").sites == ("blocks.1.resid_post+2",)
     assert lens(IDS, "blocks.1.resid_post").sites == tuple(f"blocks.1.resid_post+{n}" for n in (3, 2, 1))
     again = FutureLens.load(tmp_path, model)
@@ -99,7 +109,7 @@ def test_sites_are_named_with_and_without_how_far(tmp_path):
 
 def test_means_leave_out_what_has_no_future():
     model = load(module("llama"), tokenizer=Words())
-    lens = fit_future(model, numbers(61, 12, 0), context=32)
+    lens = fitted(model, numbers(61, 12, 0))
     texts = numbers(61, 3, 5)
     seen = [lens(torch.tensor([ids])) for _, ids in windows(model, texts, 16)]
     means = lens.over(texts, context=16)
@@ -115,14 +125,65 @@ def test_the_bigram_counts():
     model = load(Linear(8, 7), tokenizer=Words())
     p = bigram(model, ["0 1 0 2 0 1", "3"], 2)
     assert torch.allclose(p.sum(1), torch.ones(7))
-    share = torch.tensor([2, 1, 1, 0, 0, 0, 0]) / 4  # two further on stand 0, 2, 0 and 1
+    share = torch.tensor([3, 2, 2, 1, 1, 1, 1]) / 11  # two further on stand 0, 2, 0 and 1; one is added for each
     assert torch.allclose(p[0], (torch.tensor([2.0, 0, 0, 0, 0, 0, 0]) + share) / 3)  # after a 0 it is a 0, twice
     assert torch.allclose(p[5], share)
     with pytest.raises(WrongUse, match="nothing to count"):
         bigram(model, ["3"], 1)
 
 
-@pytest.mark.slow("fits the bundled model's states, and reads them on text it has not seen")
+def test_the_gradient_is_that_of_the_loss_further_on():
+    """Against autograd through KL to the model's own distributions one and two positions later, in float64."""
+    model = load(Linear(8, 11).double(), tokenizer=Words())
+    lens = FutureLens(model, ["blocks.1.resid_post+3", "blocks.0.resid_pre+2"])
+    torch.manual_seed(1)
+    lens.W, lens.b = [0.1 * torch.randn_like(w) for w in lens.W], [0.1 * torch.randn_like(b) for b in lens.b]
+    ids = torch.randint(11, (3, 7))
+    batch = [model.pad(ids[:2].tolist()), model.pad([ids[2, :2].tolist()])]
+    losses = Descent(lens, Recipe()).backward(batch)
+    rows, total = [ids[0], ids[1], ids[2, :2]], 0.0
+    for i, row in enumerate(lens.sites):
+        site, ahead, parts = row.partition("+")[0], lens.ahead(row), []
+        for text in rows:
+            cache = model.record(text[None], [site, lens.head.last])
+            q = lens.head(cache[lens.head.last][0]).log_softmax(1)[ahead:]
+            p = lens.logits(row, cache[site][0]).log_softmax(1)[: len(q)]
+            parts.append((q.exp() * (q - p)).sum(1))
+        loss = torch.cat(parts).mean()
+        assert float(loss) == pytest.approx(losses[i], abs=1e-12)
+        total = total + loss
+    wanted = torch.autograd.grad(total, [*lens.W, *lens.b])
+    for t, g in zip([*lens.W, *lens.b], wanted, strict=True):
+        assert float((t.grad - g).abs().max()) < 1e-12
+
+
+def test_the_first_step_begins_at_least_squares():
+    """Its one step is the fit: from all tokens to the later last stream, by numpy's solver."""
+    model, texts = load(module("llama"), tokenizer=Words()), numbers(61, 125, 0)
+    lens = FutureLens(model, ["blocks.0.resid_post+2"])
+    descent(FromLeastSquares(lens, Recipe(steps=1, tokens=4000, context=32)), texts).run()
+    ids = torch.tensor([[int(w) for w in t.split()] for t in texts])
+    cache = model.record(ids, ["blocks.0.resid_post", lens.head.last])
+    h, last = (cache[n].double() for n in ("blocks.0.resid_post", lens.head.last))
+    h, last = h[:, :-1].flatten(0, 1), last[:, 1:].flatten(0, 1)
+    x = torch.cat([h, torch.ones(len(h), 1)], dim=1)
+    best = x @ torch.linalg.lstsq(x, last).solution
+    off = [float((last - guess).square().sum()) for guess in (lens.translated(0, h.float()), best)]
+    assert off[0] < 1.001 * off[1]
+
+
+def test_training_lowers_the_loss_and_is_saved(tmp_path):
+    model = load(module("llama"), tokenizer=Words())
+    lens = train_future_lens(model, numbers(61, 20, 0), tmp_path, Recipe(steps=12, tokens=640, context=32))
+    from csv import DictReader
+
+    rows = list(DictReader((tmp_path / "metrics.csv").open()))
+    assert set(rows[0]) == {"step", *lens.sites}
+    assert all(float(rows[-1][row]) < float(rows[0][row]) for row in lens.sites)
+    assert torch.equal(FutureLens.load(tmp_path, model).W[3], lens.W[3])
+
+
+@pytest.mark.slow("trains maps of the bundled model's states, and reads text that it has not seen")
 def test_on_the_bundled_model_it_knows_more_than_the_token_does():
     """Cross-entropy of the token 1, 2 and 3 ahead, from block 3: below a bigram's, and below states of other places."""
     from interp.zoo.corpus import topics
@@ -136,9 +197,9 @@ def test_on_the_bundled_model_it_knows_more_than_the_token_does():
     model, split = interp.load("zoo:books"), topics()
     sites = [f"blocks.3.resid_post+{n}" for n in (3, 2, 1)]
     lens = FutureLens(model, sites)
-    from interp.lenses.shortcut import squares
-
-    squares(lens, [split.train], ridge=1e-3, context=128, tokens=24_000).run()
+    descent(
+        FromLeastSquares(lens, Recipe(steps=24, tokens=512, context=128, optimizer="adam", lr=3e-3)), [split.train]
+    ).run()
     other = Shuffled(model, sites)
     other.W, other.b = lens.W, lens.b
     texts = [split.held_out[:12_000]]
@@ -146,7 +207,7 @@ def test_on_the_bundled_model_it_knows_more_than_the_token_does():
     _, (_, high) = ours.less(shuffled, "cross_entropy")
     assert bool((high < 0).all())
     for n, site in zip((3, 2, 1), sites, strict=True):
-        p = bigram(model, [split.train], n, context=128, tokens=24_000)
+        p = bigram(model, [split.train], n, context=128, tokens=24 * 512)  # as much text as the lens had
         pairs = [(ids[:-n], ids[n:]) for _, ids in windows(model, texts, 128)]
         by_count = torch.cat([-p[a, b].log() for a, b in pairs]).double().mean()
         assert float(ours.mean("cross_entropy")[ours.sites.index(site)]) < float(by_count)

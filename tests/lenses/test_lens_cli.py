@@ -116,7 +116,8 @@ def test_a_model_without_a_head_is_said(tmp_path, capsys):
     assert "has no head" in said(capsys)["error"]
 
 
-SIZES = {"tuned": {"steps": 4, "tokens": 64, "context": 16}, "attention": {"steps": 2, "tokens": 64, "context": 16}}
+STEPS = {"steps": 2, "tokens": 64, "context": 16}
+SIZES = {"tuned": STEPS, "future": STEPS, "attention": STEPS}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_a_lens_is_trained_and_read(tiny_folder, trained, tmp_path, capsys):
 
 def test_fits_say_what_they_explain_of_held_out_windows(tiny_folder, trained, tmp_path, capsys):
     text = str(trained / "text.txt")
-    for kind in ("shortcut", "future", "jacobian"):
+    for kind in ("shortcut", "jacobian"):
         train_lens(str(tiny_folder), tmp_path / kind, kind=kind, context=32, text=text, as_json=True)
         told = said(capsys)
         assert list(told["r2"]) == list(told["identity"]) == told["sites"]
