@@ -343,13 +343,16 @@ def _finished(
 
 _SUMS = dict.fromkeys(("m_f_in", "z_wanted", "m_at", "s_at", "w_at", "a_at", "b_at", "sigma_at", "value_at"), "*fp32")
 _PLACES = dict.fromkeys(("wanted", "rank_at", "place_at"), "*i32")
-COMPILED = {}
+COMPILED: dict[str, tuple[Any, dict[str, Any]]] = {}
 for _name, _kind, _dtype, _d in (
     ("bf16, d 768", "products", "bf16", 768),
     ("fp32, d 768", "float32 products", "fp32", 768),
     ("bf16 scores", "scores", "bf16", STRETCH),
 ):
-    _head = dict.fromkeys(("n", "vocabulary", "offset", "tiles"), "i32") | {"multiplier": "fp32", "cap": "fp32"}
+    _head: dict[str, Any] = dict.fromkeys(("n", "vocabulary", "offset", "tiles"), "i32") | {
+        "multiplier": "fp32",
+        "cap": "fp32",
+    }
     _head |= dict.fromkeys(("final", "W", "bias"), f"*{_dtype}") | {
         "D": _d,
         "BIAS": False,

@@ -213,7 +213,7 @@ def test_how_many_tokens_at_a_time_changes_nothing(bytes_, rows, monkeypatch):
     args = *drawn(dtype=torch.float64)[:4], 1.0, 0.0, drawn()[4], 3
     whole = run("cpu", monkeypatch, *args)
     monkeypatch.setattr(MODULE, "BYTES", bytes_)
-    monkeypatch.setattr(MODULE, "ROWS", rows)
+    monkeypatch.setattr(MODULE, "CACHED", rows * 61)
     parts = run("cpu", monkeypatch, *args)
     assert apart(parts, whole) < 1e-12
     assert all(torch.equal(getattr(parts, name), getattr(whole, name)) for name in ("best", "top", "rank"))
