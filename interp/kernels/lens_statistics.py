@@ -263,6 +263,17 @@ def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
+def few(states: Tensor, final: Tensor, weight: Tensor | None, *_: Any) -> bool:
+    """up to 8,192 scores"""
+    s, n, d = states.shape
+    return s * n * (d if weight is None else weight.shape[0]) <= 8192
+
+
 lens_statistics = Op(
-    SCHEMA, reference, fake=fake, cpu=cpu, triton="interp.kernels.lens_statistics_triton:lens_statistics"
+    SCHEMA,
+    reference,
+    fake=fake,
+    cpu=cpu,
+    triton="interp.kernels.lens_statistics_triton:lens_statistics",
+    plain=few,
 )

@@ -10,6 +10,9 @@ Shares are joined by the same rule. z_f of a tile is made once for all states: L
 for m_f. Above `WIDE` the products of a stretch of the vocabulary are left to `torch.mm`, and the pass reads scores.
 """
 
+# Arguments of kernels have Triton's types.
+# mypy: disable-error-code=no-untyped-def
+
 from __future__ import annotations
 
 from typing import Any
