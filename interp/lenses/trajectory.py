@@ -149,7 +149,8 @@ class Trajectory:
 def trajectory(found: Found, **about: Any) -> Trajectory:
     """The statistics of each site's tokens as one `Trajectory`, on the CPU."""
     best, *others, rank = (t.cpu() for t in found)
-    return Trajectory(**dict(zip(found._fields[1:-1], others, strict=True)), finals=best, ranks=rank, **about)
+    numbers: dict[str, Any] = dict(zip(found._fields[1:-1], others, strict=True))
+    return Trajectory(**numbers, finals=best, ranks=rank, **about)
 
 
 # ---------------------------------------------------------------- the pictures
