@@ -208,20 +208,20 @@ def measure(recipe: Recipe, model: Any) -> dict[str, float]:
 NOISES = (-10, -5, 0, 10, 20, 30)  # dB
 
 
-def check(folder: str | Path, seed: int = 0, device: str = "cpu", count: int = 500) -> dict[str, Any]:
+def check(folder: str | Path, seed: int = 0, device: str = "cpu", count: int = 1000) -> dict[str, Any]:
     """`{count, held_out, by_length, by_noise}`: the share of held-out strings written down without a mistake.
 
-    `by_length` by number of digits (no single digit is held out), `by_noise` at so many dB between the tones and the noise (the training stops at 0);
-    each number is of `count` strings, the first of twice as many.
+    `by_length` by number of digits (no single digit is held out), `by_noise` at so many dB between the tones and the
+    noise (the training stops at 0). `held_out` is of `count` strings, each of the others of a tenth as many, at most.
     """
     model, rng = load(str(folder), device=device).module, np.random.default_rng(seed)
     lengths: dict[int, list[str]] = {n: [] for n in range(1, LONGEST + 1)}
-    for text in strings(count * LONGEST, rng, held=True):
+    for text in strings(count, rng, held=True):
         lengths[len(text)].append(text)
-    few = count // 5
+    few = count // 10
     return {
-        "count": 2 * count,
-        "held_out": exact(model, strings(2 * count, rng, held=True), rng),
+        "count": count,
+        "held_out": exact(model, strings(count, rng, held=True), rng),
         "by_length": {str(n): exact(model, texts[:few], rng) for n, texts in lengths.items() if texts},
         "by_noise": {str(dB): exact(model, strings(few, rng, True), rng, Line(noise=(dB, dB))) for dB in NOISES},
     }
