@@ -31,13 +31,13 @@ SIZE = 8  # pixels a side
 class Recipe(training.Recipe):
     """Every number of the training run; each picture is turned, scaled, sheared, moved and dimmed a little at every look."""
 
-    steps: int = 900
-    decay: int = 700
-    batch: int = 64
+    steps: int = 1200
+    decay: int = 900
+    batch: int = 128
     d_model: int = 64
     heads: int = 4
     d_mlp: int = 128
-    layers: int = 3
+    layers: int = 4
     patch: int = 2  # pixels a side
     turned: float = 0.25  # radians at most, either way
     scaled: float = 0.15  # share at most
