@@ -117,6 +117,10 @@ class DecoderLens(Lens):
         return {n: v for n, v in self.model.inputs(x, bos).items() if not n.startswith("decoder_")}
 
     def _generated(self, encoder: dict[str, Any], options: dict[str, Any]) -> Int[Tensor, "batch pos"]:
+        """What the model writes, in no more tokens than its decoder has places for beside the start (Whisper refuses more)."""
+        places = getattr(self.model.config, "max_target_positions", None)
+        if places is not None and "max_new_tokens" in options:
+            options = options | {"max_new_tokens": min(options["max_new_tokens"], places - 1)}
         with torch.no_grad():
             out = self.model.module.generate(**encoder, **({"do_sample": False} | options))  # type: ignore[operator]
         return getattr(out, "sequences", out)

@@ -131,7 +131,7 @@ def build_model(recipe: Recipe) -> Any:
 
 def prepare(recipe: Recipe, out: Path) -> None:
     """Write the tokenizer into the folder."""
-    tokenizer().save_pretrained(out)
+    tokenizer.__wrapped__().save_pretrained(out)  # a fresh one: padding a batch leaves a mark on the tokenizer
 
 
 @cache

@@ -24,7 +24,6 @@ class Recipe(training.Recipe):
 
     steps: int = 1600
     decay: int = 1200
-    dtype: str = "bfloat16"
     d_model: int = 96
     heads: int = 4
     d_mlp: int = 226

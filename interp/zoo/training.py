@@ -78,7 +78,7 @@ def optimisers(model: nn.Module, recipe: Settings) -> list[torch.optim.Optimizer
     """Muon for the matrices inside the model, Adam for embeddings, heads, convolutions, norms and biases."""
     heads = {"lm_head", "proj_out", "classifier"}
     named = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in heads}
-    matrices: list[nn.Parameter] = [module.weight for module in named.values()]
+    matrices: list[nn.Parameter] = [module.get_parameter("weight") for module in named.values()]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside and p.requires_grad]
     return [
