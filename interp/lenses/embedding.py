@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.lenses.statistics import topk
+from interp.kernels.lens_statistics import topk
 from interp.model.compose import circuits
 from interp.model.edits import in_range
 from interp.model.model import Model

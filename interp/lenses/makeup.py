@@ -92,7 +92,7 @@ def makeup(
             inputs, real = padded(model, group)
             cache = model.record(inputs, wanted)
             states = {site: cache[site][real] for site in wanted}
-            for part in chunks(int(real.sum()), memories.head.width, states[last]):
+            for part in chunks(int(real.sum()), 5 * memories.head.width, states[last]):
                 here = {site: t[part] for site, t in states.items()}
                 final = memories.head(here[last]).argmax(1)
                 for number, role in enumerate(names):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import Failed, WrongUse, nearest
+from interp.kernels.lens_statistics import topk
 from interp.lenses.direct import freeze
 from interp.lenses.lens import Lens
-from interp.lenses.statistics import topk
 from interp.model.edits import Replace, in_range
 from interp.model.inputs import probe_inputs
 from interp.model.model import Model
