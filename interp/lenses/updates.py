@@ -104,19 +104,22 @@ class SubUpdates:
         """
         import pandas as pd
 
-        rows, words = [], self.memories.lens.words
+        rows: list[list[Any]] = []
+        words = self.memories.lens.words
         last = self.tops[next(reversed(self.layers))][1]
         settled = torch.ones_like(last, dtype=torch.bool)
         for role in reversed(self.layers):
             old, new = self.tops[role]
             settled &= new == last
+            here = []
             for i in (old != new).nonzero().flatten().tolist():
                 pair = torch.stack([old[i], new[i]]).tolist()
                 row = [role, int(self.prompt[i]), int(self.pos[i]), self.tokens[i], *words(pair), bool(settled[i])]
-                rows.append([*row, *(v for token in pair for v in self._moved(role, i, token, k))])
+                here.append([*row, *(v for token in pair for v in self._moved(role, i, token, k))])
+            rows = here + rows
         named = [f"{who}_{what}" for who in ("old", "new") for what in ("up", "down", "bias", "dominant")]
         names = ["layer", "prompt", "pos", "token", "old", "new", "saturates", *named]
-        return pd.DataFrame(rows[::-1], columns=names)
+        return pd.DataFrame(rows, columns=names)
 
     def plot(self, row: int = -1, k: int = 10) -> go.Figure:
         """One token: a row for each layer with its k dominant sub-updates, shaded by their share, and what they say."""
