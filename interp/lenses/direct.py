@@ -99,7 +99,7 @@ def direct_logit_attribution(
         raise WrongUse(f"{model.id} makes no logits for every position, so there is no token to attribute.")
     answer = _answers(model, tokens, *run["logits"].shape)
     gradient, constant, total, of = _through_head(run, answer)
-    frozen = _freeze(run.module(run.norm), run[run.last], run[run.norm])
+    frozen = freeze(run.module(run.norm), run[run.last], run[run.norm])
     if frozen is None:
         raise Failed(f"{run.norm} of {model.id} is no linear map once its divisor is held: its output cannot be split.")
     pull, shift = frozen.back(gradient)
@@ -244,13 +244,18 @@ def _head(model: Model, x: Tensor) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class _Frozen:
+class Frozen:
     """y = scale · J x + b, J the module's derivative at zero, where a norm divides by a constant."""
 
     module: nn.Module
     zero: Tensor
     scale: Float[Tensor, "prompt 1"]
     bias: Float[Tensor, "prompt d"]
+
+    def along(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """J of each vector: what becomes of it but for the scale, which differs from prompt to prompt."""
+        wide = vectors.to(self.zero)[:, None]
+        return torch.func.jvp(self.module, (torch.zeros_like(wide),), (wide,))[1][:, 0].double()
 
     def back(self, gradient: Float[Tensor, "prompt d"]) -> tuple[Float[Tensor, "prompt d"], Float[Tensor, " prompt"]]:
         """(scale · J^T gradient, b · gradient)."""
@@ -259,7 +264,7 @@ class _Frozen:
         return pulled.double(), (self.bias * gradient).sum(-1)
 
 
-def _freeze(module: nn.Module, x: Float[Tensor, "prompt d"], y: Float[Tensor, "prompt d"]) -> _Frozen | None:
+def freeze(module: nn.Module, x: Float[Tensor, "prompt d"], y: Float[Tensor, "prompt d"]) -> Frozen | None:
     """The affine map that a norm (or any channelwise scale) is in this run, found from the module; None if it is none.
 
     norm(x) = W C x / s(x) + b with s constant near zero, so J = W C / s(0); one number a prompt, s(0) / s(x), is left,
@@ -271,7 +276,7 @@ def _freeze(module: nn.Module, x: Float[Tensor, "prompt d"], y: Float[Tensor, "p
     scale = ((y - bias) * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True)
     if not _same(scale * along + bias, y, _tolerance(module)):
         return None
-    return _Frozen(wide, zero, scale, bias)
+    return Frozen(wide, zero, scale, bias)
 
 
 def _write_terms(
@@ -291,7 +296,7 @@ def _write_terms(
         return whole
     shift, pull = torch.zeros(len(out), dtype=torch.float64), coefficient * pull
     if not _same(written, coefficient * out, 0.0 if coefficient == 1.0 else _tolerance(matrix)):
-        frozen = _freeze(run.module(names[0]), out, written / coefficient)
+        frozen = freeze(run.module(names[0]), out, written / coefficient)
         if frozen is None:
             return whole
         pull, shift = frozen.back(pull)

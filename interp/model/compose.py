@@ -89,7 +89,7 @@ class Singular:
 
 
 @dataclass(frozen=True)
-class _Circuits:
+class Circuits:
     """Factors of one attention's circuits, a query head each: W_QK = q kᵀ, W_OV = v o, with q, k, v, oᵀ [head, d_model, e]."""
 
     q: Tensor
@@ -108,9 +108,9 @@ def _spread(t: Tensor, heads: int) -> Tensor:
     return t.repeat_interleave(heads // t.shape[0], dim=0)
 
 
-def _circuits(weights: Mapping[str, Tensor], attention: str) -> _Circuits:
+def circuits(weights: Mapping[str, Tensor], attention: str) -> Circuits:
     q, k, v, o = (_wide(weights[f"{attention}.{w}"]) for w in ("W_Q", "W_K", "W_V", "W_O"))
-    return _Circuits(q, _spread(k, len(q)), _spread(v, len(q)), o)
+    return Circuits(q, _spread(k, len(q)), _spread(v, len(q)), o)
 
 
 def _root(t: Float[Tensor, "... d e"]) -> Float[Tensor, "... e e"]:
@@ -129,14 +129,14 @@ def composition(weights: Mapping[str, Tensor], kind: str, attention: str) -> Com
     chosen = [r for r in roles if fnmatchcase(r, attention)]
     if not chosen:
         raise WrongUse(f"no attention matches {attention!r}.{nearest(attention, roles)} There are: {', '.join(roles)}.")
-    circuits = [_circuits(weights, r) for r in chosen]
-    if len({len(c.q) for c in circuits}) > 1:
+    found = [circuits(weights, r) for r in chosen]
+    if len({len(c.q) for c in found}) > 1:
         raise WrongUse(f"the attentions {attention!r} differ in their number of heads: name fewer of them.")
-    senders = [_root(c.v) @ c.o for c in circuits]  # [head, e, d_model]
-    pairs = [(c.q, c.k) if kind == "Q" else (c.k, c.q) if kind == "K" else (c.v, c.o.mT) for c in circuits]
+    senders = [_root(c.v) @ c.o for c in found]  # [head, e, d_model]
+    pairs = [(c.q, c.k) if kind == "Q" else (c.k, c.q) if kind == "K" else (c.v, c.o.mT) for c in found]
     receivers = [(left @ _root(right).mT).movedim(0, 1) for left, right in pairs]  # [d_model, head, e]
     whole = [(_root(left) @ _root(right).mT).flatten(1).norm(dim=1) for left, right in pairs]
-    sent = [(_root(c.v) @ _root(c.o.mT).mT).flatten(1).norm(dim=1) for c in circuits]
+    sent = [(_root(c.v) @ _root(c.o.mT).mT).flatten(1).norm(dim=1) for c in found]
     scores = senders[0].new_zeros(len(chosen), len(senders[0]), len(chosen), len(senders[0]))
     for i, sender in enumerate(senders):
         for j in range(i + 1, len(chosen)):
@@ -153,7 +153,7 @@ def singular(weights: Mapping[str, Tensor], what: str | tuple[str, str]) -> Sing
         u, s, vh = torch.linalg.svd(_wide(weights[what]), full_matrices=False)
         return Singular(name, s, u, vh.mT)
     if isinstance(what, str):
-        made = _circuits(weights, role)
+        made = circuits(weights, role)
         left, right = (made.v, made.o) if circuit == "OV" else (made.q, made.k.mT)
     else:
         left, right = _pair(weights, *what)

@@ -1,9 +1,9 @@
-"""The rest of a model: what it makes of a stream that is put in place at one site, up to another."""
+"""Part of a model: what it makes of a stream that is put in place at one site, up to another; or of a run, its beginning."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from interp.model.model import Model
+
+
+def run_until(model: Model, x: Any, sites: str | Sequence[str], enough: Callable[[str, Tensor], bool]) -> None:
+    """Run on `x` and show `enough(site, tensor)` what stands at each site when it is made; the pass ends once that is true.
+
+    What would have come after is not computed. Edits in force apply.
+    """
+    names = model.names(sites)
+
+    def keep(site: str, t: Tensor, where: Any) -> None:
+        if enough(site, t):
+            raise Stop
+
+    with model._watched([], names, keep=keep, stop=True), suppress(Stop):
+        model.module(**main_inputs(model.module, model.inputs(x)))
 
 
 class Onward:
