@@ -207,3 +207,24 @@ def test_a_selected_zero_counts_as_silence() -> None:
     assert not trainer.dead.any()
     run(trainer, 1)
     assert trainer.dead.all()
+
+
+@pytest.mark.check(
+    "dictionaries 4.1 first encoder", formula="⟨x − x̂, x̂ − b⟩ / ‖x‖‖x̂ − b‖ over the sample, float64", tolerance=1e-14
+)
+@pytest.mark.parametrize("kind", ["topk", "multi_topk", "batchtopk", "matryoshka"])
+def test_the_first_encoder_has_the_length_of_least_error(kind: str, measured: Measure) -> None:
+    """The least-squares error is orthogonal to what is written; the directions are the decoder's. A sum of 5 × 900 × 24 products."""
+    rows = superposed(900, 0, d=24, features=60, l0=4.0).x
+    config = TrainConfig.from_dict({"kind": kind, "latents": 300, "k": 5, "batch": 300, "dtype": "float64"})
+    trainer = Trainer(config, RowsSource(rows))
+    trainer.begin()
+    D, x = trainer.dictionary, (rows * torch.tensor(trainer.scales[0])).double()  # scaled in float32, as in `begin`
+    with torch.no_grad():
+        written = D.written(trainer.kind.encode(D, x))
+        error = x - D.b_dec - written
+    length = D.W_enc.norm(dim=0)
+    measured((error * written).sum().abs().item() / (x.norm() * written.norm()).item())
+    assert far(D.W_enc / length, D.W_dec.T) < 1e-6  # directions are drawn in float32
+    assert far(length, length[:1].expand_as(length)) < 1e-6
+    assert 0.1 < length[0] < 0.9

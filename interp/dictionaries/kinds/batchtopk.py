@@ -16,12 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now
 from interp.dictionaries.kinds.topk import TopK
-from interp.dictionaries.sparse import Code, encode_topk, select
+from interp.dictionaries.sparse import Code, encode_topk
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -82,5 +81,8 @@ def _largest(f: Code, count: int) -> Code:
     """f by index, with zeros for what is not among its `count` largest entries."""
     order = f.indices.argsort(dim=1)
     values, indices = (t.gather(1, order) for t in f)
-    kept = select(values.detach().view(1, -1), min(count, values.numel()))[1][0]
-    return Code(values * torch.zeros_like(values).view(-1).scatter(0, kept, 1).view_as(values), indices)
+    flat = values.detach().flatten()
+    edge = flat.topk(min(count, len(flat)), sorted=False).values.min()
+    above, equal = flat > edge, flat == edge
+    kept = above | (equal & (equal.cumsum(0) <= count - above.sum()))
+    return Code(values * kept.view_as(values), indices)

@@ -7,7 +7,9 @@ e = y − ŷ                               L = ‖e‖² / ‖y − ȳ‖²  +  
 
 multi_topk: L_k + L_4k / 8, where L_k is the first term; it keeps its order when used with more latents.
 
-Dead latents are revived by AuxK. In use a dictionary is what it was in training; nothing is folded.
+At the start W_enc = c W_decᵀ, in an autoencoder, with c by least squares on a sample (appendix A.1 has the length of x̂ match
+that of x, which overshoots where there are many latents). Dead latents are revived by AuxK. In use a dictionary is what it
+was in training; nothing is folded.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from interp.dictionaries.dictionary import Dictionary
+
+SAMPLE = 1024  # rows that the length of the first encoder is chosen on
 
 
 def topk(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -53,6 +57,14 @@ class TopK(Kind):
         """Raise `WrongUse` if there are not k latents."""
         if self.k > latents:
             raise WrongUse(f"k={self.k} of latents={latents} cannot be active.")
+
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+        """W_enc ← c W_enc, c = Σ ⟨x − b_dec, x̂ − b_dec⟩ / Σ ‖x̂ − b_dec‖²: of all c, the least E‖x − x̂‖²."""
+        if D.config.autoencoder:
+            x = x[:SAMPLE]
+            made = D.written(self.encode(D, x))
+            if made.any():
+                D.W_enc.mul_((made * (x - D.b_dec)).sum() / made.square().sum())
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = TopK_k(ReLU(z))."""
