@@ -96,8 +96,8 @@ def decode_topk(
 
 
 def dense(values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], m: int) -> Float[Tensor, "batch m"]:
-    """The code with its zeros written out."""
-    return values.new_zeros(*values.shape[:-1], m).scatter(-1, indices, values)
+    """The code with its zeros written out; a latent may be named again beside a value of 0."""
+    return values.new_zeros(*values.shape[:-1], m).scatter_add(-1, indices, values)
 
 
 def _gathered(weights: Tensor, indices: Tensor, rows: Tensor) -> Tensor:

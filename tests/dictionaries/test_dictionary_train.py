@@ -169,7 +169,7 @@ def test_checkpoints_with_other_tensors(x: Tensor, tmp_path: Path, lack: str, ad
 
 
 def test_files_of_a_run(x: Tensor, tmp_path: Path) -> None:
-    trained = train(small(seed=3), RowsSource(x), tmp_path, command="interp train sae")
+    trained = train(small(seed=3, lr=1e-2), RowsSource(x), tmp_path, command="interp train sae")
     found = {p.name for p in tmp_path.iterdir()}
     names = {"config.json", "weights.safetensors", "metrics.csv", "speed.csv", "state.safetensors", "run.json"}
     assert found == names

@@ -109,7 +109,7 @@ class Codebook(Resampled):
                 f"latents={latents} cannot be {self.heads} codebooks (heads) with k={self.k} codes or more each."
             )
 
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """Codes are rows of the data that lie apart, in each head."""
         heads, n = D.config.heads, D.config.latents // D.config.heads
         rows = (x - D.b_dec)[: max(SAMPLE, 2 * n)]
