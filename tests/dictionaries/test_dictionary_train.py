@@ -133,6 +133,8 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(x: Tensor, tmp_path: Path)
         train(small(), RowsSource(x), tmp_path)
     with pytest.raises(WrongUse, match=r"train lr=0.001, not 0.002"):
         train(small(lr=2e-3), RowsSource(x), tmp_path, resume=True)
+    with pytest.raises(WrongUse, match="source d_in=9, not 8"):
+        train(small(), RowsSource(x[:, :8]), tmp_path, resume=True)
     with pytest.raises(WrongUse, match="source rows=400, not 399"):
         train(small(), RowsSource(x[:399]), tmp_path, resume=True)
     before = (tmp_path / "metrics.csv").read_bytes()
