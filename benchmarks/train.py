@@ -1,6 +1,6 @@
 """Training steps against SAELens, dictionary_learning and sparsify: ratio of time, loss after equal tokens, share of the floor.
 
-    python -m benchmarks.train [--d 512 --m 8192 --k 32 --batch 4096 --steps 2 --blocks 8 --kinds topk … --no-peers]
+    python -m benchmarks.train [--d 512 --m 8192 --k 32 --batch 4096 --steps 2 --blocks 8 --kinds topk … --peers sparsify …]
 
 Every contestant lives in a process of its own and sees the same rows in the same order: planted features, written once.
 Processes alternate, a block of steps each; the first block warms up. Ratios are theirs over ours within a round: median
@@ -52,6 +52,7 @@ PEERS = {
     "jumprelu": ("saelens", "dictionary_learning"),
     "transcoder": ("sparsify",),
 }
+NAMES = list(dict.fromkeys(name for peers in PEERS.values() for name in peers))
 BYTES = {"float32": 4, "bfloat16": 2}
 COPIED = 2**26  # numbers: more than caches hold
 Told = dict[str, list[dict[str, float]]]  # contestant: its blocks
@@ -147,7 +148,7 @@ def answers(command: list[str], name: str) -> Iterator[dict[str, float]]:
 def raced(kind: str, folder: Path, a: argparse.Namespace) -> Told:
     """All contestants of a kind, alternating, a block each."""
     entered = [("machine", ""), *(("ours", form) for form in a.ours)]
-    entered += [(peer, form) for peer in PEERS[kind] for form in a.theirs if not a.no_peers]
+    entered += [(peer, form) for peer in PEERS[kind] if peer in a.peers for form in a.theirs]
     runs = {f"{who} {form}".strip(): process(who, form, kind, folder, a) for who, form in entered}
     told: Told = {name: [] for name in runs}
     for block in range(a.blocks):
@@ -233,7 +234,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS), help="ratios shown are to the first")
     parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=list(THEIRS))
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", choices=NAMES, default=NAMES, help="none: ours alone")
     a = parser.parse_args()
     result: dict[str, Any] = {"kinds": {}, "blocks": {}}
     with tempfile.TemporaryDirectory() as folder:

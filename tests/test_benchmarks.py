@@ -132,7 +132,7 @@ def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatc
     monkeypatch.setattr(train, "PEERS", dict.fromkeys(train.PEERS, ("peer",)))
     monkeypatch.setattr(train, "COPIED", 2**10)
     sizes = {"d": 16, "m": 64, "k": 4, "batch": 64, "steps": 4, "blocks": 3}
-    a = argparse.Namespace(**sizes, lr=1e-2, ours=["float32", "bfloat16"], theirs=["float32"], no_peers=False)
+    a = argparse.Namespace(**sizes, lr=1e-2, ours=["float32", "bfloat16"], theirs=["float32"], peers=["peer"])
     training.write_rows(tmp_path, a)
     x, y = (np.load(tmp_path / f"{name}.npy") for name in "xy")
     assert x.shape == y.shape == ((3 * 4 + 1) * 64, 16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from interp.errors import WrongUse
 if TYPE_CHECKING:
     from interp.dictionaries import Dictionary, Reconstruction
     from interp.model import Model
+    from interp.store.recording import Data
 
 
 @guarded
@@ -32,6 +33,9 @@ def evaluate(
     targets: Annotated[Path | None, typer.Option(help="a transcoder's targets of --rows")] = None,
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="stop after about this many tokens of text")] = 50_000,
     context: Annotated[int, typer.Option(help="tokens a window of text")] = 512,
     batch: Annotated[int, typer.Option(help="windows a forward pass")] = 4,
@@ -65,13 +69,15 @@ def evaluate(
         measure, planned = _on_rows(loaded, rows, targets)
     else:
         measure, planned = _in_model(
-            loaded, str(model), text, dataset, tokens, context, batch, device, dtype, on_labels
+            loaded, str(model), text, dataset, inputs, tokens, context, batch, device, dtype, on_labels
         )
     if dry_run:
         return answer(planned(), as_json, _show)
     found = {folder: measure(D) for folder, D in loaded.items()}
     result = _compared(
-        found, out, {"Model": str(model or "none"), "Text": str(rows or text or dataset or "Python's help texts")}
+        found,
+        out,
+        {"Model": str(model or "none"), "Text": str(rows or inputs or text or dataset or "Python's help texts")},
     )
     return answer(result, as_json, _show)
 
@@ -112,6 +118,7 @@ def _in_model(
     name: str,
     text: str | None,
     dataset: str | None,
+    inputs: Path | None,
     tokens: int,
     context: int,
     batch: int,
@@ -122,9 +129,11 @@ def _in_model(
     from interp.dictionaries import evaluate as on_rows
     from interp.dictionaries import evaluate_model, rows_of
     from interp.model import load
-    from interp.texts import read_texts
+    from interp.store.recording import read_data
 
-    model, texts = load(name, device=device, dtype=dtype), list(read_texts(text, dataset))
+    model = load(name, device=device, dtype=dtype)
+    data = read_data(model, text, dataset, inputs)
+    texts = data if isinstance(data, Mapping) else list(data)
 
     def measure(D: Dictionary) -> tuple[Reconstruction, dict[str, Any]]:
         found = on_rows(D, rows_of(D, model, texts, tokens, batch, context))
@@ -153,7 +162,7 @@ def _on_labels(labels: Path | None, probe: bool, absorption: bool, model: str | 
 
 
 def _planned(
-    loaded: dict[str, Dictionary], model: Model, texts: list[str], tokens: int, context: int, batch: int, dtype: str
+    loaded: dict[str, Dictionary], model: Model, texts: Data, tokens: int, context: int, batch: int, dtype: str
 ) -> dict[str, Any]:
     """Rows and minutes; for each dictionary rows, mean, loss clean, zeroed, at the mean and replaced: six passes over the text."""
     from interp.store.recording import plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from interp.model import Edit, Model, Tokens
 
 BATCH = 4096
+CAUSAL = 1e-5  # what the logits of the first token may move by, relative to them, when the last one changes
+Data = Iterable[str] | Mapping[str, Tensor]  # documents, or ready inputs
 
 
 @dataclass(frozen=True)
@@ -165,30 +167,34 @@ class Spliced:
 
 @torch.no_grad()
 def evaluate_model(
-    D: Dictionary, model: Model, texts: Iterable[str], tokens: int | None = None, batch: int = 4, context: int = 512
+    D: Dictionary, model: Model, texts: Data, tokens: int | None = None, batch: int = 4, context: int = 512
 ) -> Spliced:
-    """Cross-entropy of the next token with the written sites clean, zeroed, at their means, and replaced by ŷ.
+    """What the model predicts with the written sites clean, zeroed, at their means, and replaced by ŷ.
 
-    Every real token is edited except a beginning-of-sequence token, which dictionaries are not trained on; counted are
-    the predictions made at edited tokens whose next token is real. The mean is that of the edited rows themselves.
-    A transcoder reads the run that it edits; a crosscoder reads all its sites in the clean run. Stops after about `tokens`
-    predictions. Raises `WrongUse` if there is no text.
+    `texts`: documents, or ready inputs by the names of the forward's arguments (pixel_values, …). Every real token is edited
+    except a beginning-of-sequence token, which dictionaries are not trained on. Of a causal model over text the
+    predictions made at edited tokens whose next token is real count, and there is a cross-entropy of that token; of any
+    other model all at edited positions, or one an input where it has one, and there is the KL alone. A transcoder reads the
+    run that it edits; a crosscoder reads all its sites in the clean run. Stops after about `tokens` edited tokens.
+    Raises `WrongUse` if there is nothing to evaluate on, or if the model has no logits.
     """
-    groups = list(_groups(model, texts, tokens, batch, context))
-    if not groups:
+    found = list(_groups(D, model, texts, tokens, batch, context))
+    if not found:
         raise WrongUse("There is no text to evaluate on.")
-    means = _means(model, D.config.writes, groups)
+    next_token = not isinstance(found[0][0], dict) and _causal(model, found[0][0])
+    means = _means(model, D.config.writes, found)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", "zero", "mean", "replaced")}
     count = 0
-    for inputs, keep in groups:
-        target, counted = inputs.ids[:, 1:], keep[:, :-1] & inputs.mask[:, 1:]
+    for inputs, keep in found:
+        counted = torch.nn.functional.pad(keep[:, :-1] & inputs.mask[:, 1:], (0, 1)) if next_token else keep
+        target = inputs.ids.roll(-1, 1)[counted][:, None] if next_token else None
         clean = _log_probs(model, inputs, counted, [])
         for name, edits in _edits(D, model, inputs, means, keep).items():
             edited = _log_probs(model, inputs, counted, edits) if edits else clean
-            surprise = -edited.gather(1, target[counted][:, None]).double().sum()
+            surprise = -edited.gather(1, target).double().sum() if target is not None else torch.tensor(torch.nan)
             divergence = (clean.exp() * (clean - edited)).double().sum()
             sums[name] += torch.stack([surprise, divergence]).cpu()
-        count += int(counted.sum())
+        count += len(clean)
     ce, kl = ({name: (s[i] / count).item() for name, s in sums.items()} for i in (0, 1))
     recovered = {name: _over(ce[name] - ce["replaced"], ce[name] - ce["clean"]) for name in ("zero", "mean")}
     kept = {name: 1 - _over(kl["replaced"], kl[name]) for name in ("zero", "mean")}
@@ -196,12 +202,10 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def rows_of(
-    D: Dictionary, model: Model, texts: Iterable[str], tokens: int, batch: int = 4, context: int = 512
-) -> RowsSource:
+def rows_of(D: Dictionary, model: Model, texts: Data, tokens: int, batch: int = 4, context: int = 512) -> RowsSource:
     """The rows that a dictionary reads and writes over `texts`, about `tokens` of them, in memory: for `evaluate`."""
     parts: dict[str, list[Tensor]] = {site: [] for site in D.config.reads + D.config.writes}
-    for inputs, keep in _groups(model, texts, tokens, batch, context):
+    for inputs, keep in _groups(D, model, texts, tokens, batch, context):
         cache = model.record(inputs, list(parts))
         for site, rows in parts.items():
             rows.append(cache[site][keep].flatten(1).cpu())
@@ -212,21 +216,36 @@ def rows_of(
 
 
 def _groups(
-    model: Model, texts: Iterable[str], tokens: int | None, batch: int, context: int
-) -> Iterator[tuple[Tokens, Bool[Tensor, "batch pos"]]]:
-    """Windows of text as a recording makes them, and which of their tokens a recording keeps."""
-    from interp.store.recording import batches, padded
+    D: Dictionary, model: Model, texts: Data, tokens: int | None, batch: int, context: int
+) -> Iterator[tuple[Any, Bool[Tensor, "batch pos"]]]:
+    """Windows of text or inputs as a recording makes them, and which of their positions a recording keeps."""
+    from interp.store.recording import groups, kept_positions, padded
 
-    seen = 0
-    for _, group in batches(model, texts, context, batch):
+    seen, sites = 0, list(dict.fromkeys(D.config.reads + D.config.writes))
+    for _, group in groups(model, texts, context, batch):
         if tokens is not None and seen >= tokens:
             return
-        inputs, keep = padded(model, group)
+        if isinstance(group, dict):
+            inputs, keep = group, kept_positions(sites, model.record(group, sites), group).to(model.device)
+        else:
+            inputs, keep = padded(model, group)
         seen += int(keep.sum())
         yield inputs, keep
 
 
-def _means(model: Model, sites: Sequence[str], groups: list[tuple[Tokens, Tensor]]) -> dict[str, Float[Tensor, " d"]]:
+def _causal(model: Model, inputs: Tokens) -> bool:
+    """Whether a row of logits stands for each token and does not depend on the tokens after it."""
+    other = inputs.ids.clone()
+    other[:, -1] = inputs.ids[:, 0]
+    rows = (other[:, -1] != inputs.ids[:, -1]) & inputs.mask[:, -1]
+    a, b = (_logits(model, replace(inputs, ids=ids)) for ids in (inputs.ids, other))
+    if a.shape[:2] != inputs.ids.shape or a.ndim != 3:
+        return False
+    far = (a - b)[rows, 0].norm() / a[rows, 0].norm().clamp(min=1e-30)
+    return bool(far < CAUSAL)
+
+
+def _means(model: Model, sites: Sequence[str], groups: list[tuple[Any, Tensor]]) -> dict[str, Float[Tensor, " d"]]:
     total: dict[str, Any] = dict.fromkeys(sites, 0)
     for inputs, keep in groups:
         cache = model.record(inputs, list(sites))
@@ -234,9 +253,7 @@ def _means(model: Model, sites: Sequence[str], groups: list[tuple[Tokens, Tensor
     return {site: t / sum(int(keep.sum()) for _, keep in groups) for site, t in total.items()}
 
 
-def _edits(
-    D: Dictionary, model: Model, inputs: Tokens, means: dict[str, Tensor], keep: Tensor
-) -> dict[str, list[Edit]]:
+def _edits(D: Dictionary, model: Model, inputs: Any, means: dict[str, Tensor], keep: Tensor) -> dict[str, list[Edit]]:
     from interp.model import Mean, Zero
 
     return {
@@ -247,7 +264,7 @@ def _edits(
     }
 
 
-def _replaced(D: Dictionary, model: Model, inputs: Tokens, keep: Tensor) -> list[Edit]:
+def _replaced(D: Dictionary, model: Model, inputs: Any, keep: Tensor) -> list[Edit]:
     """Every written site becomes its part of ŷ. What a site reads later than it writes cannot reach it: it counts as zero."""
     from interp.model import Replace
 
@@ -279,9 +296,21 @@ def _replaced(D: Dictionary, model: Model, inputs: Tokens, keep: Tensor) -> list
     return looks + [Replace(site, put(number), pos=keep) for number, site in enumerate(c.writes)]
 
 
-def _log_probs(model: Model, inputs: Tokens, counted: Tensor, edits: list[Edit]) -> Float[Tensor, "counted vocabulary"]:
+def _logits(model: Model, inputs: Any) -> Tensor:
+    logits = getattr(model(inputs), "logits", None)
+    if logits is None:
+        raise WrongUse(
+            f"{model.id} has no logits, so what it loses cannot be measured: load it with its head, "
+            "or measure the rows alone (interp eval DIR --rows FILE)."
+        )
+    return logits
+
+
+def _log_probs(model: Model, inputs: Any, counted: Tensor, edits: list[Edit]) -> Float[Tensor, "counted classes"]:
+    """Of the counted positions; of all inputs, where the model makes one prediction for each."""
     with ExitStack() as stack:
         if edits:
             stack.enter_context(model.edit(*edits))
-        logits = model(inputs).logits
-    return logits[:, :-1][counted].float().log_softmax(-1)
+        logits = _logits(model, inputs)
+    rows = logits[counted] if logits.shape[:-1] == counted.shape else logits.flatten(0, -2)
+    return rows.float().log_softmax(-1)

@@ -24,10 +24,11 @@ from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 from interp.dictionaries.kinds import April, BatchTopK, Kind, Loss, Now, TopK, share, squared
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Pair, Source
-from interp.dictionaries.sparse import Code, decode_topk, encode_topk, l0, select
+from interp.dictionaries.sparse import Code, decode_topk, encode_topk, l0
 from interp.dictionaries.start import Scales
 from interp.dictionaries.trainer import Trainer
 from interp.errors import WrongUse
+from interp.kernels import largest
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -60,7 +61,7 @@ def best(values: Float[Tensor, "batch n"], order: Int[Tensor, "batch n"], k: int
     order = torch.nn.functional.pad(order, fill, value=torch.iinfo(torch.int64).max)
     all_values, all_order = (torch.cat(ranks.gathered(t), 1) for t in (values, order))
     places = all_order.argsort(dim=1, stable=True)
-    chosen = places.gather(1, select(all_values.gather(1, places), min(k, all_values.shape[1]))[1])
+    chosen = places.gather(1, largest(all_values.gather(1, places), None, min(k, all_values.shape[1]))[1])
     kept = torch.zeros_like(all_values, dtype=torch.bool).scatter(1, chosen, True)
     return kept[:, most * ranks.rank() :][:, :here]
 
@@ -107,7 +108,7 @@ class ShardedBatchTopK(ShardedTopK, BatchTopK):
         """The B·k largest entries of ReLU(z) over all ranks, of which these are the columns of this one."""
         f = self.z(D, x).relu()
         m, count = f.shape[1], self.k * len(x)
-        values, at = select((f.detach() * self.weight(D)).view(1, -1), min(count, f.numel()))
+        values, at = largest((f.detach() * self.weight(D)).view(1, -1), None, min(count, f.numel()))
         order = at // m * (m * ranks.ranks()) + ranks.rank() * m + at % m  # where it lies in the whole of z
         kept = best(values, order, count)
         return f * torch.zeros_like(f).view(1, -1).scatter(1, at, kept.to(f)).view_as(f)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp.kernels import largest
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -52,36 +54,6 @@ def fired(f: Code | Float[Tensor, "batch m"]) -> Tensor:
     return f.indices[f.values > 0] if isinstance(f, Code) else (f > 0).any(0)
 
 
-def select(z: Float[Tensor, "batch m"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
-    """The k largest entries of each row; among equal positive entries the lowest index wins, on every device."""
-    m = z.shape[-1]
-    values, indices = z.topk(min(k + 1 + k // 4, m), dim=-1)
-    if k < m:
-        edge = values[:, k - 1].clone()
-        tied = ((edge == values[:, k]) & (edge > 0)).nonzero().flatten()
-        if len(tied):  # topk breaks ties as it likes; in bfloat16 most rows have one
-            values[tied], indices[tied] = _lowest_first(values[tied], indices[tied])
-        beyond = tied[values[tied, -1] == edge[tied]]  # rows with more equal entries than were looked at
-        if len(beyond) and values.shape[1] < m:
-            values[beyond, :k], indices[beyond, :k] = _of_whole_rows(z[beyond], edge[beyond, None], k)
-    return values[:, :k], indices[:, :k].contiguous()
-
-
-def _lowest_first(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values first, equal ones by index."""
-    indices, order = indices.sort(-1)
-    values, order = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)
-    return values, indices.gather(-1, order)
-
-
-def _of_whole_rows(z: Tensor, edge: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What is above the edge, and the first of what equals it."""
-    above, equal = z > edge, z == edge
-    keep = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
-    indices = keep.nonzero()[:, 1].view(-1, k)
-    return z.gather(-1, indices), indices
-
-
 def pre_activations(
     x: Float[Tensor, "batch d"],
     b: Float[Tensor, " d"] | None,
@@ -109,7 +81,7 @@ def encode_topk(
     """
     if k > DENSE_ABOVE * W.shape[1]:
         z = (x - b) @ W + c
-        indices = select(z.detach(), k)[1]
+        indices = largest(z.detach(), None, k)[1]
         return z.gather(-1, indices).relu(), indices
     return _Encode.apply(x, b, W, c, k, dtype or W.dtype)
 
@@ -124,8 +96,8 @@ def decode_topk(
 
 
 def dense(values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], m: int) -> Float[Tensor, "batch m"]:
-    """The code with its zeros written out."""
-    return values.new_zeros(*values.shape[:-1], m).scatter(-1, indices, values)
+    """The code with its zeros written out; a latent may be named again beside a value of 0."""
+    return values.new_zeros(*values.shape[:-1], m).scatter_add(-1, indices, values)
 
 
 def _gathered(weights: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
@@ -153,10 +125,11 @@ class _Encode(torch.autograd.Function):
         ctx: Any, x: Tensor, b: Tensor, W: Tensor, c: Tensor, k: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """See `encode_topk`."""
-        centred, product, bias = x - b, W.to(dtype), c.to(dtype)
-        parts = [select(torch.addmm(bias, rows.to(dtype), product), k) for rows in centred.split(ROWS)]
+        centred, product = x - b, W.to(dtype)
+        z = product.new_empty(min(ROWS, len(x)), W.shape[1])
+        parts = [largest(torch.mm(rows.to(dtype), product, out=z[: len(rows)]), c, k) for rows in centred.split(ROWS)]
         values, indices = (torch.cat(p) for p in zip(*parts, strict=True))
-        values = values.to(W.dtype).relu_()
+        values.relu_()
         ctx.save_for_backward(centred, W, values, indices)
         ctx.mark_non_differentiable(indices)
         return values, indices

@@ -38,9 +38,7 @@ def scales(
 ) -> Scales:
     """What rows are multiplied by in training, site by site: E‖s_x x‖² and E‖s_y y‖² become `sizes`, set by the kind.
 
-    Several sites share a size by their widths. In an autoencoder one number serves both ends. A TopK transcoder's targets are
-    of length 1: its encoder must grow until its latents have the size of the target, and with Adam's steps of equal
-    size that then takes a few hundred steps instead of thousands (Gao et al. 2024 train at length 1).
+    Several sites share a size by their widths. In an autoencoder one number serves both ends.
     """
     c = D.config
     s_x = _by_site(sizes[0], x, c.reads, c.widths_in)

@@ -80,7 +80,7 @@ class Trainer:
         initialise(D, x * s_x, y * s_y, self.config.seed)
         if not (D.config.autoencoder or self.kind.centred):
             D.b_in.zero_()
-        self.kind.begin(D, x * s_x)
+        self.kind.begin(D, x * s_x, y * s_y)
 
     def update(self, x: Tensor, y: Tensor) -> Loss:
         """One step on the raw rows (x [batch, d_in], y [batch, d_out]); returns the loss before it."""

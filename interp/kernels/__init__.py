@@ -6,7 +6,8 @@ there is one, and a line below.
 
 from __future__ import annotations
 
+from interp.kernels.largest import largest
 from interp.kernels.lens_statistics import lens_statistics
 from interp.kernels.registry import FORMS, OPS, Op, counted
 
-__all__ = ["FORMS", "OPS", "Op", "counted", "lens_statistics"]
+__all__ = ["FORMS", "OPS", "Op", "counted", "largest", "lens_statistics"]

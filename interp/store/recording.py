@@ -230,12 +230,20 @@ def _input_rows(
     model: Model, names: Sequence[str], inputs: dict[str, Tensor]
 ) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
     cache = model.record(inputs, names)
+    first = kept_positions(names, cache, inputs)
+    return {n: cache[n][first.to(cache[n].device)].flatten(1).cpu() for n in names}, first.nonzero()[:, 0]
+
+
+def kept_positions(
+    names: Sequence[str], cache: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> Bool[Tensor, "batch pos"]:
+    """The real positions of sites recorded from ready inputs. Raises `WrongUse` if the sites have other positions each."""
     keeps = {name: _kept(name, cache[name], inputs) for name in names}
     first = keeps[names[0]]
     odd = next((name for name in names if not torch.equal(keeps[name], first)), None)
     if odd is not None:
         raise WrongUse(f"{names[0]!r} and {odd!r} have other positions: record each into a store of its own.")
-    return {n: cache[n][first.to(cache[n].device)].flatten(1).cpu() for n in names}, first.nonzero()[:, 0]
+    return first
 
 
 def _kept(name: str, x: Tensor, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch pos"]:

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from interp import ranks
 from interp.dictionaries import RowsSource, TrainConfig, train, train_many
 from interp.dictionaries.sharded import ShardedTrainer, best
-from interp.dictionaries.sparse import Code, select
+from interp.dictionaries.sparse import Code
 from interp.dictionaries.trainer import Trainer
 from interp.errors import Failed, WrongUse
 from interp.files import load_tensors
+from interp.kernels import largest
 
 FILES = ("weights.safetensors", "config.json", "state.safetensors", "metrics.csv")
 SMALL: dict[str, Any] = {
@@ -156,10 +157,10 @@ def ties() -> bool:
             torch.randint(0, 4, (200, 12), generator=torch.Generator().manual_seed(k)).double()
             * (torch.arange(200) % 3 > 0)[:, None]
         )
-        values, indices = select(z, k)
+        values, indices = largest(z, None, k)
         wanted = torch.zeros_like(z).scatter(1, indices, values)
         here = z[:, :7] if rank == 0 else z[:, 7:]  # of unequal size
-        mine, at = select(here, min(k, here.shape[1]))
+        mine, at = largest(here, None, min(k, here.shape[1]))
         kept = best(mine, at + 7 * rank, k)
         got = torch.zeros_like(here).scatter(1, at, mine * kept)
         good &= torch.equal(got, wanted[:, :7] if rank == 0 else wanted[:, 7:])

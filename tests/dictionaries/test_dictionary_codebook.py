@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from interp.dictionaries import (
     Codebook,
@@ -145,3 +146,20 @@ def test_trained_codes_stand_for_one_state_each(tmp_path: Path) -> None:
     together, precision = purity(train(config, RowsSource(x), tmp_path), state, x)
     assert precision.min() > 0.99
     assert (together.sum(0) > 0).sum() >= 12
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_first_codes_cover_the_directions(heads: int) -> None:
+    """20 directions, some a hundred times as frequent as others: each is a code of each head, and only then comes again."""
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(20, heads, 16, generator=generator)
+    often = torch.cat([torch.arange(20), torch.randint(4, (3000,), generator=generator)])
+    x = centres[often].flatten(1)
+    config = TrainConfig(Codebook(k=1, heads=heads), latents=22 * heads, batch=64)
+    t = Trainer(config, RowsSource(x))
+    t.begin()
+    D, around = t.dictionary, (centres.flatten(1) * t.scales[0][0] - t.dictionary.b_dec.detach()).view(20, heads, 16)
+    with torch.no_grad():
+        for head, codes in enumerate(D.W_dec.view(heads, 22, heads, 16).diagonal(dim1=0, dim2=2).unbind(-1)):
+            near = normalize(codes) @ normalize(around[:, head]).T
+            assert near.argmax(1).unique().numel() == 20

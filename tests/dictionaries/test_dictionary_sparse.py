@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.dictionaries.sparse import DENSE_ABOVE, decode_topk, encode_topk, select
+from interp.dictionaries.sparse import DENSE_ABOVE, decode_topk, encode_topk
 
 Measure = Callable[[float], None]
 
@@ -61,17 +61,6 @@ def test_latents_that_no_row_selects_get_no_gradient() -> None:
     assert silent.sum() >= 194
     assert not given[2].grad[:, silent].any()
     assert not given[4].grad[silent].any()
-
-
-@pytest.mark.parametrize("largest", [3, 60])
-def test_ties_go_to_the_lowest_index(largest: int) -> None:
-    """Small integers tie everywhere, some rows far beyond the k; the selected set is that of a stable sort, row by row."""
-    z = torch.randint(1, largest + 1, (300, 37), generator=torch.Generator().manual_seed(0)).float()
-    for k in (1, 5, 36, 37):
-        values, indices = select(z, k)
-        wanted = z.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        assert torch.equal(indices.sort(1).values, wanted.sort(1).values)
-        assert torch.equal(z.gather(1, indices), values)
 
 
 def test_what_is_not_positive_does_not_fire() -> None:

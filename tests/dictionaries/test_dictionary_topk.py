@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.dictionaries import Dictionary, RowsSource, TopK, TrainConfig
 from interp.dictionaries.kinds import Now, share
-from interp.dictionaries.planted import superposed
+from interp.dictionaries.planted import sparse_mlp, superposed
 from interp.dictionaries.trainer import Trainer
 from interp.errors import WrongUse
 
@@ -207,3 +207,60 @@ def test_a_selected_zero_counts_as_silence() -> None:
     assert not trainer.dead.any()
     run(trainer, 1)
     assert trainer.dead.all()
+
+
+@pytest.mark.check(
+    "dictionaries 4.1 first encoder", formula="⟨x − x̂, x̂ − b⟩ / ‖x‖‖x̂ − b‖ over the sample, float64", tolerance=1e-14
+)
+@pytest.mark.parametrize("kind", ["topk", "multi_topk", "batchtopk", "matryoshka"])
+def test_the_first_encoder_has_the_length_of_least_error(kind: str, measured: Measure) -> None:
+    """The least-squares error is orthogonal to what is written; the directions are the decoder's. A sum of 450 × 24 products."""
+    rows = superposed(900, 0, d=24, features=60, l0=4.0).x
+    config = TrainConfig.from_dict({"kind": kind, "latents": 300, "k": 5, "batch": 300, "dtype": "float64"})
+    trainer = Trainer(config, RowsSource(rows))
+    trainer.begin()
+    D, sample = trainer.dictionary, next(trainer.source.batches(900, 0, 0, 1))[0][:450]
+    x = (sample * torch.tensor(trainer.scales[0])).double()  # scaled in float32, as in `begin`
+    with torch.no_grad():
+        written = D.written(trainer.kind.encode(D, x))
+        error = x - D.b_dec - written
+    length = D.W_enc.norm(dim=0)
+    measured((error * written).sum().abs().item() / (x.norm() * written.norm()).item())
+    assert far(D.W_enc / length, D.W_dec.T) < 1e-6  # directions are drawn in float32
+    assert far(length, length[:1].expand_as(length)) < 1e-6
+    assert 0.1 < length[0] < 0.9
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_a_transcoder_starts_by_writing_what_its_targets_are_where_latents_fire(kind: str) -> None:
+    """d_i ∝ Σ_b f_bi (y_b − ȳ), written out; one that never fires keeps its random direction; better than the mean at once."""
+    mlp = sparse_mlp(5000, seed=2, active=5)
+    config = TrainConfig.from_dict({"kind": kind, "latents": 300, "k": 9, "batch": 300, "dtype": "float64"})
+    trainer = Trainer(config, RowsSource(mlp.x, mlp.y))
+    trainer.begin()
+    D = trainer.dictionary
+    sample = next(trainer.source.batches(trainer.sample_rows, config.order, 0, 1))
+    x, y = ((t * torch.tensor(s)).double() for t, s in zip(sample, trainer.scales, strict=True))
+    with torch.no_grad():
+        z = (x[1024:] - D.b_in) @ D.W_enc + D.b_enc
+        edge = z.flatten().topk(9 * len(z)).values[-1] if kind == "batchtopk" else z.topk(9).values[:, -1:]
+        toward = (z.relu() * (z >= edge)).T @ (y[1024:] - D.b_dec)
+        fires = toward.norm(dim=1) > 0
+        assert fires.all() if kind == "topk" else fires.sum() > 250
+        assert far(D.W_dec[fires], toward[fires] / toward[fires].norm(dim=1, keepdim=True)) < 1e-10
+        assert far(D.W_dec.norm(dim=1), torch.ones(300).double()) < 1e-6
+        fvu = share(y - D.decode(trainer.kind.encode(D, x), x), y)
+    assert 0.2 < fvu < 0.97
+
+
+def test_a_transcoder_of_noise_starts_near_the_mean() -> None:
+    """Targets that have nothing to do with x: what is written at first is a tenth of their spread."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3000, 12, generator=generator), torch.randn(3000, 20, generator=generator)
+    trainer = Trainer(TrainConfig.from_dict({"kind": "topk", "latents": 200, "k": 5, "batch": 300}), RowsSource(x, y))
+    trainer.begin()
+    s_x, s_y = (s[0] for s in trainer.scales)
+    D = trainer.dictionary
+    with torch.no_grad():
+        fvu = share(y * s_y - D.decode(trainer.kind.encode(D, x * s_x), x * s_x), y * s_y)
+    assert 0.95 < fvu < 1.05

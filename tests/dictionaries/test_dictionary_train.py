@@ -133,6 +133,8 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(x: Tensor, tmp_path: Path)
         train(small(), RowsSource(x), tmp_path)
     with pytest.raises(WrongUse, match=r"train lr=0.001, not 0.002"):
         train(small(lr=2e-3), RowsSource(x), tmp_path, resume=True)
+    with pytest.raises(WrongUse, match="source d_in=9, not 8"):
+        train(small(), RowsSource(x[:, :8]), tmp_path, resume=True)
     with pytest.raises(WrongUse, match="source rows=400, not 399"):
         train(small(), RowsSource(x[:399]), tmp_path, resume=True)
     before = (tmp_path / "metrics.csv").read_bytes()
@@ -169,7 +171,7 @@ def test_checkpoints_with_other_tensors(x: Tensor, tmp_path: Path, lack: str, ad
 
 
 def test_files_of_a_run(x: Tensor, tmp_path: Path) -> None:
-    trained = train(small(seed=3), RowsSource(x), tmp_path, command="interp train sae")
+    trained = train(small(seed=3, lr=1e-2), RowsSource(x), tmp_path, command="interp train sae")
     found = {p.name for p in tmp_path.iterdir()}
     names = {"config.json", "weights.safetensors", "metrics.csv", "speed.csv", "state.safetensors", "run.json"}
     assert found == names

@@ -25,7 +25,10 @@ def arguments(op):
         return torch.randn(shape, generator=generator)
 
     asked = torch.randint(50, (4, 2), generator=generator)
-    return {"lens_statistics": (draw(2, 4, 6), draw(4, 6), draw(50, 6), draw(50), 0.5, 3.0, asked, 3)}[op]
+    return {
+        "largest": (draw(5, 90).bfloat16(), draw(90), 4),
+        "lens_statistics": (draw(2, 4, 6), draw(4, 6), draw(50, 6), draw(50), 0.5, 3.0, asked, 3),
+    }[op]
 
 
 @pytest.mark.slow("compiles")

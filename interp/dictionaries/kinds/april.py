@@ -21,7 +21,7 @@ from interp.dictionaries.kinds.kind import Kind, Loss, Now, at_least, share, squ
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+    from interp.dictionaries.dictionary import Dictionary
 
 START = 0.1  # ‖d_i‖ at step 0
 
@@ -43,11 +43,7 @@ class April(Kind):
     def __post_init__(self) -> None:
         at_least(self, sparsity=0)
 
-    def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
-        """E‖x‖² = d_in, E‖y‖² = d_out."""
-        return config.d_in, config.d_out
-
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """Short decoder rows; an autoencoder's encoder is their transpose, its bias 0."""
         D.W_dec.mul_(START)
         if D.config.autoencoder:

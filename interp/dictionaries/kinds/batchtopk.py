@@ -16,15 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from interp.dictionaries.kinds.kind import Loss, Now
 from interp.dictionaries.kinds.topk import TopK
-from interp.dictionaries.sparse import Code, encode_topk, select
+from interp.dictionaries.sparse import Code, encode_topk
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
     from interp.dictionaries.dictionary import Dictionary
 
@@ -45,16 +45,24 @@ class BatchTopK(TopK):
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """The B·k largest entries of ReLU(z); among equal ones the first row's, then the lowest index.
 
-        Looked for among the largest of each row: 2k of them, or more as long as some row has all of its own kept.
+        Looked for among the 2k largest of each row, and among more of the rows that have all of these kept.
         """
         w, width, m = self.weight(D), 2 * self.k, D.config.latents
-        weighed = (D.W_enc, D.b_enc) if isinstance(w, float) else (D.W_enc * w, D.b_enc * w)
+        W, c = (D.W_enc, D.b_enc) if isinstance(w, float) else (D.W_enc * w, D.b_enc * w)
+        f = Code(*encode_topk(x, D.b_pre, W, c, min(width, m), D.product))
         while True:
-            f = Code(*encode_topk(x, D.b_pre, *weighed, min(width, m), D.product))
-            f = _largest(f, self.k * len(x))
-            if width >= m or not (f.values > 0).all(1).any():
-                return f if isinstance(w, float) else Code(f.values / w[f.indices], f.indices)
+            kept = _largest(f.values.detach(), self.k * len(x))
+            rows = kept[:, -1].nonzero().flatten()
+            if width >= m or not len(rows):
+                break
             width *= 2
+            wider = encode_topk(x[rows], D.b_pre, W, c, min(width, m), D.product)
+            f = Code(
+                *(pad(a, (0, b.shape[1] - a.shape[1])).index_copy(0, rows, b) for a, b in zip(f, wider, strict=True))
+            )
+        most = max(1, int(kept.sum(1).max()))  # a row's come first, as they are in order
+        values, indices = (f.values * kept)[:, :most], f.indices[:, :most]
+        return Code(values if isinstance(w, float) else values / w[indices], indices)
 
     def weight(self, D: Dictionary) -> Float[Tensor, " m"] | float:
         """What f is selected by beside itself: Σ_s ‖d_i^s‖ in a crosscoder, otherwise ‖d_i‖, which is 1."""
@@ -78,9 +86,10 @@ class BatchTopK(TopK):
         new.threshold.div_(self.weight(D))
 
 
-def _largest(f: Code, count: int) -> Code:
-    """f by index, with zeros for what is not among its `count` largest entries."""
-    order = f.indices.argsort(dim=1)
-    values, indices = (t.gather(1, order) for t in f)
-    kept = select(values.detach().view(1, -1), min(count, values.numel()))[1][0]
-    return Code(values * torch.zeros_like(values).view(-1).scatter(0, kept, 1).view_as(values), indices)
+def _largest(values: Float[Tensor, "batch n"], count: int) -> Bool[Tensor, "batch n"]:
+    """Which entries, of those above 0, are among the `count` largest; of equal ones the first."""
+    flat = values.flatten()
+    edge = flat.kthvalue(max(1, len(flat) - count + 1)).values
+    above, equal = flat > edge, flat == edge
+    kept = above | (equal & (equal.cumsum(0) <= count - above.sum()))
+    return (kept & (flat > 0)).view_as(values)

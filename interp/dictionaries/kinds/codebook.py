@@ -5,10 +5,11 @@ i_1 … i_k = the k largest of ⟨x − b_dec, c_i⟩ / ‖c_i‖      x̂ = b_d
 Codes c_i are the rows of W_dec, of any length; f_i = 1/k where chosen. With `heads`, x is as many chunks side by side, codes
 belong to the chunks in equal groups, and k are chosen in each: as many codebooks as heads.
 
-Codes start at rows of the data; those not chosen in N/2 steps are put on rows of the batch every N. The paper trains the
-model around its codebooks, behind a layer norm of their own; here the model stays as it is and must be able to read x̂,
-so there is none. `straight_through` hands the gradient at x̂ to x, for who trains the model too; `forced` writes codes by
-number, to steer. In use a dictionary is what it was in training. It has no transcoder: codes are compared with what is read.
+Codes start at rows of the data that lie apart (k-means++); those not chosen in N/2 steps are put on rows of the batch
+every N. The paper trains the model around its codebooks, behind a layer norm of their own; here the model stays as it is
+and must be able to read x̂, so there is none. `straight_through` hands the gradient at x̂ to x, for who trains the model
+too; `forced` writes codes by number, to steer. In use a dictionary is what it was in training. It has no transcoder: codes
+are compared with what is read.
 """
 
 from __future__ import annotations
@@ -30,6 +31,28 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from interp.dictionaries.dictionary import Dictionary
+
+SAMPLE = 4096  # rows that the first codes are found among, if there are not more codes
+
+
+def apart(x: Float[Tensor, "rows d"], n: int, tries: int = 4) -> Int[Tensor, " n"]:
+    """Numbers of n rows whose directions cover those of all: greedy k-means++ (Arthur & Vassilvitskii 2007, section 5).
+
+    One after the other; each is the best of `tries` rows drawn with P ∝ the squared distance, of unit vectors, to the
+    nearest row there is: that which leaves least of it. Rows come again where there are no more directions.
+    """
+    x = normalize(x)
+    generator = torch.Generator().manual_seed(0)
+    left, chosen = x.new_full((len(x),), 2.0), []
+    for _ in range(n):
+        chance = left if left.any() else torch.ones_like(left)
+        drawn = chance.cpu().multinomial(tries, replacement=True, generator=generator).to(x.device)
+        then = torch.minimum(left[:, None], (2 - 2 * x @ x[drawn].T).clamp(min=0))
+        best = then.sum(0).argmin()
+        chosen.append(drawn[best])
+        left = then[:, best]
+        left[drawn[best]] = 0
+    return torch.stack(chosen)
 
 
 @torch.no_grad()
@@ -86,10 +109,12 @@ class Codebook(Resampled):
                 f"latents={latents} cannot be {self.heads} codebooks (heads) with k={self.k} codes or more each."
             )
 
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
-        """Codes are rows of the data, in the order of the sample."""
-        D.W_dec.copy_((x - D.b_dec)[torch.arange(len(D.W_dec), device=x.device) % len(x)])
-        D.confine()
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
+        """Codes are rows of the data that lie apart, in each head."""
+        heads, n = D.config.heads, D.config.latents // D.config.heads
+        rows = (x - D.b_dec)[: max(SAMPLE, 2 * n)]
+        blocks = [part[apart(part, n)] for part in rows.chunk(heads, dim=1)]
+        D.W_dec.copy_(torch.block_diag(*blocks))
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
         """The k codes of largest cosine."""

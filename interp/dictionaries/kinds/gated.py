@@ -22,7 +22,7 @@ from interp.dictionaries.sparse import pre_activations
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+    from interp.dictionaries.dictionary import Dictionary
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ class Gated(Resampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, sparsity=0)
-
-    def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
-        """E‖x‖² = d_in, E‖y‖² = d_out."""
-        return config.d_in, config.d_out
 
     def both(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """(f, ReLU(π)), each [batch, m]."""

@@ -102,7 +102,7 @@ class JumpReLU(Kind):
         """E‖x‖² = E‖y‖² = 1: θ and ε mean the same at every width."""
         return 1.0, 1.0
 
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """The first thresholds."""
         D.get_parameter("log_threshold").fill_(math.log(self.threshold))
 
@@ -177,10 +177,10 @@ class TanhJumpReLU(JumpReLU):
         """E‖x‖² = d_in, E‖y‖² = d_out."""
         return config.d_in, config.d_out
 
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """Thresholds, and short decoder rows as `April`."""
-        super().begin(D, x)
-        April().begin(D, x)
+        super().begin(D, x, y)
+        April().begin(D, x, y)
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ Σ_i tanh(c f_i ‖d_i‖) + λ_P Σ_i ReLU(θ_i − z_i) ‖d_i‖; f passes gradients to z and θ."""

@@ -64,16 +64,16 @@ class Kind:
         return self.lr or 2e-4 / math.sqrt(latents / 2**14)
 
     def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
-        """What training scales E‖x‖² and E‖y‖² to; one number for both in an autoencoder."""
-        return config.d_in, config.d_in if config.autoencoder else 1.0
+        """What training scales E‖x‖² and E‖y‖² to, unless a kind says otherwise: λ then means the same at every width."""
+        return config.d_in, config.d_out
 
     def prepare(self, D: Dictionary) -> None:
         """Add to a dictionary what training needs and use does not."""
         for name, start in self.tensors.items():
             D.register_parameter(name, torch.nn.Parameter(torch.full_like(D.b_dec[:1], start).repeat(D.config.latents)))
 
-    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"]) -> None:
-        """Change the first weights, which are those of `start.initialise`; x is a sample of the rows."""
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
+        """Change the first weights, which are those of `start.initialise`; x and y are a sample of the rows."""
 
     def z(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
         """Pre-activations W_encᵀ (x − b_pre) + b_enc."""

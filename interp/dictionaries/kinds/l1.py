@@ -21,7 +21,7 @@ from interp.dictionaries.sparse import Code, pre_activations
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+    from interp.dictionaries.dictionary import Dictionary
 
 
 def relu(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -44,10 +44,6 @@ class L1(Resampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, sparsity=0)
-
-    def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
-        """E‖x‖² = d_in, E‖y‖² = d_out: λ means the same at every width."""
-        return config.d_in, config.d_out
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ Σ_i f_i."""

@@ -59,6 +59,9 @@ class Pursuit(TopK):
     equation = "k times: i = argmax ⟨r, d_i⟩, f_i += ⟨r, d_i⟩, r −= ⟨r, d_i⟩ d_i; L = ‖r‖²/‖x − x̄‖² + α AuxK"
     activation = "pursuit"
 
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
+        """There is no encoder whose length could be chosen."""
+
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
         """f of k greedy steps."""
         return pursuit(D, x)

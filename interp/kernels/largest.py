@@ -1,0 +1,86 @@
+"""The k largest of each row of z + c: what TopK and BatchTopK dictionaries choose their latents by.
+
+    values[b], indices[b] = the k largest of z[b] + c, largest first, of equal ones the lowest index first
+
+z is the encoder's product in its own dtype, c its bias in that of the values; the sum is made in the latter. Without c the
+values are those of z. NaN counts as larger than any number.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.kernels.registry import Op
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+SORTED = 256  # entries that the form of the CPU sorts by insertion; more are left to torch
+
+
+def reference(
+    z: Float[Tensor, "batch m"], c: Float[Tensor, " m"] | None, k: int
+) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """`torch.topk`, which breaks ties as it likes; rows with ties, most of them in bfloat16, are looked at again."""
+    y = z if c is None else z.to(c.dtype) + c
+    m = y.shape[-1]
+    values, indices = y.topk(min(k + 1 + k // 4, m), dim=-1)
+    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().flatten()
+    values[tied], indices[tied] = _lowest_first(values[tied], indices[tied])
+    if k < values.shape[1] < m:
+        edge = values[:, k - 1 : k]
+        beyond = (
+            (values[:, -1:] == edge).flatten().nonzero().flatten()
+        )  # rows with more equal entries than were looked at
+        values[beyond, :k], indices[beyond, :k] = _of_whole_rows(y[beyond], edge[beyond], k)
+    return values[:, :k].contiguous(), indices[:, :k].contiguous()
+
+
+def _lowest_first(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest values first, equal ones by index."""
+    indices, order = indices.sort(-1)
+    values, order = torch.sort(values.gather(-1, order), dim=-1, descending=True, stable=True)
+    return values, indices.gather(-1, order)
+
+
+def _of_whole_rows(y: Tensor, edge: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What is above the edge, NaN too, and the first of what equals it."""
+    above, equal = ~(y <= edge), y == edge
+    keep = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    indices = keep.nonzero()[:, 1].view(-1, k)
+    return _lowest_first(y.gather(-1, indices), indices)
+
+
+def cpu(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """See `largest_numba`; other dtypes than it has are the reference's."""
+    from interp.kernels.largest_numba import rows
+
+    if not _has(z, c):
+        return reference(z, c, k)
+    return rows(z, torch.zeros(z.shape[1]) if c is None else c, k)
+
+
+def _has(z: Tensor, c: Tensor | None) -> bool:
+    return z.dtype in (torch.bfloat16, torch.float32) and (z if c is None else c).dtype == torch.float32
+
+
+def _plain(z: Tensor, c: Tensor | None, k: int) -> bool:
+    """Reference for k above 256, and unless values are float32 and z that or bfloat16."""
+    return k > SORTED or not _has(z, c)
+
+
+def _fake(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    return (z if c is None else c).new_empty(len(z), k), z.new_empty(len(z), k, dtype=torch.int64)
+
+
+largest = Op(
+    "largest(Tensor z, Tensor? c, int k) -> (Tensor, Tensor)",
+    reference,
+    fake=_fake,
+    cpu=cpu if find_spec("numba") else None,
+    plain=_plain,
+)
