@@ -91,6 +91,29 @@ def check(
     answer((plan if dry_run else measure)(folder, text, seed, device, dtype), as_json, _show)
 
 
+@app.command()
+@guarded
+def corpus(
+    name: str = NAME,
+    text: Path = TEXT,
+    out: Path = typer.Option(..., "-o", "--out", help="the folder to write train/*.txt and held_out/*.txt into"),
+    as_json: bool = JSON,
+) -> None:
+    """Write the text a model learns from and the text held out, as its recipe splits them, a file a document."""
+    from interp.files import write_text
+    from interp.zoo.corpus import novels, topics
+
+    _known(name)
+    _readable(text)
+    sizes = {"train": 0, "held_out": 0}
+    for split in [*novels(text), topics()]:
+        for part in sizes:
+            (out / part).mkdir(parents=True, exist_ok=True)
+            write_text(out / part / f"{split.name}.txt", getattr(split, part))
+            sizes[part] += len(getattr(split, part))
+    answer({"path": str(out), "characters": sizes}, as_json, _show)
+
+
 def _known(name: str) -> None:
     if name not in RECIPES:
         raise WrongUse(f"the zoo has no recipe {name!r}.{nearest(name, RECIPES)} It has: {', '.join(RECIPES)}.")

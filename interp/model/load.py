@@ -138,3 +138,15 @@ def _tokenizer(where: str) -> Any:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError):
         return None  # a model of pictures or sound, or a bare checkpoint: ids and tensors are still welcome
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of a model by name, without its weights; a folder needs to hold no more than a tokenizer.
+
+    Raises `WrongUse` where there is none.
+    """
+    where = source if Path(source).expanduser().is_dir() else str(_folder(source) or source)
+    found = _tokenizer(where)
+    if found is None:
+        raise WrongUse(f"{source!r} has no tokenizer: give zoo:books, a folder with tokenizer.json, or a hub id.")
+    return found

@@ -1,0 +1,7 @@
+"""Bigram subnetworks: the few weights with which a model predicts from its last token alone (Chang & Bergen 2025)."""
+
+from circuits.bigram.counts import Counts, count
+from circuits.bigram.mask import Mask, Overlap, overlap, whole
+from circuits.bigram.train import Recipe, own_distribution, stable, train
+
+__all__ = ["Counts", "Mask", "Overlap", "Recipe", "count", "overlap", "own_distribution", "stable", "train", "whole"]
