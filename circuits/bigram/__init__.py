@@ -2,6 +2,6 @@
 
 from circuits.bigram.counts import Counts, count
 from circuits.bigram.mask import Mask, Overlap, overlap, whole
-from circuits.bigram.train import Recipe, own_distribution, stable, train
+from circuits.bigram.training import Recipe, own_distribution, stable, train
 
 __all__ = ["Counts", "Mask", "Overlap", "Recipe", "count", "overlap", "own_distribution", "stable", "train", "whole"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits.bigram.mask import Mask, whole
 from circuits.bigram.text import check_causal, logits_of
-from circuits.bigram.train import cross_entropy
+from circuits.bigram.training import cross_entropy
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:

@@ -175,8 +175,9 @@ def cross_entropy(logits: Float[Tensor, "batch pos vocab"], p: Float[Tensor, "ba
     """
     if p.shape[-1] > logits.shape[-1]:
         raise WrongUse(f"the target is of {p.shape[-1]} tokens, and the model has {logits.shape[-1]} logits.")
-    p = nn.functional.pad(p, (0, logits.shape[-1] - p.shape[-1]))
-    return nn.functional.cross_entropy(logits.flatten(0, 1).to(p.dtype), p.flatten(0, 1))
+    wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    p = nn.functional.pad(p, (0, logits.shape[-1] - p.shape[-1])).flatten(0, 1)
+    return nn.functional.cross_entropy(wide, p.to(wide))
 
 
 def own_distribution(model: Model) -> Target:
@@ -233,7 +234,7 @@ def train(
         loss = soft.backward(read[rng.integers(len(read), size=recipe.batch)], target)
         kept, high, undecided = soft.update()
         rows.append({"step": step, "loss": round(loss, 5), "kept": kept, "high": high, "undecided": undecided})
-        bar.set_postfix(loss=f"{loss:.3f}", kept=kept, undecided=undecided)
+        bar.set_postfix(loss=f"{loss:.3f}", kept=kept, undecided=undecided, refresh=False)
         done = undecided < 0.01 * high or soft.step == recipe.steps
         if done or soft.step % SAVE_EVERY == 0:
             _write_rows(out / "metrics.csv", rows)
