@@ -20,7 +20,7 @@ from interp.files import load_tensors, save_tensors
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-    from jaxtyping import Bool
+    from jaxtyping import Bool, Float
 
     from interp.model import Model
 
@@ -188,23 +188,45 @@ def _matrices(place: Place) -> Tensor:
 # ---------------------------------------------------------------- two masks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Overlap:
     """How much two masks share, and how much they would by chance.
 
-    share: |A ∩ B| / |M|; expected: Σ_b a_b b_b / n_b / |M|, its mean when the entries of each matrix b are shuffled; sd: of
-    `draws` such shuffles; p: share of them, and of the masks themselves, with as much overlap or more; ratio: share over
-    expected; contained: |A ∩ B| / |A|.
+    share: |A ∩ B| / |M|; expected: Σ_b a_b b_b / n_b / |M|, its mean when the entries of every matrix b are shuffled; null: what
+    such shuffles share [draws]; contained: |A ∩ B| / |A|.
     """
 
     share: float
     expected: float
-    sampled: float
-    sd: float
-    p: float
-    ratio: float
     contained: float
-    draws: int
+    null: Float[np.ndarray, " draws"]
+
+    @property
+    def p(self) -> float:
+        """The share of shuffles, and of the masks themselves, with as much overlap or more."""
+        return (1 + int((self.null >= self.share).sum())) / (1 + len(self.null))
+
+    @property
+    def ratio(self) -> float:
+        """share over expected; NaN where nothing is expected."""
+        return self.share / self.expected if self.expected else float("nan")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: share, expected, sampled (the mean of the shuffles), sd, p, ratio, contained, draws."""
+        import pandas as pd
+
+        drawn = {"sampled": float(self.null.mean()), "sd": float(self.null.std()), "p": self.p, "ratio": self.ratio}
+        ends = {"contained": self.contained, "draws": len(self.null)}
+        return pd.DataFrame([{"share": self.share, "expected": self.expected} | drawn | ends])
+
+    def plot(self) -> go.Figure:
+        """What the shuffles share, and what the masks do."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure(go.Histogram(x=self.null, marker={"color": "#9ab8cc"}, name="shuffled"))
+        figure.add_vline(x=self.share, line={"color": "#1f5f8b"}, annotation_text="the masks")
+        axis = {"title": "share of all weights that both keep", "tickformat": ".2%"}
+        return figure.update_layout(template="plotly_white", xaxis=axis, showlegend=False)
 
 
 def overlap(a: Mask, b: Mask, model: Model, draws: int = DRAWS, seed: int = 0) -> Overlap:
@@ -216,25 +238,13 @@ def overlap(a: Mask, b: Mask, model: Model, draws: int = DRAWS, seed: int = 0) -
     """
     a.check(model)
     b.check(model)
-    rng, size = np.random.default_rng(seed), a.size
-    common, expected, drawn = 0, 0.0, np.zeros(draws)
+    rng, common, expected, drawn = np.random.default_rng(seed), 0, 0.0, np.zeros(draws)
     for place in places(model):
         owner = _matrices(place)
-        n, in_a, in_b, both = (
-            torch.bincount(owner, t.double()).long().tolist()
-            for t in (
-                torch.ones(len(owner)),
-                a.bits[place.parameter].flatten(),
-                b.bits[place.parameter].flatten(),
-                (a.bits[place.parameter] & b.bits[place.parameter]).flatten(),
-            )
-        )
-        for entries, x, y, shared in zip(n, in_a, in_b, both, strict=True):
-            if entries:
-                common, expected = common + shared, expected + x * y / entries
-                drawn += rng.hypergeometric(x, entries - x, y, draws)
-    p = (1 + int((drawn >= common).sum())) / (1 + draws)
-    ratio = common / expected if expected else float("nan")
-    within = common / a.kept if a.kept else float("nan")
-    shares = common / size, expected / size, float(drawn.mean()) / size, float(drawn.std()) / size
-    return Overlap(*shares, p, ratio, within, draws)
+        in_a, in_b = (m.bits[place.parameter].flatten() for m in (a, b))
+        for matrix in owner.unique():
+            x, y = in_a[owner == matrix], in_b[owner == matrix]
+            n, kept_a, kept_b = len(x), int(x.sum()), int(y.sum())
+            common, expected = common + int((x & y).sum()), expected + kept_a * kept_b / n
+            drawn += rng.hypergeometric(kept_a, n - kept_a, kept_b, draws)
+    return Overlap(common / a.size, expected / a.size, common / max(a.kept, 1), drawn / a.size)

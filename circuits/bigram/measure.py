@@ -32,27 +32,30 @@ class Scores:
     """One model against the n-gram model, hard weights, over the tokens of a text.
 
     r: Pearson correlation of surprisals, infinite ones replaced by the largest finite one; r_dropinf: without the tokens that
-    the n-gram model gives infinity; cross_entropy: of the n-gram distribution, loss: of the text, nats a token.
+    the n-gram model gives infinity; cross_entropy: -Σ_b p(b) log q(b) of the n-gram distribution p, kl: the same less p's own
+    entropy; loss: of the text. In nats a token.
     """
 
     r: float
     r_dropinf: float
     cross_entropy: float
+    kl: float
     loss: float
 
 
 @torch.no_grad()
 def scores(model: Model, counts: Counts, ids: Int[Tensor, "windows pos"]) -> Scores:
     """Run windows of token ids; every token but a window's first has a surprisal -log p(x_t | x_<t)."""
-    mine, theirs, entropies = [], [], []
+    mine, theirs, crosses, entropies = [], [], [], []
     for part in ids.split(max(1, BATCH // ids.shape[1])):
         logits, p = logits_of(model, part)[:, :-1].float().cpu(), counts.distribution(part[:, :-1])
         following = part[:, 1:, None].cpu()
         mine.append(-logits.log_softmax(-1).gather(-1, following).flatten())
         theirs.append(-p.gather(-1, following).flatten().log())
-        entropies += [cross_entropy(logits, p).item()] * len(part)
-    x = torch.cat(mine)
-    return Scores(*correlations(x, torch.cat(theirs)), sum(entropies) / len(entropies), x.mean().item())
+        crosses += [cross_entropy(logits, p).item()] * len(part)
+        entropies.append(-torch.special.xlogy(p, p).sum(-1).flatten())
+    x, cross, entropy = torch.cat(mine), sum(crosses) / len(crosses), torch.cat(entropies).mean().item()
+    return Scores(*correlations(x, torch.cat(theirs)), cross, cross - entropy, x.mean().item())
 
 
 def correlations(model: Float[Tensor, " n"], ngram: Float[Tensor, " n"]) -> tuple[float, float]:
@@ -117,7 +120,7 @@ class Report:
     without_random: tuple[Scores, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a model: model, r, r_dropinf, cross_entropy, loss."""
+        """One row a model: model, r, r_dropinf, cross_entropy, kl, loss."""
         import pandas as pd
 
         named: list[tuple[str, Scores]] = [
@@ -175,6 +178,7 @@ def as_dict(mask: Mask, model: Model, found: Report) -> dict[str, Any]:
         "r": found.subnetwork.r,
         "r_dropinf": found.subnetwork.r_dropinf,
         "cross_entropy": found.subnetwork.cross_entropy,
+        "kl": found.subnetwork.kl,
         "loss": found.subnetwork.loss,
         "r_full_model": found.full_model.r,
         "r_empty_mask": found.empty_mask.r,
@@ -213,15 +217,56 @@ def _mean(values: Sequence[float]) -> float | None:
 # ---------------------------------------------------------------- which penalty
 
 
-def knee(runs: Iterable[tuple[float, float]]) -> float:
-    """The highest penalty whose mean r is within 0.04 of the mean r without a penalty, of (penalty, r) of every run.
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Runs of several penalties and seeds, each a row: penalty, seed, stable, kept, kept_share, undecided_share and its scores."""
 
-    Raises `WrongUse` if no run has the penalty 0.
-    """
-    by_penalty: dict[float, list[float]] = {}
-    for penalty, r in runs:
-        by_penalty.setdefault(penalty, []).append(r)
-    if 0 not in by_penalty:
-        raise WrongUse("there is no run with penalty 0 to compare with: train one, --penalty 0.")
-    mean = {penalty: sum(values) / len(values) for penalty, values in by_penalty.items()}
-    return max(penalty for penalty, r in mean.items() if r >= mean[0] - NEAR)
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def penalty(self) -> float:
+        """The highest penalty whose mean r is within 0.04 of the mean r without a penalty, of stable runs.
+
+        Raises `WrongUse` if none of these has the penalty 0.
+        """
+        by_penalty: dict[float, list[float]] = {}
+        for row in self.rows:
+            if row["stable"]:
+                by_penalty.setdefault(row["penalty"], []).append(row["r"])
+        if 0 not in by_penalty:
+            raise WrongUse("there is no stable run with penalty 0 to compare with: train one, --penalty 0.")
+        mean = {penalty: sum(values) / len(values) for penalty, values in by_penalty.items()}
+        return max(penalty for penalty, r in mean.items() if r >= mean[0] - NEAR)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows, by penalty and seed."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows).sort_values(["penalty", "seed"], ignore_index=True)
+
+    def plot(self) -> go.Figure:
+        """r against the number of weights kept, a colour a penalty, filled where infinite surprisals are left out."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for penalty, rows in self.to_frame().groupby("penalty"):
+            for value, symbol in (("r", "circle-open"), ("r_dropinf", "circle")):
+                style = {"mode": "markers", "marker": {"symbol": symbol, "size": 9}, "legendgroup": str(penalty)}
+                figure.add_scatter(x=rows["kept"], y=rows[value], name=f"λ {penalty:g}, {value}", **style)
+        axes = {
+            "xaxis": {"type": "log", "title": "weights kept"},
+            "yaxis": {"title": "correlation with the n-gram model"},
+        }
+        return figure.update_layout(template="plotly_white", **axes)
+
+
+def compare(masks: Sequence[Mask], model: Model, counts: Counts, ids: Int[Tensor, "windows pos"]) -> Sweep:
+    """Score the masks of several runs, each as a model with hard weights. Raises `WrongUse` for a mask of another model."""
+    from tqdm.auto import tqdm
+
+    rows = []
+    for mask in tqdm(masks, desc="runs", mininterval=1):
+        about = {name: mask.about[name] for name in ("penalty", "seed", "steps_done", "stable", "undecided_share")}
+        sizes = {"kept": mask.kept, "kept_share": mask.kept / mask.size}
+        rows.append(about | sizes | asdict(scores(mask.apply(model), counts, ids)))
+    return Sweep(tuple(rows))

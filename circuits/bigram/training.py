@@ -52,7 +52,8 @@ class Recipe:
     """of the order of the text"""
     steps: int = 1500
     """at most; the temperature ends where the paper's does after 15,000"""
-    lr: float = 5e-4
+    lr: float = 1e-3
+    """the paper's is 5e-5, for ten times as many steps"""
     start: float = 0.0
     """m of every entry at first; 5.0 starts near the whole model"""
     batch: int = 4
@@ -122,9 +123,12 @@ class SoftMask:
         """One step of AdamW from `grad`, which is then 0; how many masks are kept, high, undecided afterwards."""
         r, t, n = self.recipe, self.step + 1, len(self.W)
         tau, rise = r.factor**self.step, r.factor ** (self.step + 1)
-        seen = torch.zeros(3, dtype=torch.long, device=self.W.device)
-        for i in range(0, n, BLOCK if self.W.device.type == "cpu" else n):
-            at = slice(i, i + (BLOCK if self.W.device.type == "cpu" else n))
+        seen, block = (
+            torch.zeros(3, dtype=torch.long, device=self.W.device),
+            BLOCK if self.W.device.type == "cpu" else n,
+        )
+        for i in range(0, n, block):
+            at = slice(i, i + block)
             W, M, m, first, second = (x[at] for x in (self.W, self.M, self.m, self.first, self.second))
             g = (self.grad[at] * W).add_(r.penalty / n).mul_(tau).mul_(M).mul_(1 - M)
             first.lerp_(g, 1 - BETAS[0])

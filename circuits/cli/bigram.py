@@ -12,6 +12,9 @@ from interp.cli import answer, guarded
 from interp.errors import WrongUse, check_keys
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from circuits.bigram import Counts, Mask
     from interp.model import Model
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
@@ -156,23 +159,21 @@ def select(
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """The penalty to choose: the highest whose correlation is within 0.04 of that without a penalty, of stable runs."""
-    from dataclasses import asdict
-
-    from circuits.bigram.measure import knee, scores
+    from circuits.bigram import Mask
+    from circuits.bigram.measure import compare
 
     folders = sorted(file.parent for file in runs.glob("*/mask.safetensors"))
     if not folders:
         raise WrongUse(
             f"{runs} holds no finished runs: `interp bigram train MODEL --penalty 0 --penalty 10 -o {runs}`."
         )
-    rows, ids, wrapped, table = [], None, None, None
-    for folder in folders:
-        mask, wrapped, table = _opened(folder, counts, model, device, wrapped, table)
-        ids = _held_out(mask, wrapped, table, text, dataset, tokens) if ids is None else ids
-        about = {name: mask.about[name] for name in ("penalty", "seed", "steps_done", "stable", "undecided_share")}
-        rows.append(about | {"kept_share": mask.kept / mask.size} | asdict(scores(mask.apply(wrapped), table, ids)))
-    chosen = knee((row["penalty"], row["r"]) for row in rows if row["stable"])
-    answer({"runs": rows, "penalty": chosen, "tokens": int(ids.numel())}, as_json, _show_selected)  # type: ignore[union-attr]
+    first, wrapped, table = _opened(folders[0], counts, model, device)
+    masks = [Mask.load(folder) for folder in folders]
+    for folder, mask in zip(folders, masks, strict=True):
+        _check_counts(folder, mask, table)
+    found = compare(masks, wrapped, table, _held_out(first, wrapped, table, text, dataset, tokens))
+    rows = found.to_frame().to_dict("records")
+    answer({"runs": rows, "penalty": found.penalty}, as_json, _show_selected)
 
 
 @app.command()
@@ -186,15 +187,13 @@ def overlap(
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """How many weights two subnetworks share, and how many they would by chance."""
-    from dataclasses import asdict
-
     from circuits.bigram import Mask
     from circuits.bigram import overlap as overlapping
     from interp.model import load
 
     a, b = Mask.load(first), Mask.load(second)
     found = overlapping(a, b, load(model or a.model), draws, seed)
-    answer(asdict(found), as_json, _list)
+    answer(found.to_frame().to_dict("records")[0], as_json, _list)
 
 
 @app.command()
@@ -230,28 +229,27 @@ def stream(
     answer({"layers": rows, "covariance": found.covariance.tolist()}, as_json, _show_layers)
 
 
-def _opened(
-    run: Path, counts: Path | None, model: str | None, device: str | None, known: Any = None, table: Any = None
-) -> tuple[Any, Any, Any]:
-    """(Mask, its model, its counts: those named, or counts.safetensors in the folder or the one above)."""
+def _opened(run: Path, counts: Path | None, model: str | None, device: str | None) -> tuple[Mask, Model, Counts]:
+    """A mask, its model, and its counts: those named, or counts.safetensors in the run's folder or the one above."""
     from circuits.bigram import Counts, Mask
     from interp.model import load
 
-    mask = Mask.load(run)
-    folder = run if run.is_dir() else run.parent
-    beside = [f / "counts.safetensors" for f in (folder, folder.parent)]
-    if table is None:
-        found = counts or next((file for file in beside if file.is_file()), None)
-        if found is None:
-            raise WrongUse(f"there is no counts.safetensors in {folder} or above it: name them, --counts FILE.")
-        table = Counts.load(found)
+    mask, folder = Mask.load(run), run if run.is_dir() else run.parent
+    beside = [file for file in (folder / "counts.safetensors", folder.parent / "counts.safetensors") if file.is_file()]
+    if counts is None and not beside:
+        raise WrongUse(f"there is no counts.safetensors in {folder} or above it: name them, --counts FILE.")
+    table = Counts.load(counts or beside[0])
+    _check_counts(run, mask, table)
+    return mask, load(model or mask.model, device=device), table
+
+
+def _check_counts(run: Path, mask: Mask, table: Counts) -> None:
     wanted = mask.about.get("about", {}).get("counts")
     if wanted is not None and wanted != table.hash:
         raise WrongUse(f"{run} was trained towards other counts (hash {wanted[:8]}) than these ({table.hash[:8]}).")
-    return mask, known or load(model or mask.model, device=device), table
 
 
-def _held_out(mask: Any, model: Any, table: Any, text: str | None, dataset: str | None, tokens: int) -> Any:
+def _held_out(mask: Mask, model: Model, table: Counts, text: str | None, dataset: str | None, tokens: int) -> Tensor:
     from circuits.bigram.measure import held_out
 
     table.check(model.tokenizer)

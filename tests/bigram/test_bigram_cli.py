@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from circuits.bigram import MASKS, Counts, Mask
 from circuits.cli.bigram import app
 from interp.texts import default_text
+from interp.zoo.corpus import topics
 
 RUNNER = CliRunner()
-SHIPPED = sorted((Path(__file__).parents[2] / "circuits" / "bigram" / "masks" / "books").glob("*/mask.safetensors"))
+SHIPPED = sorted(MASKS.glob("*/*/mask.safetensors"))
 
 
 def told(*words: object) -> dict:
@@ -134,3 +137,40 @@ def test_bad_input_is_said(runs, tiny_folder, texts, tmp_path):
     assert "name them, --counts FILE" in refused("report", lone, "--text", held)
     told("count", tiny_folder, "--text", held, "-o", lone / "counts.safetensors")
     assert "trained towards other counts" in refused("report", lone, "--text", held)
+
+
+# ---------------------------------------------------------------- what ships
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.parent.name)
+def test_a_mask_that_ships_is_what_its_run_ended_with(file):
+    mask = Mask.load(file)
+    recipe = json.loads((file.parent / "recipe.json").read_text(encoding="utf-8"))
+    assert f"penalty-{mask.about['penalty']:g}-seed-{mask.about['seed']}" == file.parent.name
+    assert {name: recipe[name] for name in ("penalty", "seed", "steps", "lr", "about")}.items() <= mask.about.items()
+    with open(file.parent / "metrics.csv", newline="", encoding="utf-8") as metrics:
+        *_, last = csv.DictReader(metrics)
+    assert (int(last["kept"]), int(last["step"]) + 1) == (mask.kept, mask.about["steps_done"])
+    assert mask.about["steps_done"] <= 1500
+    assert mask.about["undecided_share"] < 0.01
+    assert mask.about["about"]["counts"] == Counts.load(MASKS / "books" / "counts.safetensors").hash
+
+
+@pytest.mark.slow("runs the bundled model six times over 2,048 tokens")
+def test_a_mask_that_ships_does_what_is_said_of_it(tmp_path):
+    """On help texts that neither model nor counts have seen; the numbers are those of 330,000 characters' counts."""
+    (tmp_path / "held.txt").write_text(topics().held_out, encoding="utf-8")
+    run = MASKS / "books" / "penalty-10-seed-0"
+    found = told("report", run, "--text", tmp_path / "held.txt", "--tokens", 2048, "--random", 1)
+    assert found["kept_share"] < 0.03
+    assert found["r"] > 0.75 > found["r_full_model"] > 0.5 > found["r_random_mask"]
+    assert found["r_dropinf"] > found["dropinf"]["full_model"] + 0.2
+    assert found["ablation_loss"]["subnetwork"] > found["ablation_loss"]["random"] + 2
+    assert max(found["by_block"].items(), key=lambda row: row[1]["kept"])[0] == "blocks.0"
+    assert "was in the text that was counted" in refused("report", run, "--text", trained_on(tmp_path))
+
+
+def trained_on(folder: Path) -> Path:
+    file = folder / "train.txt"
+    file.write_text(topics().train, encoding="utf-8")
+    return file

@@ -154,7 +154,9 @@ def test_independent_masks_overlap_as_rates_say(measured):
     mean = sum(p * q * n for p, q, n in rates) / a.size
     sd = math.sqrt(sum(p * q * (1 - p * q) * n for p, q, n in rates)) / a.size
     found = bigram.overlap(a, b, model)
-    assert abs(found.sampled - found.expected) < 3 * found.sd / math.sqrt(found.draws)
+    row = found.to_frame().iloc[0]
+    assert abs(row.sampled - row.expected) < 3 * row.sd / math.sqrt(row.draws)
+    assert len(found.plot().data) == 1
     assert found.p > 1e-3
     measured(abs(found.share - mean) / sd)
 
@@ -177,9 +179,9 @@ def test_the_null_is_that_of_shuffled_entries():
     for i in range(400):
         x, y = a.random_like(model, 2 * i), b.random_like(model, 2 * i + 1)
         shuffled.append(sum(int((x.bits[n] & y.bits[n]).sum()) for n in x.bits) / a.size)
-    found = bigram.overlap(a, b, model)
-    assert np.mean(shuffled) == pytest.approx(found.sampled, abs=4 * found.sd / 20)
-    assert np.std(shuffled) == pytest.approx(found.sd, rel=0.15)  # its own error: 1 / √800
+    null = bigram.overlap(a, b, model).null
+    assert np.mean(shuffled) == pytest.approx(null.mean(), abs=4 * null.std() / 20)
+    assert np.std(shuffled) == pytest.approx(null.std(), rel=0.15)  # its own error: 1 / √800
 
 
 # ---------------------------------------------------------------- files and errors

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuits import bigram
-from circuits.bigram.measure import Scores, as_dict, correlations, held_out, knee, report, scores
+from circuits.bigram.measure import Sweep, as_dict, compare, correlations, held_out, report, scores
 from interp import WrongUse
 from interp.model import load
 from tests.bigram.toy import Decoder, sampled, tiers, transitions
@@ -33,7 +33,7 @@ def test_a_model_that_is_a_bigram_model_without_its_blocks(measured):
     ids = torch.tensor(sampled(P, 40, 20, 0))
     found = scores(empty, counts, ids)
     entropy = -(P * P.log()).sum(1)[ids[:, :-1]].mean()
-    measured(max(1 - found.r, 1 - found.r_dropinf, abs(found.cross_entropy - float(entropy))))
+    measured(max(1 - found.r, 1 - found.r_dropinf, abs(found.kl), abs(found.cross_entropy - float(entropy))))
     assert scores(model, counts, ids).r < 0.9
 
 
@@ -64,6 +64,8 @@ def test_scores_are_those_of_the_definition():
     assert found.r == pytest.approx(np.corrcoef(mine, filled)[0, 1], abs=1e-5)
     assert found.r_dropinf == pytest.approx(np.corrcoef(mine[known], theirs[known])[0, 1], abs=1e-5)
     assert found.cross_entropy == pytest.approx(np.mean(crosses), abs=1e-5)
+    entropy = -torch.special.xlogy(p, p).sum(-1)[:, :-1].mean()
+    assert found.kl == pytest.approx(np.mean(crosses) - float(entropy), abs=1e-5)
     assert found.loss == pytest.approx(mine.mean(), abs=1e-5)
 
 
@@ -94,12 +96,31 @@ def test_held_out_text_is_spaced_and_must_be_held_out():
         held_out(fresh, counts, 65, 640)
 
 
-def test_the_knee_is_the_highest_penalty_near_the_one_without():
+def test_the_penalty_chosen_is_the_highest_near_the_one_without():
     runs = [(0.0, 0.97), (0.0, 0.95), (1.0, 0.95), (10.0, 0.93), (10.0, 0.92), (100.0, 0.90)]
-    assert knee(runs) == 10
-    assert knee([(0, 0.9), (5, 0.5)]) == 0
-    with pytest.raises(WrongUse, match="no run with penalty 0"):
-        knee(runs[2:])
+    rows = [{"penalty": p, "seed": i, "stable": True, "r": r} for i, (p, r) in enumerate(runs)]
+    assert Sweep(tuple(rows)).penalty == 10
+    spoilt = {"penalty": 0.0, "seed": 9, "stable": False, "r": 0.999}
+    assert Sweep((*rows, spoilt, spoilt)).penalty == 10  # unstable runs do not count
+    assert Sweep(tuple(rows[:2] + rows[5:])).penalty == 0
+    with pytest.raises(WrongUse, match="no stable run with penalty 0"):
+        Sweep((spoilt, *rows[2:])).penalty  # noqa: B018
+
+
+def test_runs_are_compared_by_their_own_masks():
+    model, text = load(module("llama")), sampled(transitions(61, 0), 30, 12, 0)
+    counts, ids = bigram.count(text, 61), torch.tensor(sampled(transitions(61, 0), 7, 12, 1))
+    masks = []
+    for penalty, value in ((3.0, False), (0.0, True)):
+        about = {"penalty": penalty, "seed": 1, "steps_done": 5, "stable": True, "undecided_share": 0.0}
+        whole = bigram.whole(model, value)
+        masks.append(bigram.Mask(whole.bits, whole.model, whole.hash, about))
+    found = compare(masks, model, counts, ids)
+    frame = found.to_frame()
+    assert list(frame.penalty) == [0, 3]
+    assert list(frame.kept_share) == [1, 0]
+    assert frame.r[0] == scores(model, counts, ids).r
+    assert len(found.plot().data) == 4
 
 
 def test_a_report_has_every_model_and_counts_add_up():
@@ -129,4 +150,3 @@ def test_a_report_has_every_model_and_counts_add_up():
     assert told["ablation_loss"]["random"] == pytest.approx(np.mean([s.loss for s in found.without_random]))
     assert told["r_random_mask"] == pytest.approx(np.mean([s.r for s in found.random]))
     assert len(found.plot().data) == 2
-    assert isinstance(found.without, Scores)
