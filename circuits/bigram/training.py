@@ -123,10 +123,8 @@ class SoftMask:
         """One step of AdamW from `grad`, which is then 0; how many masks are kept, high, undecided afterwards."""
         r, t, n = self.recipe, self.step + 1, len(self.W)
         tau, rise = r.factor**self.step, r.factor ** (self.step + 1)
-        seen, block = (
-            torch.zeros(3, dtype=torch.long, device=self.W.device),
-            BLOCK if self.W.device.type == "cpu" else n,
-        )
+        seen = torch.zeros(3, dtype=torch.long, device=self.W.device)
+        block = BLOCK if self.W.device.type == "cpu" else n
         for i in range(0, n, block):
             at = slice(i, i + block)
             W, M, m, first, second = (x[at] for x in (self.W, self.M, self.m, self.first, self.second))

@@ -145,7 +145,14 @@ def tokenizer_of(source: str) -> Any:
 
     Raises `WrongUse` where there is none.
     """
-    where = source if Path(source).expanduser().is_dir() else str(_folder(source) or source)
+    folder = Path(source).expanduser()
+    where = str(folder if folder.is_dir() else _folder(source) or source)
+    if (folder / "merges.txt").is_file() and not (
+        folder / "tokenizer.json"
+    ).is_file():  # byte-level BPE as GPT-2's ships
+        from transformers import GPT2TokenizerFast
+
+        return GPT2TokenizerFast.from_pretrained(where)
     found = _tokenizer(where)
     if found is None:
         raise WrongUse(f"{source!r} has no tokenizer: give zoo:books, a folder with tokenizer.json, or a hub id.")

@@ -76,6 +76,21 @@ def test_counting_says_what_it_counted(tiny_folder, texts, tmp_path):
     assert again["hash"] == found["hash"]  # a tokenizer will do
 
 
+def test_the_two_files_of_a_byte_level_bpe_are_a_tokenizer(tmp_path):
+    letters = {letter: i for i, letter in enumerate("abĠ")} | {"ab": 3, "<|endoftext|>": 4}
+    (tmp_path / "vocab.json").write_text(json.dumps(letters))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "text.txt").write_text("ab ab a")
+    found = told("count", tmp_path, "--text", tmp_path / "text.txt", "-o", tmp_path / "c.safetensors")
+    assert (found["tokens"], found["vocabulary"]) == (5, 5)  # ab, space, ab, space, a
+    assert "has no tokenizer" in refused(
+        "count",
+        shutil.copytree(tmp_path, tmp_path / "none", ignore=lambda *_: ["merges.txt", "none"]),
+        "-o",
+        tmp_path / "d.safetensors",
+    )
+
+
 def test_a_report_of_a_run(runs, tiny_folder, texts, tmp_path):
     run, page = runs / "penalty-5-seed-0", tmp_path / "page.html"
     words = ["report", run, "--text", texts / "held.txt", "--tokens", 320, "--random", 1]
