@@ -148,7 +148,10 @@ def main() -> None:
         told = summary(race(model, ids, counts.distribution, dtype, a.rounds, a.steps))
         if dtype == "float32":
             assert abs(told["losses"]["published"] - told["losses"]["ours"]) < 1e-4, told["losses"]
-        print(json.dumps({"dtype": dtype, "torch": torch.__version__, "tokens_a_step": a.batch * a.context} | told))
+        print(
+            json.dumps({"dtype": dtype, "torch": torch.__version__, "tokens_a_step": a.batch * a.context} | told),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

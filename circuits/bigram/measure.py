@@ -158,12 +158,13 @@ def report(
     mask.check(model)
     check_causal(model)
     others = [mask.random_like(model, seed + i) for i in range(random)]
-    masks = [mask, None, whole(model, False), *others, mask.complement(), *(m.complement() for m in others)]
+    masks = [mask, None, whole(model, False), mask.complement(), *others, *(m.complement() for m in others)]
     found = [
         scores(model if m is None else m.apply(model), counts, ids)
         for m in tqdm(masks, desc="subnetworks", mininterval=1)
     ]
-    return Report(*found[:3], tuple(found[3 : 3 + random]), found[3 + random], tuple(found[4 + random :]))
+    subnetwork, full, empty, without = found[:4]
+    return Report(subnetwork, full, empty, tuple(found[4 : 4 + random]), without, tuple(found[4 + random :]))
 
 
 def as_dict(mask: Mask, model: Model, found: Report) -> dict[str, Any]:

@@ -154,10 +154,12 @@ def turning(model: Model, ids: Int[Tensor, "windows pos"]) -> Turning:
     for cache in _recorded(model, sites, ids[1::2]):
         n += cache[head.last].shape[:2].numel()
         _count(recalls, model, head, cache, maps)
-    turned = torch.tensor([[angle(a[0]), angle(b[0]), a[2], b[2]] for a, b in maps.values()])
+    rows = [[angle(a[0]), angle(b[0]), a[2], b[2]] for a, b in maps.values()]
+    to_input, to_output, r2_input, r2_output = torch.tensor(rows).T
     spread = [a.covariance for a, _ in fits.values()]
     like = torch.tensor([[similarity(a, b) for a in spread] for b in spread])
-    return Turning(tuple(sites), *turned.T, recalls[:, 0] / n, recalls[:, 1] / n, like)
+    recall = recalls[:, 0] / n, recalls[:, 1] / n
+    return Turning(tuple(sites), to_input, to_output, r2_input, r2_output, *recall, like)
 
 
 def _recorded(model: Model, sites: Sequence[str], ids: Int[Tensor, "windows pos"]) -> Iterable[Cache]:

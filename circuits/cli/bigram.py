@@ -193,7 +193,8 @@ def overlap(
 
     a, b = Mask.load(first), Mask.load(second)
     found = overlapping(a, b, load(model or a.model), draws, seed)
-    answer(found.to_frame().to_dict("records")[0], as_json, _list)
+    row = found.to_frame().to_dict("records")[0]
+    answer({str(name): value for name, value in row.items()}, as_json, _list)
 
 
 @app.command()

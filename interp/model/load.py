@@ -150,9 +150,9 @@ def tokenizer_of(source: str) -> Any:
     if (folder / "merges.txt").is_file() and not (
         folder / "tokenizer.json"
     ).is_file():  # byte-level BPE as GPT-2's ships
-        from transformers import GPT2TokenizerFast
+        from transformers import GPT2Tokenizer
 
-        return GPT2TokenizerFast.from_pretrained(where)
+        return GPT2Tokenizer.from_pretrained(where)
     found = _tokenizer(where)
     if found is None:
         raise WrongUse(f"{source!r} has no tokenizer: give zoo:books, a folder with tokenizer.json, or a hub id.")
