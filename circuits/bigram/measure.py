@@ -33,7 +33,7 @@ class Scores:
 
     r: Pearson correlation of surprisals, infinite ones replaced by the largest finite one; r_dropinf: without the tokens that
     the n-gram model gives infinity; cross_entropy: -Σ_b p(b) log q(b) of the n-gram distribution p, kl: the same less p's own
-    entropy; loss: of the text. In nats a token.
+    entropy; loss: of the text, all in nats a token; infinite: the share of tokens that the n-gram model gives infinity.
     """
 
     r: float
@@ -41,6 +41,7 @@ class Scores:
     cross_entropy: float
     kl: float
     loss: float
+    infinite: float
 
 
 @torch.no_grad()
@@ -54,8 +55,9 @@ def scores(model: Model, counts: Counts, ids: Int[Tensor, "windows pos"]) -> Sco
         theirs.append(-p.gather(-1, following).flatten().log())
         crosses += [cross_entropy(logits, p).item()] * len(part)
         entropies.append(-torch.special.xlogy(p, p).sum(-1).flatten())
-    x, cross, entropy = torch.cat(mine), sum(crosses) / len(crosses), torch.cat(entropies).mean().item()
-    return Scores(*correlations(x, torch.cat(theirs)), cross, cross - entropy, x.mean().item())
+    x, y, cross = torch.cat(mine), torch.cat(theirs), sum(crosses) / len(crosses)
+    kl = cross - torch.cat(entropies).mean().item()
+    return Scores(*correlations(x, y), cross, kl, x.mean().item(), y.isinf().double().mean().item())
 
 
 def correlations(model: Float[Tensor, " n"], ngram: Float[Tensor, " n"]) -> tuple[float, float]:
@@ -120,7 +122,7 @@ class Report:
     without_random: tuple[Scores, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a model: model, r, r_dropinf, cross_entropy, kl, loss."""
+        """One row a model: model, r, r_dropinf, cross_entropy, kl, loss, infinite."""
         import pandas as pd
 
         named: list[tuple[str, Scores]] = [
@@ -181,6 +183,7 @@ def as_dict(mask: Mask, model: Model, found: Report) -> dict[str, Any]:
         "cross_entropy": found.subnetwork.cross_entropy,
         "kl": found.subnetwork.kl,
         "loss": found.subnetwork.loss,
+        "infinite_share": found.subnetwork.infinite,
         "r_full_model": found.full_model.r,
         "r_empty_mask": found.empty_mask.r,
         "r_random_mask": _mean([s.r for s in found.random]),

@@ -67,6 +67,7 @@ def test_scores_are_those_of_the_definition():
     entropy = -torch.special.xlogy(p, p).sum(-1)[:, :-1].mean()
     assert found.kl == pytest.approx(np.mean(crosses) - float(entropy), abs=1e-5)
     assert found.loss == pytest.approx(mine.mean(), abs=1e-5)
+    assert found.infinite == pytest.approx(1 - known.mean())
 
 
 def test_both_rules_for_infinite_surprisals():
