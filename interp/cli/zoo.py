@@ -119,6 +119,31 @@ def sample(
     answer(zoo.task(name).sample(text, seed, out), as_json, _show)
 
 
+@app.command()
+@guarded
+def corpus(
+    name: str = NAME,
+    text: Path | None = TEXT,
+    out: Path = typer.Option(..., "-o", "--out", help="the folder to write train/*.txt and held_out/*.txt into"),
+    as_json: bool = JSON,
+) -> None:
+    """Write the text a model learns from and the text held out, as its recipe splits them, a file a document."""
+    from interp.files import write_text
+    from interp.zoo.corpus import novels, topics
+
+    if zoo.recipe_name(name) != "books":
+        raise WrongUse(f"{name} learns from examples that are made, not from a text: interp zoo sample {name} makes one.")
+    _readable(name, text)
+    assert text is not None
+    sizes = {"train": 0, "held_out": 0}
+    for split in [*novels(text), topics()]:
+        for part in sizes:
+            (out / part).mkdir(parents=True, exist_ok=True)
+            write_text(out / part / f"{split.name}.txt", getattr(split, part))
+            sizes[part] += len(getattr(split, part))
+    answer({"path": str(out), "characters": sizes}, as_json, _show)
+
+
 def _readable(name: str, text: Path | None) -> None:
     """Say what is wrong with the folder of novels before any work is done."""
     from interp.zoo.corpus import novels

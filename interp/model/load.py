@@ -138,3 +138,22 @@ def _tokenizer(where: str) -> Any:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError):
         return None  # a model of pictures or sound, or a bare checkpoint: ids and tensors are still welcome
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of a model by name, without its weights; a folder needs to hold no more than a tokenizer.
+
+    Raises `WrongUse` where there is none.
+    """
+    folder = Path(source).expanduser()
+    where = str(folder if folder.is_dir() else _folder(source) or source)
+    if (folder / "merges.txt").is_file() and not (
+        folder / "tokenizer.json"
+    ).is_file():  # byte-level BPE as GPT-2's ships
+        from transformers import GPT2Tokenizer
+
+        return GPT2Tokenizer.from_pretrained(where)
+    found = _tokenizer(where)
+    if found is None:
+        raise WrongUse(f"{source!r} has no tokenizer: give zoo:books, a folder with tokenizer.json, or a hub id.")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -128,6 +129,16 @@ class Model:
     def weights(self) -> Weights:
         """Every weight by canonical name: `model.weights["blocks.3.attn.W_Q"]` [head, d_model, d_head]; see `Weights`."""
         return Weights(self)
+
+    def around(self, module: nn.Module, id: str) -> Model:
+        """A model of the same sites and weight names around another module of the same structure: a copy with other numbers.
+
+        They are not searched again, as they are found by what numbers do, and where weights are zero they do nothing.
+        """
+        other, weights = Model(module, self.tokenizer, id), copy.copy(self.weights)
+        weights.model = other
+        other.__dict__ |= {"wiring": self.wiring, "binding": self.binding, "weights": weights}
+        return other
 
     def take_wiring(self, wiring: Wiring) -> None:
         """Use another wiring than the solved one, unproven: for the doctor, who puts it to the proof."""

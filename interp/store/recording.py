@@ -47,13 +47,18 @@ def windows(model: Model, texts: Iterable[str], context: int) -> Iterator[tuple[
         raise WrongUse(
             f"{model.id} has no tokenizer, so text cannot be recorded: pass a model with one, or ready inputs (--inputs)."
         )
-    start = list(model.tokenizer("")["input_ids"])[:1] if model.tokenizer.bos_token_id is not None else []
-    start = start if start == [model.tokenizer.bos_token_id] else []
+    return token_windows(model.tokenizer, texts, context)
+
+
+def token_windows(tokenizer: Any, texts: Iterable[str], context: int) -> Iterator[tuple[int, list[int]]]:
+    """`windows` by a tokenizer alone."""
+    start = list(tokenizer("")["input_ids"])[:1] if tokenizer.bos_token_id is not None else []
+    start = start if start == [tokenizer.bos_token_id] else []
     size = context - len(start)
     for number, text in enumerate(texts):
         ids: list[int] = []
         for paragraph in text.split("\n\n"):
-            ids += model.tokenizer(paragraph + "\n\n", add_special_tokens=False)["input_ids"]
+            ids += tokenizer(paragraph + "\n\n", add_special_tokens=False)["input_ids"]
             while len(ids) >= size:
                 yield number, start + ids[:size]
                 ids = ids[size:]
