@@ -15,6 +15,7 @@ from circuits.rasp.syntax import Atom
 
 COMBINATIONS = 20_000  # rows of a table
 MEANS = 5_000  # different means of an aggregate
+ALL = 2**30  # later than anything
 TUPLE = "tuple"  # op of a step that holds several values at once
 
 
@@ -50,13 +51,13 @@ class Values:
 
     A step is a function of its roots: inputs, what attention makes, and the steps that are `held`, those an MLP has written
     to the stream. A selector whose keys and queries are settled by the context selects known positions; of any other it is
-    only known which positions it may select at most.
+    only known which positions it may select at most. A `causal` query selects no later position.
     """
 
-    def __init__(self, vocabulary: list[Atom], length: int) -> None:
-        self.length = length
+    def __init__(self, vocabulary: list[Atom], length: int, causal: bool = False) -> None:
+        self.length, self.causal = length, causal
         self.contexts = [(n, i) for n in range(1, length + 1) for i in range(n)]
-        self.held: set[SOp] = set()
+        self.held: dict[SOp, int] = {}  # and when it can be read
         self._tuples: dict[str, tuple[Any, ...]] = {}
         self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._at: dict[SOp, list[tuple[Any, ...]]] = {
@@ -64,7 +65,7 @@ class Values:
             INDICES: [self._same((i,)) for _, i in self.contexts],
         }
         self._of: dict[SOp, list[Any]] = {}
-        self._roots: dict[tuple[SOp, int], tuple[SOp, ...]] = {}
+        self._roots: dict[tuple[SOp, int, int], tuple[SOp, ...]] = {}
         self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
 
     def _same(self, values: Iterable[Any]) -> tuple[Any, ...]:
@@ -99,21 +100,28 @@ class Values:
         return self._at[step]
 
     def is_number(self, step: SOp) -> bool:
-        """Whether attention writes it as one number, since several positions can be chosen."""
+        """Whether attention writes it as one number, since several positions with different values can be chosen."""
         if isinstance(step, Width):
             return True
-        return isinstance(step, Aggregate) and self._numeric(step) and not self.at_most_one(step.selector)
+        if not isinstance(step, Aggregate) or not self._numeric(step):
+            return False
+        several = isinstance(step.value, SOp) and len(self.of(step.value)) > 1
+        return several and not self.at_most_one(step.selector)
 
-    def roots(self, step: SOp) -> tuple[SOp, ...]:
-        """What the step is a function of."""
-        key = (step, len(self.held))
+    def roots(self, step: SOp, before: int = ALL) -> tuple[SOp, ...]:
+        """What the step is a function of; what is held only from time `before` on is looked through."""
+        key = (step, len(self.held), before)
         if key not in self._roots:
-            if step in self.held or not isinstance(step, Elementwise):
+            if self.held.get(step, ALL) < before or not isinstance(step, Elementwise):
                 self._roots[key] = (step,)
             else:
-                parts = [self.roots(a) for a in step.arguments if isinstance(a, SOp)]
+                parts = [self.roots(a, before) for a in step.arguments if isinstance(a, SOp)]
                 self._roots[key] = tuple(dict.fromkeys(itertools.chain(*parts)))
         return self._roots[key]
+
+    def numbers(self, roots: tuple[SOp, ...], before: int = ALL) -> list[SOp]:
+        """Those of the roots that are read as numbers."""
+        return [root for root in roots if self.is_number(root) and self.held.get(root, ALL) >= before]
 
     def _alike(self, roots: tuple[SOp, ...]) -> list[tuple[tuple[Any, ...], ...]]:
         """The roots' values, once for contexts that are alike; a context for a step without roots."""
@@ -126,9 +134,9 @@ class Values:
         """How many combinations of the roots' values there are at most."""
         return sum(math.prod(map(len, sets)) for sets in self._alike(roots))
 
-    def table(self, step: SOp) -> list[Row]:
+    def table(self, step: SOp, roots: tuple[SOp, ...]) -> list[Row]:
         """(values of the roots, value of the step) for all that occur together, wherever the step has a value."""
-        roots, rows = self.roots(step), {}
+        rows = {}
         for sets in self._alike(roots):
             for values in itertools.product(*sets):
                 key = tuple(map(mark, values))
@@ -140,7 +148,7 @@ class Values:
         roots = self.roots(step)
         if self.rows(roots) > 10 * COMBINATIONS:
             raise RaspError(f"a table of more than {COMBINATIONS:,} rows would be needed", step.at)
-        known = {tuple(map(mark, values)): value for values, value in self.table(step)}
+        known = {tuple(map(mark, values)): value for values, value in self.table(step, roots)}
         images: dict[tuple[int, ...], tuple[Any, ...]] = {}
         result = []
         for sets in zip(*(self.at(root) for root in roots), strict=True) if roots else [()] * len(self.contexts):
@@ -179,14 +187,14 @@ class Values:
         """`==` with a key that tells all positions apart."""
         if not (isinstance(part, Select) and part.op == "==" and isinstance(part.key, SOp)):
             return False
-        return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.table(part.key))
+        return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.of(INDICES))
 
     def allowed(self, selector: Selector) -> tuple[list[list[int]], bool]:
         """The positions each context may select, and whether it selects all of them."""
         if selector not in self._allowed:
             parts = conjuncts(selector)
             settled = [part for part in parts if self._settled(part)]
-            rows = [list(range(n)) for n, _ in self.contexts]
+            rows = [list(range(i + 1 if self.causal else n)) for n, i in self.contexts]
             for part in settled:
                 rows = self._narrowed(rows, part)
             self._allowed[selector] = rows, len(settled) == len(parts)
