@@ -30,9 +30,8 @@ def load(
     keeps its mode, dtype, config and requires_grad; `device` and `dtype` must be left out for it. `example` is an input
     of a live model (a tensor, or a dict of its arguments) whose kind cannot be told from it: its sites are solved and
     proven on random inputs like it. A folder whose config has `interp_model` is opened by the entry point of that name in
-    the group `interp.models`. Raises `WrongUse` for
-    a name that is none of these, `Failed` for a folder whose checkpoint is missing, cut, or does not fit its config (the
-    tensors are named).
+    the group `interp.models`. Raises `WrongUse` for a name that is none of these, `Failed` for a folder whose checkpoint
+    is missing, cut, or does not fit its config (the tensors are named).
     """
     if isinstance(source, Model):
         return source
@@ -48,9 +47,12 @@ def load(
         return model
     name = str(source)
     folder = _folder(name)
-    if folder is not None and (model := _own(folder)) is not None:
-        model.module.to(torch.device(device or "cpu"), _dtype(dtype) if dtype is not None else None)
-        return model
+    if folder is not None and (own := _own(folder)) is not None:
+        own.id = name
+        own.module.to(torch.device(device or "cpu"))
+        if isinstance(chosen := _dtype(dtype), torch.dtype):
+            own.module.to(chosen)
+        return own
     module = _pretrained(str(folder or name), name, _dtype(dtype))
     module.eval()
     where = torch.device(device or "cpu")
@@ -100,7 +102,9 @@ def _own(folder: Path) -> Model | None:
         return None
     known = {entry.name: entry for entry in entry_points(group="interp.models")}
     if kind not in known:
-        raise WrongUse(f"{folder} holds a model of the kind {kind!r}, and nothing installed opens it.{nearest(kind, known)}")
+        raise WrongUse(
+            f"{folder} holds a model of the kind {kind!r}, and nothing installed opens it.{nearest(kind, known)}"
+        )
     return known[kind].load()(folder)
 
 

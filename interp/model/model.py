@@ -140,10 +140,9 @@ class Model:
     def name_parts(self, parts: Mapping[str, tuple[str, Sequence[int]]]) -> None:
         """Give directions of sites names, which are then sites [batch, pos, direction] to read and edit.
 
-        `{"hist": ("blocks.0.resid_post", [4, 5])}`. Raises `WrongUse` for an unknown site, a direction it has not, or a
-        name that a site has.
+        `{"hist": ("blocks.0.resid_post", [4, 5])}`. An unknown site, a direction it has not, or a name that a site has is
+        a `WrongUse` when sites are first asked for, since only then they are solved.
         """
-        named_sites(parts, self.binding.sites)
         self.parts |= parts
         self._forget()
 

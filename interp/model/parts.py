@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,7 +24,9 @@ def head_site(name: str, whole: Site) -> Site:
     if len(whole.shape) != 4 or not isinstance(whole.shape[2], int):
         raise WrongUse(f"{name!r} is no head: {site!r} has the shape [{', '.join(map(str, whole.shape))}].")
     in_range(whole.shape[2], [head], "head", name)
-    return Site("part", whole.place, (*whole.shape[:2], whole.shape[3]), whole=site, index=(slice(None), slice(None), head))
+    return Site(
+        "part", whole.place, (*whole.shape[:2], whole.shape[3]), whole=site, index=(slice(None), slice(None), head)
+    )
 
 
 def named_sites(parts: Mapping[str, tuple[str, Sequence[int]]], known: Mapping[str, Site]) -> dict[str, Site]:
@@ -39,8 +41,10 @@ def _named(name: str, site: str, directions: Sequence[int], known: Mapping[str, 
         raise WrongUse(f"{name!r} cannot be a part of {site!r}, which is no site of this model.{nearest(site, known)}")
     whole = known[site]
     if len(whole.shape) != 3 or not isinstance(whole.shape[2], int):
-        raise WrongUse(f"{site!r} has the shape [{', '.join(map(str, whole.shape))}]: named are directions of [batch, pos, d].")
-    in_range(whole.shape[2], directions, "direction", site)
+        raise WrongUse(
+            f"{site!r} has the shape [{', '.join(map(str, whole.shape))}]: named are directions of [batch, pos, d]."
+        )
+    in_range(whole.shape[2], list(directions), "direction", site)
     return Site("part", whole.place, (*whole.shape[:2], len(directions)), whole=site, index=(..., list(directions)))
 
 
@@ -49,7 +53,7 @@ class Part(Edit):
     """x[where] ← what edits of the part make of it; who reads the part is shown it."""
 
     name: str
-    where: tuple[object, ...]
+    where: Any
     session: Session
 
     def apply(self, x: Tensor, positions: Positions) -> tuple[Tensor, bool]:
@@ -75,4 +79,3 @@ def join(session: Session) -> None:
             session.edits.setdefault(site.whole, []).append(one)
         else:
             session.looks.setdefault(site.whole, []).append(lambda _, x, one=one: one.apply(x, None))  # type: ignore[misc]
-

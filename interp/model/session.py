@@ -400,7 +400,7 @@ class Session:
             return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind in ("tap", "state", "dictionary", "head"):
+        if site.kind in ("tap", "state", "dictionary", "part"):
             return None
         if name in self.edits and site.kind in ("result", "scale", "experts"):  # computed, not there: taken when edited
             return None

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.plan import Head, View
 from circuits.rasp.compile.shared import TOKENS
 from circuits.rasp.compile.stream import Stream
-from circuits.rasp.compile.values import mark
 from circuits.rasp.graph import Aggregate
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-SHARP = 100.0  # a selected key's score over another's; the BOS stands between: e^-50 is nothing in float32
+SHARP = 128.0  # a selected key's score over another's: e^-128 is 0 in float32, and no slow denormal; the BOS stands between
 
 
 def head_weights(head: Head, stream: Stream) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def head_weights(head: Head, stream: Stream) -> dict[str, Tensor]:
     """
     queries, keys = [], []
     for match in head.matches:
-        holds = torch.tensor(match.holds, dtype=torch.float64)
+        holds = torch.from_numpy(match.holds).double()
         rows, which = torch.unique(holds, dim=0, return_inverse=True)  # queries that select alike are one
         query, key = stream.zeros(len(rows)), stream.zeros(len(rows))
         query[stream.of(match.query.root)] = torch.nn.functional.one_hot(which, len(rows)).double() * SHARP

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.attention import head_weights, one_hots, stacked
+from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.model import CompiledTransformer
 from circuits.rasp.compile.neurons import Unresolved, mlp_weights
 from circuits.rasp.compile.plan import Plan, Scale, View
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
 from circuits.rasp.compile.stream import Held, Stream, Variable, component, head_reads, output_reads, written
-from circuits.rasp.compile.values import distinct, mark
+from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
@@ -105,30 +106,38 @@ def compile_program(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: in
         return _compiled(nodes, vocabulary, length, causal)
     except Unresolved as error:
         safe = _greatest(lambda shorter: _resolves(nodes, vocabulary, shorter, causal), length)
-        known = f"the greatest length that is safe is {safe}" if safe else "nor at any shorter length"
-        raise RaspError(f"{error.message}: {known}", error.span) from None
+        raise RaspError(f"{error.message}: the greatest length that is safe is {safe}", error.span) from None
 
 
 def _compiled(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> Compiled:
     plan = Plan(share(list(nodes.values())), vocabulary, length, causal)
-    streams = [Stream(plan, reuse) for reuse in (False, True)]
-    models = [_built(plan, stream) for stream in streams if stream is streams[0] or stream.erased]
-    model, outputs, stream = min(models, key=lambda made: made[0].sizes()["parameters"])
+    stream = Stream(plan, reuse=True)
+    model, outputs = _built(plan, stream)
+    if not _pays(stream, model):
+        stream = Stream(plan, reuse=False)
+        model, outputs = _built(plan, stream)
     named = dict(zip(nodes, outputs, strict=True))
     variables = [_placed(variable, model) for variable in stream.held.values()]
     return Compiled(model, vocabulary, length, named, variables, _components(plan, stream, list(nodes)))
 
 
+def _pays(stream: Stream, model: CompiledTransformer) -> bool:
+    """Whether using k directions again saves weights: a rows per direction are fewer, k neurons (2d + 1 weights) more."""
+    k, d = len(stream.erased), stream.width
+    a = sum(p.numel() for p in model.parameters() if p.ndim == 2) / d
+    return k * (a - 2 * k) > k * (2 * d + 1)
+
+
 def _placed(variable: Variable, model: CompiledTransformer) -> Variable:
     """A block with one sublayer has no `resid_mid`: what that would be is what it receives, or what it returns."""
 
-    def of(site: str | None) -> str | None:
-        if site is None or not site.endswith("resid_mid"):
+    def of(site: str) -> str:
+        if not site.endswith("resid_mid"):
             return site
         block = model.blocks[int(site.split(".")[1])]
         return site if block.attn and block.mlp else site.replace("mid", "post" if block.attn else "pre")
 
-    return replace(variable, ready=of(variable.ready), until=of(variable.until))
+    return replace(variable, ready=of(variable.ready), until=variable.until and of(variable.until))
 
 
 def _resolves(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> bool:
@@ -140,15 +149,15 @@ def _resolves(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, cau
 
 
 def _greatest(safe: Callable[[int], bool], above: int) -> int:
-    """The greatest length below `above` that is safe, 0 if none is: what is safe is so for all that are shorter."""
-    low = 0
+    """The greatest length below `above` that is safe; those below a safe one are, and 1, where nothing is averaged, always is."""
+    low = 1
     while above - low > 1:
         middle = (low + above) // 2
         low, above = (middle, above) if safe(middle) else (low, middle)
     return low
 
 
-def _built(plan: Plan, stream: Stream) -> tuple[CompiledTransformer, list[list[Any]], Stream]:
+def _built(plan: Plan, stream: Stream) -> tuple[CompiledTransformer, list[list[Any]]]:
     embed, positions = _embeddings(plan, stream)
     blocks = [_block(plan, stream, i) for i in range(plan.blocks)]
     unembeds, outputs = zip(*(_unembed(output, stream) for output in plan.outputs), strict=True)
@@ -159,7 +168,7 @@ def _built(plan: Plan, stream: Stream) -> tuple[CompiledTransformer, list[list[A
         torch.cat(unembeds, dim=1).float(),
         plan.values.causal,
     )
-    return model, list(outputs), stream
+    return model, list(outputs)
 
 
 def _embeddings(plan: Plan, stream: Stream) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "pos d_model"]]:

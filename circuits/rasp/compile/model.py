@@ -58,6 +58,10 @@ class Block(nn.Module):
             h = h + self.mlp(h)
         return h
 
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they were given, without those of a part that is missing."""
+        return _parts(self.state_dict(), "", self.attn.heads if self.attn else 0)
+
 
 class CompiledTransformer(nn.Module):
     """Token ids 0 … V - 1 of the vocabulary; V, the BOS, stands first."""
@@ -75,8 +79,12 @@ class CompiledTransformer(nn.Module):
     @classmethod
     def of(cls, weights: dict[str, Tensor], heads: list[int], causal: bool) -> CompiledTransformer:
         """The model with this state dict, and so many heads in each block."""
-        blocks = [_parts(weights, f"blocks.{i}", count) for i, count in enumerate(heads)]
+        blocks = [_parts(weights, f"blocks.{i}.", count) for i, count in enumerate(heads)]
         return cls(weights["embed.weight"], weights["pos_embed.weight"], blocks, weights["unembed.weight"].T, causal)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, as Hugging Face models name it."""
+        return self.embed
 
     def forward(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
         """Logits over the values of the output, for each token."""
@@ -97,17 +105,18 @@ class CompiledTransformer(nn.Module):
         }
 
 
-def _parts(weights: dict[str, Tensor], block: str, heads: int) -> dict[str, Tensor]:
+def _parts(weights: dict[str, Tensor], prefix: str, heads: int) -> dict[str, Tensor]:
     """A block's weights as `Block` takes them, from a state dict."""
     names = {"W_Q": "attn.q.weight", "W_K": "attn.k.weight", "W_V": "attn.v.weight", "W_O": "attn.o.weight"}
     names |= {"W_in": "mlp.into.weight", "b_in": "mlp.into.bias", "W_out": "mlp.out.weight", "b_out": "mlp.out.bias"}
-    found = {n: weights[f"{block}.{name}"].T for n, name in names.items() if f"{block}.{name}" in weights}
+    found = {n: weights[prefix + name].t() for n, name in names.items() if prefix + name in weights}
     split = {n: found[n].unflatten(1, (heads, -1)).transpose(0, 1) for n in ("W_Q", "W_K", "W_V") if n in found}
     return found | split | ({"W_O": found["W_O"].unflatten(0, (heads, -1))} if "W_O" in found else {})
 
 
 def _linear(weight: Float[Tensor, "in out"], bias: Float[Tensor, "out"] | None = None) -> nn.Linear:
-    made = nn.Linear(*weight.shape, bias=bias is not None)
+    size_in, size_out = weight.shape
+    made = nn.Linear(size_in, size_out, bias is not None, device="meta")  # no weights that are drawn and thrown away
     made.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
     if bias is not None:
         made.bias = nn.Parameter(bias, requires_grad=False)

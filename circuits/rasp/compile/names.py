@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from circuits.rasp.compile.columns import TUPLE
 from circuits.rasp.compile.shared import INDICES, TOKENS
-from circuits.rasp.compile.values import TUPLE
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Node, Select, Width
 
 LONGEST = 60  # letters of a name
@@ -55,5 +55,5 @@ def _operated(op: str, parts: list[str]) -> str:
     if op in CALLED:
         return f"{op.removeprefix('tokens_')}({parts[0]})"
     if len(parts) == 1:
-        return f"{ {'minus': '-', 'plus': '+'}.get(op, op + ' ')}{parts[0]}".strip()
+        return f"{ {'minus': '-', 'plus': '+'}.get(op, op + ' ') }{parts[0]}".strip()
     return f"({parts[0]}{op if not op.isalpha() else f' {op} '}{parts[1]})"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.plan import EPSILON, RESOLVED, Table, level
 from circuits.rasp.compile.stream import Erased, Stream
-from circuits.rasp.compile.values import mark
 from circuits.rasp.errors import RaspError
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def mlp_weights(tables: list[Table], erased: list[Erased], stream: Stream) -> di
         stairs = _stairs(table, stream)
         common = Counter(steps[0][1] for steps in stairs.values()).most_common(1)[0][0]
         b_out[common] += 1.0
+        far = 2 * max(abs(height) for steps in stairs.values() for height, _ in steps) + 1
         for gate, steps in stairs.items():
-            neurons += _staircase(gate, common, steps, table, stream)
+            neurons += _staircase(gate, common, steps, far, table, stream)
     for each in erased:  # relu(x - low) = x - low
         neurons.append(({each.direction: 1.0}, -each.low, {each.direction: -1.0}))
         b_out[each.direction] -= each.low
@@ -100,11 +101,12 @@ def _agree(a: Steps, b: Steps) -> bool:
 
 
 def _staircase(
-    gate: Gate, common: int, steps: list[tuple[float, int]], table: Table, stream: Stream
+    gate: Gate, common: int, steps: list[tuple[float, int]], far: float, table: Table, stream: Stream
 ) -> Iterator[Neuron]:
     """relu(Σ one-hots - (gates - 1)) fires where the gate is open: there `common` gives way to the first value of the stairs.
 
-    Along the number, a ramp of two neurons, relu((x - start) / width) - relu((x - end) / width), leads to each next value.
+    Along the number, a ramp of two neurons, relu((x - start) / width) - relu((x - end) / width), leads to each next value. A gate adds
+    `far`: no level is great enough for one that is shut.
     """
     opens = list(itertools.chain(*gate))
     if steps[0][1] != common:
@@ -116,14 +118,7 @@ def _staircase(
         if high - low < RESOLVED * EPSILON * max(top, 1.0):
             raise Unresolved(f"float32 cannot tell {low!r} from {high!r} here", table.step.at)
         assert table.number is not None
-        width, far = (high - low) / 3, 2 * _farthest(table) + 1  # far: no level opens a gate that is shut
+        width = (high - low) / 3
         for start, sign in ((low + width, 1.0), (high - width, -1.0)):
             reads = dict.fromkeys(opens, far) | {stream.number(table.number): 1.0}
             yield reads, -start - far * len(gate), {after: sign / width, before: -sign / width}
-
-
-def _farthest(table: Table) -> float:
-    """The greatest level that the table's number has in any row."""
-    assert table.number is not None
-    place = table.roots.index(table.number)
-    return max(abs(level(table.number, row[place])) for row, _ in table.rows)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from circuits.rasp.compile.columns import TUPLE, Column, column, mark, selected
 from circuits.rasp.compile.shared import INDICES, TOKENS
-from circuits.rasp.compile.values import ALL, COMBINATIONS, TUPLE, Values, conjuncts, distinct, mark, selects, sides
+from circuits.rasp.compile.values import ALL, COMBINATIONS, Values, conjuncts, distinct, sides
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Selector, SOp, Width
 from circuits.rasp.syntax import Atom
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 RESOLVED = 64.0  # two levels must be this many roundings of float32 apart
 SQUARED = 16.0  # ... and the squares of their distances this many, where an unembedding takes squares
@@ -52,11 +58,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Match:
-    """`holds[q][k]`: whether the query's q-th value selects the key's k-th."""
+    """`holds[q, k]`: whether the query's q-th value selects the key's k-th."""
 
     key: View
     query: View
-    holds: list[list[bool]]
+    holds: Bool[np.ndarray, "query key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,11 +229,10 @@ class Plan:
     def _match(self, selector: Selector) -> Match:
         keys, queries = sides(selector)
         key, query = self._joint(keys), self._joint(queries)
-
-        def cell(k: Any, q: Any) -> bool:
-            return k is not None and q is not None and selects(selector, keys, k, queries, q)
-
-        return Match(key, query, [[cell(k, q) for k in key.values] for q in query.values])
+        known = [[i for i, value in enumerate(view.values) if value is not None] for view in (query, key)]
+        holds = np.zeros((len(query.values), len(key.values)), dtype=bool)
+        holds[np.ix_(*known)] = selected(selector, _columns(keys, key), _columns(queries, query))
+        return Match(key, query, holds)
 
     def _joint(self, steps: list[SOp]) -> View:
         """All the values a selector reads at one position, as a tuple."""
@@ -238,6 +243,12 @@ class Plan:
             return self._view(())  # type: ignore[arg-type]
         joint = self._tuples.setdefault(tuple(steps), Elementwise(TUPLE, tuple(steps)))
         return self._view(joint)
+
+
+def _columns(steps: list[SOp], joint: View) -> dict[SOp, Column]:
+    """The columns of a view of several steps, where it has values."""
+    rows = [value for value in joint.values if value is not None]
+    return {step: column([row[i] for row in rows]) for i, step in enumerate(steps)}
 
 
 def level(root: SOp, value: Any) -> float:

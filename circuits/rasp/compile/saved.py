@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from circuits.rasp.compile.build import Compiled, Component
 from circuits.rasp.compile.model import CompiledTransformer

@@ -95,7 +95,7 @@ def _simpler(step: Node, made: dict[Any, Node]) -> Node:
         case Aggregate(selector=Combine(op="or", parts=parts), value=value):
             for rest, first in (parts, parts[::-1]):
                 if _is_first(first, Select) and _is_first(value, Elementwise):
-                    others = Combine("and", (rest, _once(Combine("not", (first,)), made)))
+                    others = Combine("and", (rest, _once(Combine("not", (first,)), made)))  # type: ignore[arg-type]
                     width = _once(Width(_once(others, made), step), made)  # type: ignore[arg-type]
                     return Elementwise("/", (1, _once(Elementwise("+", (1, width)), made)))  # type: ignore[arg-type]
     return step
@@ -113,7 +113,8 @@ def _is_first(step: Any, kind: type) -> bool:
 
 def _inputs(step: Any) -> set[Node]:
     """What an s-op is computed from without attention; an aggregate or width stands for itself."""
-    found, stack = set(), [step]
+    found: set[Node] = set()
+    stack = [step]
     while stack:
         here = stack.pop()
         if isinstance(here, Elementwise):

@@ -40,7 +40,9 @@ class Variable:
 
     def label(self, direction: int) -> str:
         """What this direction says."""
-        return f"{self.name} (number)" if self.number else f"{self.name}={self.values[self.directions.index(direction)]!r}"
+        return (
+            f"{self.name} (number)" if self.number else f"{self.name}={self.values[self.directions.index(direction)]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Stream:
 
     def _used_again(self, size: int, time: int) -> list[int]:
         """Free directions, erased by the last MLP that runs before they are written or beside what writes them."""
-        eraser, found = time - 1 + time % 2, []
+        eraser = time - 1 + time % 2
+        found: list[int] = []
         for since, held, directions in self._free:
             while directions and since <= eraser and len(found) < size:
                 direction = directions.pop()

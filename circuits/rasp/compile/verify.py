@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from circuits.rasp.batch import evaluate_batch
 from circuits.rasp.compile.build import Compiled
-from circuits.rasp.compile.values import mark
+from circuits.rasp.compile.columns import mark
 from circuits.rasp.graph import SOp
 
 EXHAUSTIVE = 2_000_000  # inputs of a length that are all run
