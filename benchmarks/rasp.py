@@ -77,7 +77,9 @@ def main() -> None:
     asked.add_argument("--tracr", type=Path, help="a checkout of google-deepmind/tracr; without it ours alone")
     asked.add_argument("--python", default=sys.executable, help="a Python that has jax and dm-haiku")
     asked.add_argument("--out", type=Path, default=Path("runs/rasp.jsonl"))
-    asked.add_argument("--table", type=Path, help="a page whose last part, from '### Against tracr' on, is written anew")
+    asked.add_argument(
+        "--table", type=Path, help="a page whose last part, from '### Against tracr' on, is written anew"
+    )
     given = asked.parse_args()
     torch.set_num_threads(1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,12 @@ class Peer:
         one = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1", "OMP_NUM_THREADS": "1"}
         env = os.environ | one | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True
+            [python, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            text=True,
         )
         self.ask("length", 3, ["a", "b"], [["a", "b", "a"]] * 2, [[3, 3, 3]] * 2)
 
@@ -180,7 +187,9 @@ class Peer:
         as_numbers = [[[number[token] for token in row] for row in rows] for rows in (inputs, wanted)]
         return self.ask(name, length, list(number.values()), *as_numbers)
 
-    def ask(self, program: str, length: int, vocabulary: list[Any], inputs: list[Any], right: list[Any]) -> dict[str, Any]:
+    def ask(
+        self, program: str, length: int, vocabulary: list[Any], inputs: list[Any], right: list[Any]
+    ) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
         job = {"program": program, "length": length, "vocabulary": vocabulary, "inputs": inputs, "right": right}
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -194,7 +203,9 @@ class Peer:
 def summary(rows: list[dict[str, Any]]) -> list[str]:
     """The goals, and what was measured."""
     both = [row for row in rows if "compile" in row.get("tracr", {})]
-    lines = [f"{len(rows)} rows, {sum(r['wrong'] for r in rows):,} of {sum(r['positions'] for r in rows):,} positions wrong."]
+    lines = [
+        f"{len(rows)} rows, {sum(r['wrong'] for r in rows):,} of {sum(r['positions'] for r in rows):,} positions wrong."
+    ]
     if not both:
         return lines
     refused = sum("refused" in row.get("tracr", {}) for row in rows)

@@ -102,7 +102,12 @@ def _run(model: Any, job: dict[str, Any]) -> dict[str, Any]:
         except (KeyError, ValueError):
             values = [decode([x])[0] if i else None for i, x in enumerate(row.tolist())][1:]
         wrong += sum(not _same(a, b) for a, b in zip(values, right, strict=True))
-    return {"shipped": shipped * len(inputs), "jitted": jitted, "wrong": wrong, "positions": sum(map(len, job["right"]))}
+    return {
+        "shipped": shipped * len(inputs),
+        "jitted": jitted,
+        "wrong": wrong,
+        "positions": sum(map(len, job["right"])),
+    }
 
 
 def _same(a: Any, b: Any) -> bool:

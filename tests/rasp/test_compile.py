@@ -125,7 +125,7 @@ def sure(compiled: Any, tokens: str, right: list[Any]) -> bool:
 
 
 def test_equal_selectors_are_one_head():
-    text = 'a = aggregate(select(tokens,tokens,==),indices);'
+    text = "a = aggregate(select(tokens,tokens,==),indices);"
     text += 'b = aggregate(select(tokens,tokens,==),indicator(tokens=="a")); x = (a>1) == (b>0);'
     compiled = compile_sop(run(text).value("x"), ["a", "b"], 3)
     assert compiled.model.sizes()["heads_per_layer"] == [1, 0]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-SHARP = 128.0  # a selected key's score over another's: e^-128 is 0 in float32, and no slow denormal; the BOS stands between
+SHARP = (
+    128.0  # a selected key's score over another's: e^-128 is 0 in float32, and no slow denormal; the BOS stands between
+)
 
 
 def head_weights(head: Head, stream: Stream) -> dict[str, Tensor]:

@@ -209,6 +209,16 @@ def _unembed(output: View | Scale, stream: Stream) -> tuple[Float[Tensor, "d_mod
     return unembed, output.values
 
 
+def _mlp_component(plan: Plan, stream: Stream, block: int) -> Component | None:
+    time = 2 * block + 1
+    tables = [table for table in plan.tables if table.time == time]
+    reads = [stream.held[(root, root is table.number)].name for table in tables for root in table.roots]
+    erased = [each.variable for each in stream.erased if each.time == time]
+    parts = {part: list(dict.fromkeys(names)) for part, names in (("in", reads), ("erased", erased)) if names}
+    writes = [stream.held[(table.step, False)].name for table in tables]
+    return Component(f"blocks.{block}.mlp", parts, writes) if parts else None
+
+
 def _components(plan: Plan, stream: Stream, names: list[str]) -> list[Component]:
     def called(held: list[Held]) -> list[str]:
         return list(dict.fromkeys(stream.held[each].name for each in held))
@@ -219,10 +229,7 @@ def _components(plan: Plan, stream: Stream, names: list[str]) -> list[Component]
         for head in (head for head in plan.heads if head.time == 2 * block):
             reads = {part: called(held) for part, held in head_reads(head).items() if held}
             found.append(Component(component(head, plan), reads, called(written(head, plan))))
-        tables = [table for table in plan.tables if table.time == 2 * block + 1]
-        if tables:
-            roots = [(root, root is table.number) for table in tables for root in table.roots]
-            writes = [(table.step, False) for table in tables]
-            found.append(Component(f"blocks.{block}.mlp", {"in": called(roots)}, called(writes)))
+        mlp = _mlp_component(plan, stream, block)
+        found += [mlp] if mlp else []
     outputs = [held for output in plan.outputs for held in output_reads(output)]
     return [*found, Component("logits", {"in": called(outputs)}, names)]

@@ -22,13 +22,19 @@ class Attention(nn.Module):
         self.o = _linear(weights["W_O"].flatten(0, 1))
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        q, k, v = (part(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        scores = q @ k.transpose(-1, -2)
+        z = self.pattern(h) @ self._split(self.v(h))
+        return self.o(z.transpose(1, 2).flatten(2))
+
+    def pattern(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch head query key"]:
+        """Who attends to whom."""
+        scores = self._split(self.q(h)) @ self._split(self.k(h)).transpose(-1, -2)
         if self.causal:
             later = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
-        z = torch.softmax(scores, dim=-1) @ v
-        return self.o(z.transpose(1, 2).flatten(2))
+        return torch.softmax(scores, dim=-1)
+
+    def _split(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch head pos d_head"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):

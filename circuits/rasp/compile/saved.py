@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.rasp.compile.build import Compiled, Component
+from circuits.rasp.compile.circuit import circuit_json
 from circuits.rasp.compile.model import CompiledTransformer
 from circuits.rasp.compile.stream import Variable
 from circuits.rasp.compile.values import distinct
@@ -67,6 +68,7 @@ def save(compiled: Compiled, folder: Path, program: str) -> None:
     write_text(folder / "program.rasp", program)
     save_tensors(folder / "model.safetensors", model.state_dict())
     write_json(folder / "config.json", config)
+    write_json(folder / "circuit.json", circuit_json(compiled))
 
 
 def load(folder: Path) -> Compiled:

@@ -47,9 +47,10 @@ class Variable:
 
 @dataclass(frozen=True)
 class Erased:
-    """A direction whose content an MLP takes away, at least `low` at every token."""
+    """A direction whose content, a part of a variable and at least `low` at every token, an MLP takes away."""
 
     direction: int
+    variable: str
     low: float
     time: int
 
@@ -109,7 +110,7 @@ class Stream:
             while directions and since <= eraser and len(found) < size:
                 direction = directions.pop()
                 variable = self.held[held]
-                self.erased.append(Erased(direction, min([0.0, *variable.levels]), eraser))
+                self.erased.append(Erased(direction, variable.name, min([0.0, *variable.levels]), eraser))
                 variable.until = variable.until or f"blocks.{eraser // 2}.resid_mid"
                 found.append(direction)
         return found
