@@ -69,6 +69,8 @@ PROGRAMS = {  # the program, and the tokens that have to be there
     "most frequent": (PAPER + "x = sort_by_most_freq;", "§"),
 }
 INPUTS = 1_000
+INTRODUCTION = """`python -m benchmarks.rasp --tracr FOLDER --python PYTHON --table docs/rasp.md` wrote what follows; its help says
+how it is measured. tracr's numbers stand behind the slash, in brackets its time jitted and batched. All inputs have the greatest length."""
 NUMBERS = ("sort", "sort, unique")  # tracr compares and adds keys: its tokens are 1 … V
 
 
@@ -96,7 +98,7 @@ def main() -> None:
     print(text)
     if given.table:
         page = given.table.read_text(encoding="utf-8").partition("### Against tracr")[0]
-        given.table.write_text(f"{page}### Against tracr\n\n{text}\n", encoding="utf-8")
+        given.table.write_text(f"{page}### Against tracr\n\n{INTRODUCTION}\n\n{text}\n", encoding="utf-8")
 
 
 Job = tuple[str, int, list[str]]

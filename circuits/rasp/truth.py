@@ -56,7 +56,7 @@ class Truth:
         for name in given:
             if name not in self.variables:
                 raise WrongUse(f"the model has no variable {name!r}.{nearest(name, self.variables)}")
-        inputs = {(TOKENS, False): list(tokens), (INDICES, False): list(range(len(tokens)))}
+        inputs: dict[Held, Values] = {(TOKENS, False): list(tokens), (INDICES, False): list(range(len(tokens)))}
         found: dict[Held, Values] = {}
 
         def put(held: Held, values: Values) -> None:
@@ -64,7 +64,8 @@ class Truth:
 
         for held in (held for held in inputs if held in self.names):
             put(held, inputs[held])
-        for part in sorted([*self.plan.heads, *self.plan.tables], key=lambda each: each.time):
+        parts: list[Head | Table] = [*self.plan.heads, *self.plan.tables]
+        for part in sorted(parts, key=lambda each: each.time):
             if isinstance(part, Table):
                 put((part.step, False), _looked_up(part, found))
             else:

@@ -110,6 +110,7 @@ class NormedTransformer(nn.Module):
         return self.embed
 
     def forward(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
+        """Logits over the values of the output, for each token."""
         h = self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
         for block in self.blocks:
             h = block(h)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuits.rasp.compile.build import Compiled
+from circuits.rasp.compile.model import Block
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def _stages(compiled: Compiled) -> Iterator[list[str]]:
     """Components in the order they run; those of a stage do not see each other."""
     yield ["embed", "pos_embed"]
     for i, block in enumerate(compiled.model.blocks):
+        assert isinstance(block, Block)
         if block.attn is not None:
             yield [f"blocks.{i}.attn.{h}" for h in range(block.attn.heads)]
         if block.mlp is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.build import Compiled
+from circuits.rasp.compile.model import Block
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def to_transformer_lens(compiled: Compiled) -> Any:
     except ImportError as error:
         raise WrongUse("TransformerLens is not installed: pip install 'interp-kit[interop]'.") from error
     model = compiled.model
-    weights = [block.weights() for block in model.blocks]
+    weights = [block.weights() for block in model.blocks if isinstance(block, Block)]
     config = HookedTransformerConfig(
         n_layers=max(len(weights), 1),
         d_model=model.embed.embedding_dim,

@@ -22,6 +22,7 @@ class Attention(nn.Module):
         self.o = _linear(weights["W_O"].flatten(0, 1))
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads write together."""
         z = self.pattern(h) @ self._split(self.v(h))
         return self.o(z.transpose(1, 2).flatten(2))
 
