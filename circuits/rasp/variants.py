@@ -88,6 +88,7 @@ class Normed(nn.Module):
         self.norm1, self.norm2 = (_norm(d, gain) if part is not None else None for part in (self.attn, self.mlp))
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """h + attn(h), then + mlp of that; a missing part adds nothing."""
         if self.attn is not None and self.norm1 is not None:
             h = h + self.attn(self.norm1(h))
         if self.mlp is not None and self.norm2 is not None:

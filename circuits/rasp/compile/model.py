@@ -59,6 +59,7 @@ class Block(nn.Module):
         self.mlp = MLP(weights) if len(weights.get("b_in", ())) or weights.get("b_out", torch.zeros(1)).any() else None
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """h + attn(h), then + mlp of that; a missing part adds nothing."""
         if self.attn is not None:
             h = h + self.attn(h)
         if self.mlp is not None:
