@@ -18,6 +18,8 @@ app = typer.Typer(invoke_without_command=True, help=__doc__)
 
 WARNINGS = typer.Option(True, "--warn/--no-warn", help="Warn where RASP's precedence may surprise.")
 
+CAUSAL = typer.Option(False, "--causal", help="No position selects a later one.")
+
 AS_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 
@@ -36,6 +38,7 @@ def run(
     var: str = typer.Option(..., "--var", help="The s-op or selector that is asked for."),
     tokens: str | None = typer.Option(None, "--input", help="A string, or a list written as JSON."),
     inputs: Path | None = typer.Option(None, "--inputs", help="A file with a JSON list of inputs; prints a list."),
+    causal: bool = CAUSAL,
     warn: bool = WARNINGS,
     as_json: bool = AS_JSON,
 ) -> None:
@@ -50,13 +53,13 @@ def run(
     interpreter = _executed(file, warn)
     value = _asked(interpreter, var)
     if inputs is None:
-        result = _result(value, _input(tokens or ""))
+        result = _result(value, _input(tokens or ""), causal)
         print(json.dumps(result, ensure_ascii=False) if as_json else _shown(result))
         return
     results = []
     for each in _inputs(inputs):
         try:
-            results.append(_result(value, each))
+            results.append(_result(value, each, causal))
         except RaspError as error:
             results.append({"error": str(error)})
     print(json.dumps(results, ensure_ascii=False) if as_json else "\n".join(map(_shown, results)))
@@ -66,20 +69,23 @@ def run(
 @guarded
 def compile_program(
     file: Path = typer.Argument(..., help="The program, a .rasp file."),
-    var: str = typer.Option(..., "--var", help="The s-op that the model computes."),
+    var: str = typer.Option(..., "--var", help="The s-op that the model computes; several with commas between."),
     vocab: str = typer.Option(..., "--vocab", help="The tokens: letters, or a list written as JSON."),
     max_len: int = typer.Option(..., "--max-len", help="The greatest number of tokens in an input.", min=1),
+    causal: bool = CAUSAL,
     output: Path = typer.Option(..., "-o", "--output", help="The folder to write, new or empty."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Write a transformer whose weights compute a program's variable on every input."""
-    from circuits.rasp.compile import compile_sop
-    from circuits.rasp.compile.saved import parsed_vocabulary, program_sop, save
+    """Write a transformer whose weights compute a program's variables on every input."""
+    from circuits.rasp.compile import compile_program
+    from circuits.rasp.compile.saved import check_empty, parsed_vocabulary, program_sops, save
 
+    check_empty(output)
     started = time.perf_counter()
-    compiled = compile_sop(program_sop(file, var), parsed_vocabulary(vocab), max_len)
+    nodes = program_sops(file, [name.strip() for name in var.split(",")])
+    compiled = compile_program(nodes, parsed_vocabulary(vocab), max_len, causal)
     seconds = time.perf_counter() - started
-    save(compiled, output, file, var)
+    save(compiled, output, file.read_text(encoding="utf-8"))
     answer({"folder": str(output), **compiled.model.sizes(), "seconds": round(seconds, 4)}, as_json, _listed)
 
 
@@ -93,24 +99,29 @@ def apply_weights(
     tokens: str = typer.Option(..., "--input", help="A string, or a list written as JSON."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Run the saved weights on an input."""
+    """Run the saved weights on an input: values and type, of several variables by name."""
     from circuits.rasp.compile.saved import load
     from circuits.rasp.ops import sequence_type
 
-    compiled, _ = load(folder)
-    values = compiled.apply(_input(tokens))
-    answer({"values": values, "type": sequence_type(values)}, as_json, _listed)
+    compiled = load(folder)
+    found = {name: compiled.apply(_input(tokens), name) for name in compiled.outputs}
+    results = {name: {"values": values, "type": sequence_type(values)} for name, values in found.items()}
+    answer(results if len(results) > 1 else next(iter(results.values())), as_json, _listed)
 
 
 @app.command("verify")
 @guarded
 def verify_weights(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
-    """Compare saved weights with the interpreter on every input. Exit status 1 if a position is wrong."""
-    from circuits.rasp.compile import verify
-    from circuits.rasp.compile.saved import load, program_sop
+    """Compare saved weights with the interpreter on every input. Exit status 1 if a position is wrong.
 
-    compiled, var = load(folder)
-    verdict = verify(program_sop(folder / "program.rasp", var), compiled)
+    Lengths with more than two million inputs are tried on some: equal, different, and every count of one token.
+    """
+    from circuits.rasp.compile import verify
+    from circuits.rasp.compile.saved import load, program_sops
+
+    compiled = load(folder)
+    nodes = program_sops(folder / "program.rasp", list(compiled.outputs))
+    verdict = verify(nodes, compiled, progress=True)
     margin = verdict.worst_margin if math.isfinite(verdict.worst_margin) else None
     answer({**vars(verdict), "worst_margin": margin}, as_json, _listed)
     if verdict.wrong:
@@ -171,12 +182,12 @@ def _inputs(file: Path) -> list[Any]:
     return values
 
 
-def _result(value: Any, tokens: Any) -> dict[str, Any]:
+def _result(value: Any, tokens: Any, causal: bool) -> dict[str, Any]:
     from circuits.rasp.analysis import cost
     from circuits.rasp.display import result_text
     from circuits.rasp.evaluate import Sequence, evaluate
 
-    found, needs = evaluate(value, tokens), cost(value)
+    found, needs = evaluate(value, tokens, causal), cost(value)
     if isinstance(found, Sequence):
         known: dict[str, Any] = {"values": list(found.values), "type": found.type}
     else:

@@ -32,14 +32,14 @@ class Codes:
     undefined: Bool[np.ndarray, "batch"]
 
 
-def evaluate_batch(node: SOp, inputs: Seq[Seq[Atom]]) -> Codes:
+def evaluate_batch(node: SOp, inputs: Seq[Seq[Atom]], causal: bool = False) -> Codes:
     """The value of `node` on inputs of one length, as `evaluate` gives it for each; `undefined` where that raises.
 
     Raises `RaspError` for inputs of several lengths and for numbers whose sums would not be exact.
     """
     if len({len(tokens) for tokens in inputs}) != 1:
         raise RaspError("a batch has inputs of one length")
-    batch = _Batch(inputs)
+    batch = _Batch(inputs, causal)
     for step in order(node):
         batch.compute(step)
     values, at = batch.codes[node]
@@ -47,8 +47,9 @@ def evaluate_batch(node: SOp, inputs: Seq[Seq[Atom]]) -> Codes:
 
 
 class _Batch:
-    def __init__(self, inputs: Seq[Seq[Atom]]) -> None:
+    def __init__(self, inputs: Seq[Seq[Atom]], causal: bool) -> None:
         self.shape = (len(inputs), len(inputs[0]))
+        self.seen = np.tri(self.shape[1], dtype=bool) if causal else np.ones((self.shape[1],) * 2, dtype=bool)
         self.undefined = np.zeros(self.shape[0], dtype=bool)
         tokens: dict[tuple[type, Atom], int] = {}
         flat = [tokens.setdefault((type(t), t), len(tokens)) for row in inputs for t in row]
@@ -76,7 +77,7 @@ class _Batch:
             case Elementwise(op=op, arguments=arguments):
                 return _mapped([self._column(a) for a in arguments], lambda *row: ops.apply(op, *row))
             case Width(selector=selector):
-                return list(range(self.shape[1] + 1)), self.chosen[selector].sum(axis=2)
+                return list(range(self.shape[1] + 1)), (self.chosen[selector] & self.seen).sum(axis=2)
             case Aggregate():
                 return self._aggregate(step)
         raise TypeError(f"no s-op: {step!r}")
@@ -101,7 +102,7 @@ class _Batch:
 
     def _aggregate(self, step: Aggregate) -> tuple[list[Any], np.ndarray]:
         """None: the default; one: its code; more: the mean, summed from the first position on as Python does."""
-        (values, at), chosen = self._column(step.value), self.chosen[step.selector]
+        (values, at), chosen = self._column(step.value), self.chosen[step.selector] & self.seen
         count = chosen.sum(axis=2)
         numeric = np.array([type(v) in (int, float) for v in values])
         several = count > 1

@@ -33,9 +33,12 @@ class Matrix:
     tokens: tuple[Atom, ...]
 
 
-def evaluate(node: SOp | Selector, tokens: Tokens) -> Sequence | Matrix:
-    """The value of `node` on the input. Raises `RaspError` where the program does not define one."""
-    return Run(tokens).result(node)
+def evaluate(node: SOp | Selector, tokens: Tokens, causal: bool = False) -> Sequence | Matrix:
+    """The value of `node` on the input; a causal query selects no later position.
+
+    Raises `RaspError` where the program does not define a value.
+    """
+    return Run(tokens, causal=causal).result(node)
 
 
 class Run:
@@ -44,14 +47,14 @@ class Run:
     Raises `RaspError` for an input that is empty, longer than `LONGEST` tokens, or not made of atoms.
     """
 
-    def __init__(self, tokens: Tokens, budget: Budget | None = None) -> None:
+    def __init__(self, tokens: Tokens, budget: Budget | None = None, causal: bool = False) -> None:
         if not isinstance(tokens, str | list | tuple) or not tokens:
             raise RaspError(f"an input is a string or list with at least one token, got: {ops.brief(tokens)}")
         if not all(ops.is_atom(token) for token in tokens):
             raise RaspError(f"the tokens of an input are atoms, got: {ops.brief(tokens)}")
         if len(tokens) > LONGEST:
             raise RaspError(f"an input of {len(tokens):,} tokens is longer than the {LONGEST:,} that can be run")
-        self.tokens = tokens
+        self.tokens, self.causal = tokens, causal
         self.budget = budget or Budget()
         self._values: WeakKeyDictionary[Node, Any] = WeakKeyDictionary()
         self._types: WeakKeyDictionary[Node, str] = WeakKeyDictionary()
@@ -64,7 +67,7 @@ class Run:
             except RaspError as error:
                 raise (error.placed(step.at) if step.at else error) from None
         if isinstance(node, Selector):
-            return Matrix(tuple(self._values[node]), tuple(self.tokens))
+            return Matrix(tuple(self._seen(self._values[node])), tuple(self.tokens))
         return Sequence(tuple(self._values[node]), self._types[node])
 
     def _computed(self, step: Node) -> list[Any]:
@@ -118,8 +121,12 @@ class Run:
                 return [bytes(a & b if both else a | b for a, b in zip(r, s, strict=True)) for r, s in rows]
         raise TypeError(f"no selector: {step!r}")
 
+    def _seen(self, rows: list[bytes]) -> list[bytes]:
+        """What each query selects of what it can see."""
+        return [row[: q + 1].ljust(len(row), b"\0") for q, row in enumerate(rows)] if self.causal else rows
+
     def _aggregate(self, step: Aggregate) -> list[Any]:
-        values, rows = self._column(step.value), self._values[step.selector]
+        values, rows = self._column(step.value), self._seen(self._values[step.selector])
         numeric = {type(v) for v in values} <= {int, float}
         self.budget.spend(len(values) ** 2 // 4)
         chosen = [[v for v, on in zip(values, row, strict=True) if on] for row in rows]

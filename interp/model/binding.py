@@ -83,7 +83,8 @@ class Site:
     makes of each head. kind "scale": the divisor of the norm at `place`. kind "experts": the hidden neurons of the
     experts each token is sent to by the module at `place`. kind "router": scores that the module at `place` itself picks
     experts by: its `product`-th result with one entry an expert. kind "state": what the mixer at `place` holds after each token.
-    kind "dictionary": latents or the error of an attached dictionary. kind "head": one head of another site.
+    kind "dictionary": latents or the error of an attached dictionary. kind "part": `index` of another
+    site, the `whole`.
     """
 
     kind: str
@@ -92,6 +93,8 @@ class Site:
     heads: Heads | None = None
     inner: str = ""
     product: int = -1
+    whole: str = ""
+    index: tuple[object, ...] = ()
     count: int = 0  # query heads
     groups: int = 1  # query heads that share a key head
     read: Place | None = None

@@ -69,9 +69,10 @@ def home(model: nn.Module) -> torch.device:
 def probe_inputs(model: nn.Module, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, Any]:
     """Random inputs of the kinds the model's forward takes; the decoder's are two tokens shorter than the encoder's.
 
-    Raises `Failed` if no row of the table names what the forward takes.
+    A module that says its `longest_input` gets none longer. Raises `Failed` if no row of the table names what the forward takes.
     """
     generator = torch.Generator().manual_seed(seed)
+    length = min(length, getattr(model, "longest_input", length))
     if model in EXAMPLES or not hasattr(getattr(model, "config", None), "model_type"):
         return _like(model, batch, length, generator)
     return _made(model, fitting(model), batch, length, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def load(
     `dtype` defaults to the checkpoint's; on a CPU, 16-bit weights are widened to float32, which is exact. A live model
     keeps its mode, dtype, config and requires_grad; `device` and `dtype` must be left out for it. `example` is an input
     of a live model (a tensor, or a dict of its arguments) whose kind cannot be told from it: its sites are solved and
-    proven on random inputs like it. Raises `WrongUse` for
-    a name that is none of these, `Failed` for a folder whose checkpoint is missing, cut, or does not fit its config (the
-    tensors are named).
+    proven on random inputs like it. A folder whose config has `interp_model` is opened by the entry point of that name in
+    the group `interp.models`. Raises `WrongUse` for a name that is none of these, `Failed` for a folder whose checkpoint
+    is missing, cut, or does not fit its config (the tensors are named).
     """
     if isinstance(source, Model):
         return source
@@ -46,6 +47,12 @@ def load(
         return model
     name = str(source)
     folder = _folder(name)
+    if folder is not None and (own := _own(folder)) is not None:
+        own.id = name
+        own.module.to(torch.device(device or "cpu"))
+        if isinstance(chosen := _dtype(dtype), torch.dtype):
+            own.module.to(chosen)
+        return own
     module = _pretrained(str(folder or name), name, _dtype(dtype))
     module.eval()
     where = torch.device(device or "cpu")
@@ -83,6 +90,22 @@ def _folder(name: str) -> Path | None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "a file"
         raise WrongUse(f"{folder} is no checkpoint: it has no config.json (it holds: {found or 'nothing'}).")
     return folder
+
+
+def _own(folder: Path) -> Model | None:
+    """The model of a folder that a room above this one has written."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("interp_model")
+    except (ValueError, AttributeError):
+        return None  # said where the config is read
+    if kind is None:
+        return None
+    known = {entry.name: entry for entry in entry_points(group="interp.models")}
+    if kind not in known:
+        raise WrongUse(
+            f"{folder} holds a model of the kind {kind!r}, and nothing installed opens it.{nearest(kind, known)}"
+        )
+    return known[kind].load()(folder)
 
 
 def _model_class(config: Any) -> Any:

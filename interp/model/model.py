@@ -22,7 +22,6 @@ from interp.model.attach import Attached, attached
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
-from interp.model.heads import head_site
 from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
@@ -33,6 +32,7 @@ from interp.model.live import (
     right_padding_error,
     uncompiled,
 )
+from interp.model.parts import head_site, named_sites
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
 from interp.model.session import Keep, Session, Stop, report_unfired, submodule
@@ -80,6 +80,7 @@ class Model:
         self.module, self.tokenizer = uncompiled(module), tokenizer
         self.id = id or type(self.module).__name__
         self.attached: tuple[Attached, ...] = ()
+        self.parts: dict[str, tuple[str, Sequence[int]]] = {}
         self._active: list[Edit] = []
         self._tally: WeakKeyDictionary[Edit, int] = WeakKeyDictionary()
         self._session: Session | None = None
@@ -147,6 +148,15 @@ class Model:
         self.__dict__ |= {"wiring": wiring, "binding": bind(wiring, seen)}
         self._forget()
 
+    def name_parts(self, parts: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+        """Give directions of sites names, which are then sites [batch, pos, direction] to read and edit.
+
+        `{"hist": ("blocks.0.resid_post", [4, 5])}`. An unknown site, a direction it has not, or a name that a site has is
+        a `WrongUse` when sites are first asked for, since only then they are solved.
+        """
+        self.parts |= parts
+        self._forget()
+
     def _forget(self) -> None:
         """The sites are others than they were."""
         for known in ("_table", "_expanded", "_ready", "_numbers"):
@@ -165,12 +175,12 @@ class Model:
     @cached_property
     def _table(self) -> dict[str, Site]:
         """The model's own sites, and those of attached dictionaries behind the sites they belong to."""
-        derived = self._derived
+        derived = self._derived | named_sites(self.parts, self.binding.sites)
         if not derived:
             return self.binding.sites
         table: dict[str, Site] = {}
         for name, site in self.binding.sites.items():
-            table |= {name: site} | {d: s for d, s in derived.items() if host(d) == name}
+            table |= {name: site} | {d: s for d, s in derived.items() if (s.whole or host(d)) == name}
         return table | derived
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse
-from interp.model import heads
+from interp.model import parts
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
 from interp.model.experts import Scores, effect, hidden, routing
@@ -76,7 +76,7 @@ class Session:
         self.inside: list[str] = []  # sites for which a module's forward is replaced
         self.looks: dict[str, list[Callable[[str, Tensor], Any]]] = {}  # who else reads a site
         self.running = [r for a in attached if (r := a.join(self)) is not None]
-        heads.join(self)
+        parts.join(self)
         self._arrange()
 
     # ------------------------------------------------------------ in and out
@@ -116,7 +116,7 @@ class Session:
         """Work out what is visited where: edits before reads, so that reads see edited values."""
         for name in dict.fromkeys([*self.edits, *self.reads, *self.looks]):
             site = self.sites[name]
-            if site.kind in ("dictionary", "head"):  # happens at the sites that they are parts of
+            if site.kind in ("dictionary", "part"):  # happens at the sites that they are parts of
                 continue
             if site.kind == "tap":
                 self.taps.setdefault(site.place.path, {}).setdefault(site.place.call, {})[site.inner] = name
@@ -400,7 +400,7 @@ class Session:
             return torch.einsum("bphe,hed->bphd", z, W_O)
 
     def _install_read(self, name: str, site: Site) -> None:
-        if site.kind in ("tap", "state", "dictionary", "head"):
+        if site.kind in ("tap", "state", "dictionary", "part"):
             return None
         if name in self.edits and site.kind in ("result", "scale", "experts"):  # computed, not there: taken when edited
             return None

@@ -42,6 +42,24 @@ def test_a_batch_is_each_alone(text, length):
         assert repr(mine) == repr(alone.values), tokens
 
 
+@pytest.mark.parametrize("text", PROGRAMS)
+def test_a_causal_value_is_that_of_what_came_before(text):
+    """Position i of an input has the value it has where the input ends with it, alone and in a batch."""
+    inputs = list(itertools.product("ab", repeat=4))
+    node = run(text).value("x")
+    found = evaluate_batch(node, inputs, causal=True)
+    for tokens, codes, undefined in zip(inputs, found.at, found.undefined, strict=True):
+        try:
+            whole = evaluate(node, tokens, causal=True).values
+        except RaspError:
+            assert undefined
+            continue
+        assert not undefined
+        assert [repr(found.values[code]) for code in codes] == list(map(repr, whole))
+        prefixes = [evaluate(node, tokens[: i + 1], causal=True).values[-1] for i in range(4)]
+        assert list(map(repr, whole)) == list(map(repr, prefixes))
+
+
 def test_division_by_zero_is_undefined_where_it_happens():
     node = run('set example "b"\nx = 1/(1-aggregate(full_s,indicator(tokens=="a")));').value("x")
     assert evaluate_batch(node, ["aa", "ab"]).undefined.tolist() == [True, False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 from typing import Any
 
@@ -11,14 +13,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from circuits.cli.rasp import app
-from circuits.rasp import RaspError, run
+from circuits.rasp import RaspError, evaluate, run
 from circuits.rasp.compile import compile_sop, verify
+from circuits.rasp.compile.verify import drawn
 
 MIXED = "s = select(tokens,tokens,==) or select(indices,indices,<);"
 NESTED = "s = (select(tokens,tokens,==) and not select(indices,indices,>)) or (select(tokens,indices,!=) and select(length,indices,>));"
 PAPER = 'load "paper_examples";'
 
-COUNTS = 'x = selector_width(select(tokens,tokens,==)) if tokens=="a" else 0;'
+COUNTS = 'hist = selector_width(select(tokens,tokens,==)); x = hist if tokens=="a" else 0;'
 
 PROGRAMS = {
     "histogram": ("x = selector_width(select(tokens,tokens,==));", "abc", 5),
@@ -59,16 +62,18 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_weights_compute_the_program_on_every_input(name):
+def test_weights_compute_the_program_on_every_input(name, causal):
     text, vocabulary, length = PROGRAMS[name]
     node = run(text).value("x")
-    verdict = verify(node, compile_sop(node, list(vocabulary), length))
+    verdict = verify(node, compile_sop(node, list(vocabulary), length, causal))
     assert verdict.wrong == 0
     assert verdict.failing_input is None
     assert verdict.worst_margin > 0.9
     assert verdict.inputs == sum(len(vocabulary) ** n for n in range(1, length + 1))
     assert verdict.undefined < verdict.inputs
+    assert verdict.exhaustive_to == length
 
 
 def test_an_undefined_input_is_counted():
@@ -77,24 +82,53 @@ def test_an_undefined_input_is_counted():
     assert (verdict.inputs, verdict.undefined, verdict.wrong) == (14, 5, 0)  # two or more "a": no mean of strings
 
 
-@pytest.mark.parametrize("matrix", ["W_Q", "W_K", "W_V", "W_O", "W_in", "W_out"])
-def test_a_changed_weight_is_found(matrix):
-    node = run(COUNTS).value("x")
-    compiled = compile_sop(node, ["a", "b"], 3)
-    weight = getattr(compiled.model.blocks[0], matrix)
-    used = weight[:, 1:] if matrix == "W_Q" else weight  # row 0 of W_Q only keeps the BOS position to itself
-    used.data[used == used.abs().max()] = 0.0
-    verdict = verify(node, compiled)
-    assert verdict.wrong > 0
-    assert verdict.failing_input is not None
+ZEROED = {
+    "conditions": (COUNTS, "ab", 3),
+    "shift": ('x = shift(tokens,1,"_");', "ab", 3),
+    "two layers": ("x = aggregate(select(indices,length-1-indices,==),tokens);", "ab", 3),
+    "a mixed selector": (MIXED + "x = aggregate(not s,indices,-1);", "ab", 2),
+}
+
+
+@pytest.mark.parametrize("name", ZEROED)
+def test_every_weight_that_an_input_needs_is_missed_by_verify(name):
+    """Each weight is set to 0 in turn: verify finds an input where the model is wrong if and only if there is one."""
+    text, vocabulary, length = ZEROED[name]
+    node = run(text).value("x")
+    compiled = compile_sop(node, list(vocabulary), length)
+    inputs = ["".join(t) for n in range(1, length + 1) for t in itertools.product(vocabulary, repeat=n)]
+    right = {tokens: list(evaluate(node, tokens).values) for tokens in inputs}
+    needed = 0
+    for weight in compiled.model.parameters():
+        for place in weight.nonzero().tolist():
+            value = weight[tuple(place)].item()
+            weight[tuple(place)] = 0.0
+            broken = {tokens for tokens in inputs if not sure(compiled, tokens, right[tokens])}
+            verdict = verify(node, compiled)
+            assert bool(broken) == (verdict.wrong > 0)
+            assert (verdict.failing_input is None) == (not broken)
+            if broken:
+                needed += 1
+                assert "".join(verdict.failing_input) in broken
+            weight[tuple(place)] = value
+    assert needed > 20
+    assert verify(node, compiled).wrong == 0
+
+
+def sure(compiled: Any, tokens: str, right: list[Any]) -> bool:
+    """Whether the right logit is the greatest, alone, at every position."""
+    logits, values = compiled.logits([tokens])["x"][0], compiled.outputs["x"]
+    return all(
+        all(row[values.index(value)] > other for i, other in enumerate(row) if values[i] != value)
+        for row, value in zip(logits.tolist(), right, strict=True)
+    )
 
 
 def test_equal_selectors_are_one_head():
-    text = (
-        "a = aggregate(select(tokens,tokens,==),indices); b = aggregate(select(tokens,tokens,==),indices*2); x = a+b;"
-    )
+    text = "a = aggregate(select(tokens,tokens,==),indices);"
+    text += 'b = aggregate(select(tokens,tokens,==),indicator(tokens=="a")); x = (a>1) == (b>0);'
     compiled = compile_sop(run(text).value("x"), ["a", "b"], 3)
-    assert [block.W_Q.shape[0] for block in compiled.model.blocks if len(block.W_Q)] == [1]
+    assert compiled.model.sizes()["heads_per_layer"] == [1, 0]
 
 
 def test_counting_is_exact_to_128_in_float32():
@@ -102,14 +136,16 @@ def test_counting_is_exact_to_128_in_float32():
     for a in (0, 1, 2, 63, 64, 126, 127, 128):
         tokens = ["a"] * a + ["b"] * (128 - a)
         assert compiled.apply(tokens) == [tokens.count(t) for t in tokens]
-    assert compiled.model.W_E.dtype == torch.float32
+    assert compiled.model.embed.weight.dtype == torch.float32
 
 
 def test_labels_name_every_direction():
-    compiled = compile_sop(run("hist = selector_width(select(tokens,tokens,==)); " + COUNTS).value("x"), ["a", "b"], 2)
-    assert len(compiled.labels) == compiled.model.W_E.shape[1]
+    compiled = compile_sop(run(COUNTS).value("x"), ["a", "b"], 2)
+    assert len(compiled.labels) == compiled.model.embed.weight.shape[1]
     assert compiled.labels[0] == "bos"
-    assert {"tokens='a'", "indices=1", "x=2"} <= set(compiled.labels)
+    assert compiled.labels[1] == "tokens='a'"
+    assert "hist (number)" in compiled.labels[3]
+    assert any("x=2" in label for label in compiled.labels)
 
 
 def test_refusals():
@@ -120,8 +156,18 @@ def test_refusals():
         compiled.apply("c")
     with pytest.raises(RaspError, match="at most 2"):
         compiled.apply("aaa")
-    with pytest.raises(RaspError, match="compile for shorter inputs"):
-        compile_sop(run("x = aggregate(select(tokens,tokens,==),10000000+indices);").value("x"), ["a", "b"], 12)
+
+
+def test_the_greatest_safe_length_is_named():
+    node = run("x = aggregate(select(tokens,tokens,==),100000+indices);").value("x")
+    with pytest.raises(RaspError, match="the greatest length that is safe is") as refused:
+        compile_sop(node, ["a", "b"], 12)
+    safe = int(str(refused.value).partition("is safe is ")[2].split()[0])
+    assert verify(node, compile_sop(node, ["a", "b"], safe)).wrong == 0
+    with pytest.raises(RaspError, match=f"is safe is {safe}"):
+        compile_sop(node, ["a", "b"], safe + 1)
+    with pytest.raises(RaspError, match="is safe is 1\\n"):
+        compile_sop(run('x = aggregate(full_s,10^7+indicator(tokens=="a"));').value("x"), ["a", "b"], 4)
 
 
 def interp(*words: str, status: int = 0) -> Any:
@@ -154,11 +200,61 @@ def test_saved_weights_run_and_are_verified(folder):
 
 def test_a_weight_changed_on_disk_is_found(folder):
     weights = load_file(folder / "model.safetensors")
-    weights["blocks.0.W_O"][:] = 0.0  # one weight that is not 0
+    weights["blocks.0.attn.o.weight"][:] = 0.0  # one weight that is not 0
     save_file(weights, folder / "model.safetensors")
     verdict = interp("verify", str(folder), status=1)
     assert verdict["wrong"] > 0
     assert set(verdict["failing_input"]) <= set("abc")
+
+
+def test_several_variables_are_one_model(tmp_path):
+    program, target = tmp_path / "p.rasp", tmp_path / "model"
+    program.write_text('hist = selector_width(select(tokens,tokens,==));\nfirst = tokens=="a" and indices==0;\n')
+    interp("compile", str(program), "--var", "hist, first", "--vocab", "ab", "--max-len", "3", "-o", str(target))
+    assert interp("apply", str(target), "--input", "aba") == {
+        "hist": {"values": [2, 1, 2], "type": "int"},
+        "first": {"values": [True, False, False], "type": "bool"},
+    }
+    assert interp("verify", str(target))["inputs"] == 14
+    weights = load_file(target / "model.safetensors")
+    weights["unembed.weight"][-1] = 0.0  # the second variable's
+    save_file(weights, target / "model.safetensors")
+    assert interp("verify", str(target), status=1)["wrong"] > 0
+
+
+def test_a_causal_program_sees_only_what_came_before(tmp_path):
+    program, target = tmp_path / "p.rasp", tmp_path / "model"
+    program.write_text("hist = selector_width(select(tokens,tokens,==)); n = length;\n")
+    words = ["--var", "hist,n", "--vocab", "ab", "--max-len", "4", "--causal", "-o", str(target)]
+    interp("compile", str(program), *words)
+    found = interp("apply", str(target), "--input", "abaa")
+    assert (found["hist"]["values"], found["n"]["values"]) == ([1, 1, 2, 3], [1, 2, 3, 4])
+    alone = interp("run", str(program), "--var", "hist", "--input", "abaa", "--causal")
+    assert alone["values"] == [1, 1, 2, 3]
+    assert interp("verify", str(target))["wrong"] == 0
+
+
+def test_what_is_too_much_to_run_is_drawn():
+    node = run("x = selector_width(select(tokens,tokens,==));").value("x")
+    compiled = compile_sop(node, list("abcdefgh"), 9)
+    inputs = list(drawn(compiled.vocabulary, 9, 400))
+    assert len(inputs) == 400
+    assert {len(set(tokens)) for tokens in inputs} == set(range(1, 9))
+    assert {tokens.count("a") for tokens in inputs} == set(range(10))
+    assert inputs == list(drawn(compiled.vocabulary, 9, 400))
+    assert any(len(set(tokens)) == 5 for tokens in drawn(list("abcdefgh"), 5, 100))  # all different, where they can be
+
+
+def test_lengths_beyond_the_exhaustive_ones_are_verified_too(monkeypatch):
+    verifying = importlib.import_module("circuits.rasp.compile.verify")
+    monkeypatch.setattr(verifying, "EXHAUSTIVE", 30)
+    monkeypatch.setattr(verifying, "DRAWN", 100)
+    node = run("x = selector_width(select(tokens,tokens,==));").value("x")
+    compiled = compile_sop(node, list("abc"), 5)
+    verdict = verify(node, compiled)
+    assert (verdict.exhaustive_to, verdict.inputs, verdict.wrong) == (3, 3 + 9 + 27 + 100, 0)
+    compiled.outputs["x"][-1] = -1  # a width of 5 is only seen among what is drawn
+    assert set(verify(node, compiled).failing_input) in ({"a"}, {"b"}, {"c"})
 
 
 def test_wrong_use_of_the_commands(folder, tmp_path):

@@ -1,296 +1,235 @@
-"""From a plan to weights: every value a direction of the stream, every selector a bilinear form, every table hidden neurons."""
+"""From s-ops to a model, and what its numbers mean."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from circuits.rasp.compile.attention import head_weights, one_hots, stacked
+from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.model import CompiledTransformer
-from circuits.rasp.compile.plan import EPSILON, RESOLVED, Head, Plan, Scale, Table, View, level
+from circuits.rasp.compile.neurons import Unresolved, mlp_weights
+from circuits.rasp.compile.plan import Plan, Scale, View
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
-from circuits.rasp.compile.values import distinct, mark
+from circuits.rasp.compile.stream import Held, Stream, Variable, component, head_reads, output_reads, written
+from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
-from circuits.rasp.graph import Aggregate, SOp
+from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-SHARP = 100.0  # a selected key's score over another's; the BOS stands between: e^-50 is nothing in float32
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the model: the names of the variables it reads, by where they go in (q, k, v; else "in"), and writes."""
+
+    name: str
+    reads: dict[str, list[str]]
+    writes: list[str]
 
 
 @dataclass
 class Compiled:
-    """A model and what its numbers mean: `values[i]` is the i-th logit's value, `labels[d]` what direction d says."""
+    """A model and what its numbers mean.
+
+    `outputs[name][i]` is the value that the i-th logit of a variable stands for, the logits of several variables one after
+    another. `variables` say which directions of the stream hold what, `components` who reads and writes them.
+    """
 
     model: CompiledTransformer
     vocabulary: list[Atom]
     length: int
-    values: list[Any]
-    labels: list[str]
+    outputs: dict[str, list[Any]]
+    variables: list[Variable]
+    components: list[Component]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no position looks at a later one."""
+        return self.model.causal
+
+    @property
+    def labels(self) -> list[str]:
+        """What each direction of the stream says; where it is used again, what it says from when on."""
+        said: list[list[str]] = [[] for _ in range(self.model.embed.weight.shape[1])]
+        said[0] = ["bos"]
+        for variable in self.variables:
+            for direction in variable.directions:
+                said[direction].append(
+                    variable.label(direction) + (f" from {variable.ready}" if said[direction] else "")
+                )
+        return ["; ".join(each) for each in said]
 
     def ids(self, inputs: list[Any]) -> Int[Tensor, "batch pos"]:
-        """Token ids of inputs of one length. Raises `RaspError` for tokens outside the vocabulary and for longer inputs."""
+        """Token ids of inputs of one length, the BOS first.
+
+        Raises `RaspError` for tokens outside the vocabulary and for longer inputs.
+        """
         known = {mark(token): i for i, token in enumerate(self.vocabulary)}
         if any(len(tokens) > self.length for tokens in inputs):
             raise RaspError(f"compiled for inputs of at most {self.length} tokens")
         for token in itertools.chain.from_iterable(inputs):
             if mark(token) not in known:
                 raise RaspError(f"the token {token!r} is not in the vocabulary it was compiled for: {self.vocabulary}")
-        return torch.tensor([[known[mark(token)] for token in tokens] for tokens in inputs])
+        return torch.tensor([[len(known), *(known[mark(token)] for token in tokens)] for tokens in inputs])
 
-    def apply(self, tokens: str | list[Atom]) -> list[Atom]:
-        """The output at every position: the value with the greatest logit."""
-        logits = self.model(self.ids([tokens]))[0]
-        return [self.values[i] for i in logits.argmax(-1).tolist()]
+    def logits(self, inputs: list[Any]) -> dict[str, Float[Tensor, "batch pos value"]]:
+        """For each variable, the logits at the tokens."""
+        found = self.model(self.ids(inputs))[:, 1:]
+        return dict(zip(self.outputs, found.split(list(map(len, self.outputs.values())), dim=-1), strict=True))
+
+    def apply(self, tokens: str | list[Atom], variable: str | None = None) -> list[Atom]:
+        """A variable's value at every position (the first one's if none is named): that with the greatest logit."""
+        name = variable or next(iter(self.outputs))
+        return [self.outputs[name][i] for i in self.logits([tokens])[name][0].argmax(-1).tolist()]
 
 
-def compile_sop(node: SOp, vocabulary: list[Atom], length: int) -> Compiled:
-    """A transformer that computes `node` on every input of 1 … `length` tokens of the vocabulary.
+def compile_sop(node: SOp, vocabulary: list[Atom], length: int, causal: bool = False) -> Compiled:
+    """`compile_program` for one s-op."""
+    return compile_program({node.name or "out": node}, vocabulary, length, causal)
 
-    Raises `RaspError` for programs whose tables would be too large, and where float32 could not tell two values apart.
+
+def compile_program(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool = False) -> Compiled:
+    """A transformer that computes named s-ops on every input of 1 … `length` tokens of the vocabulary.
+
+    A `causal` one's queries select no later position. Raises `RaspError` for programs whose tables would be too large, and
+    where float32 could not tell two values apart; the message then has the greatest length for which it can.
     """
-    plan = Plan(share(node), vocabulary, length)
-    stream = _Stream(plan)
+    try:
+        return _compiled(nodes, vocabulary, length, causal)
+    except Unresolved as error:
+        safe = _greatest(lambda shorter: _resolves(nodes, vocabulary, shorter, causal), length)
+        raise RaspError(f"{error.message}: the greatest length that is safe is {safe}", error.span) from None
+
+
+def _compiled(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> Compiled:
+    plan = Plan(share(list(nodes.values())), vocabulary, length, causal)
+    stream = Stream(plan, reuse=True)
+    model, outputs = _built(plan, stream)
+    if not _pays(stream, model):
+        stream = Stream(plan, reuse=False)
+        model, outputs = _built(plan, stream)
+    named = dict(zip(nodes, outputs, strict=True))
+    variables = [_placed(variable, model) for variable in stream.held.values()]
+    return Compiled(model, vocabulary, length, named, variables, _components(plan, stream, list(nodes)))
+
+
+def _pays(stream: Stream, model: CompiledTransformer) -> bool:
+    """Whether using k directions again saves weights: a rows per direction are fewer, k neurons (2d + 1 weights) more."""
+    k, d = len(stream.erased), stream.width
+    a = sum(p.numel() for p in model.parameters() if p.ndim == 2) / d
+    return k * (a - 2 * k) > k * (2 * d + 1)
+
+
+def _placed(variable: Variable, model: CompiledTransformer) -> Variable:
+    """A block with one sublayer has no `resid_mid`: what that would be is what it receives, or what it returns."""
+
+    def of(site: str) -> str:
+        if not site.endswith("resid_mid"):
+            return site
+        block = model.blocks[int(site.split(".")[1])]
+        return site if block.attn and block.mlp else site.replace("mid", "post" if block.attn else "pre")
+
+    return replace(variable, ready=of(variable.ready), until=variable.until and of(variable.until))
+
+
+def _resolves(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> bool:
+    try:
+        _compiled(nodes, vocabulary, length, causal)
+    except Unresolved:
+        return False
+    return True
+
+
+def _greatest(safe: Callable[[int], bool], above: int) -> int:
+    """The greatest length below `above` that is safe; those below a safe one are, and 1, where nothing is averaged, always is."""
+    low = 1
+    while above - low > 1:
+        middle = (low + above) // 2
+        low, above = (middle, above) if safe(middle) else (low, middle)
+    return low
+
+
+def _built(plan: Plan, stream: Stream) -> tuple[CompiledTransformer, list[list[Any]]]:
+    embed, positions = _embeddings(plan, stream)
     blocks = [_block(plan, stream, i) for i in range(plan.blocks)]
-    unembed, outputs = _unembed(plan.output, stream)
-    embed, positions = stream.embeddings()
+    unembeds, outputs = zip(*(_unembed(output, stream) for output in plan.outputs), strict=True)
     model = CompiledTransformer(
-        embed.float(), positions.float(), [{n: w.float() for n, w in b.items()} for b in blocks], unembed.float()
+        embed.float(),
+        positions.float(),
+        [{n: w.float() for n, w in b.items()} for b in blocks],
+        torch.cat(unembeds, dim=1).float(),
+        plan.values.causal,
     )
-    return Compiled(model, vocabulary, length, outputs, stream.labels)
+    return model, list(outputs)
 
 
-def _unembed(output: View | Scale, stream: _Stream) -> tuple[Float[Tensor, "d_model out"], list[Any]]:
+def _embeddings(plan: Plan, stream: Stream) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "pos d_model"]]:
+    """W_E with the BOS last, W_pos with nothing at the BOS's position."""
+    tables = []
+    for step, bos in ((TOKENS, -1), (INDICES, 0)):
+        rows = len(plan.values.of(step)) + 1
+        table = torch.zeros(rows, stream.width, dtype=torch.float64)
+        if (step, False) in stream.held:
+            table[[i for i in range(rows) if i != bos % rows], stream.of(step)] = 1.0
+        tables.append(table)
+    tables[0][-1, 0] = 1.0
+    return tables[0], tables[1]
+
+
+def _block(plan: Plan, stream: Stream, index: int) -> dict[str, Tensor]:
+    heads = [head_weights(head, stream) for head in plan.heads if head.time == 2 * index]
+    stream.bos = stream.bos + sum((stream.bos @ head["W_V"]) @ head["W_O"] for head in heads)
+    time = 2 * index + 1
+    tables = [table for table in plan.tables if table.time == time]
+    mlp = mlp_weights(tables, [each for each in stream.erased if each.time == time], stream)
+    hidden = torch.relu(stream.bos @ mlp["W_in"] + mlp["b_in"])
+    stream.bos = stream.bos + hidden @ mlp["W_out"] + mlp["b_out"]
+    return stacked(heads, stream.width) | mlp
+
+
+def _unembed(output: View | Scale, stream: Stream) -> tuple[Float[Tensor, "d_model out"], list[Any]]:
     """A logit for each value: its direction; or, read off a number x with levels x_i, (2 x x_i - x_i²)/gap²: the nearest wins."""
     if isinstance(output, View):
         outputs = distinct(v for v in output.values if v is not None)
         unembed = stream.zeros(len(outputs))
-        unembed[stream.of[output.root]] = _one_hots(output.values, outputs)
+        unembed[stream.of(output.root)] = one_hots(output.values, outputs)
         return unembed, outputs
     levels = torch.tensor(output.levels, dtype=torch.float64)
     unembed = stream.zeros(len(levels))
-    unembed[stream.numbers[output.root]] = 2 * levels / output.gap() ** 2
-    unembed[stream.of[TOKENS]] = -((levels / output.gap()) ** 2)
+    unembed[stream.number(output.root)] = 2 * levels / output.gap() ** 2
+    unembed[stream.of(TOKENS)] = -((levels / output.gap()) ** 2)
     return unembed, output.values
 
 
-@dataclass
-class _Stream:
-    """Directions of the stream: a slice for every one-hot and number; and what the BOS position holds so far."""
-
-    plan: Plan
-    of: dict[SOp, slice] = field(default_factory=dict)
-    numbers: dict[SOp, int] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=lambda: ["bos"])
-
-    def __post_init__(self) -> None:
-        values = self.plan.values
-        made: list[SOp] = [TOKENS, INDICES, *(table.step for table in self.plan.tables)]
-        for head in self.plan.heads:
-            written: list[SOp] = [head.width] if head.width else [write for write, _ in head.writes]
-            for step in written:
-                if values.is_number(step):
-                    self.numbers[step] = len(self.labels)
-                    self.labels.append(f"{_name(step)} (number)")
-                else:
-                    made.append(step)
-        for step in made:
-            self.of[step] = slice(len(self.labels), len(self.labels) + len(values.of(step)))
-            self.labels += [f"{_name(step)}={value!r}" for value in values.of(step)]
-        self.width = len(self.labels)
-        self.bos = torch.zeros(self.width, dtype=torch.float64)
-        self.bos[0] = 1.0
-
-    def embeddings(self) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "pos d_model"]]:
-        """W_E with the BOS last, W_pos with nothing at the BOS's position."""
-        tokens, length = len(self.plan.values.of(TOKENS)), self.plan.values.length
-        embed = torch.zeros(tokens + 1, self.width, dtype=torch.float64)
-        embed[:tokens, self.of[TOKENS]] = torch.eye(tokens, dtype=torch.float64)
-        embed[tokens, 0] = 1.0
-        positions = torch.zeros(length + 1, self.width, dtype=torch.float64)
-        positions[1:, self.of[INDICES]] = torch.eye(length, dtype=torch.float64)
-        return embed, positions
-
-    def zeros(self, columns: int) -> Float[Tensor, "d_model columns"]:
-        return torch.zeros(self.width, columns, dtype=torch.float64)
-
-    def pin(self, weight: Float[Tensor, "d_model columns"], wanted: Float[Tensor, "columns"]) -> None:
-        """Set the BOS's row so that the BOS position, whatever it holds, reads `wanted`."""
-        weight[0] = 0.0
-        weight[0] = wanted - self.bos @ weight
+def _mlp_component(plan: Plan, stream: Stream, block: int) -> Component | None:
+    time = 2 * block + 1
+    tables = [table for table in plan.tables if table.time == time]
+    reads = [stream.held[(root, root is table.number)].name for table in tables for root in table.roots]
+    erased = [each.variable for each in stream.erased if each.time == time]
+    parts = {part: list(dict.fromkeys(names)) for part, names in (("in", reads), ("erased", erased)) if names}
+    writes = [stream.held[(table.step, False)].name for table in tables]
+    return Component(f"blocks.{block}.mlp", parts, writes) if parts else None
 
 
-def _name(step: SOp) -> str:
-    return "tokens" if step is TOKENS else "indices" if step is INDICES else step.name or "step"
+def _components(plan: Plan, stream: Stream, names: list[str]) -> list[Component]:
+    def called(held: list[Held]) -> list[str]:
+        return list(dict.fromkeys(stream.held[each].name for each in held))
 
-
-def _one_hots(values: list[Any], known: list[Any]) -> Float[Tensor, "value known"]:
-    """A row for each value: 1 at its place among the known, 0 everywhere for one that never occurs."""
-    at = {mark(v): i for i, v in enumerate(known)}
-    rows = torch.zeros(len(values), len(known), dtype=torch.float64)
-    for i, value in enumerate(values):
-        if mark(value) in at:
-            rows[i, at[mark(value)]] = 1.0
-    return rows
-
-
-def _block(plan: Plan, stream: _Stream, index: int) -> dict[str, Tensor]:
-    heads = [_head(head, stream) for head in plan.heads if head.time == 2 * index]
-    weights = _stacked(heads, stream.width)
-    for head in heads:
-        stream.bos = stream.bos + (stream.bos @ head["W_V"]) @ head["W_O"]
-    mlp = _mlp([table for table in plan.tables if table.time == 2 * index + 1], stream)
-    hidden = torch.relu(stream.bos @ mlp["W_in"] + mlp["b_in"])
-    stream.bos = stream.bos + hidden @ mlp["W_out"] + mlp["b_out"]
-    return weights | mlp
-
-
-def _stacked(heads: list[dict[str, Tensor]], width: int) -> dict[str, Tensor]:
-    """Heads of one block side by side, padded to the widest."""
-    qk = max((head["W_Q"].shape[1] for head in heads), default=0)
-    vo = max((head["W_V"].shape[1] for head in heads), default=0)
-    sizes = {"W_Q": (width, qk), "W_K": (width, qk), "W_V": (width, vo), "W_O": (vo, width)}
-    out = {name: torch.zeros(len(heads), *size, dtype=torch.float64) for name, size in sizes.items()}
-    for i, head in enumerate(heads):
-        for name, weight in head.items():
-            out[name][i, : weight.shape[0], : weight.shape[1]] = weight
-    return out
-
-
-def _head(head: Head, stream: _Stream) -> dict[str, Tensor]:
-    """score(q, k) = SHARP · matches that hold; the BOS, half a match below all of them, is attended where no key has all.
-
-    For a width the BOS counts as one more selected key: it is attended by 1/(w + 1).
-    """
-    queries, keys = [], []
-    for match in head.matches:
-        holds = torch.tensor(match.holds, dtype=torch.float64)
-        rows, which = torch.unique(holds, dim=0, return_inverse=True)  # queries that select alike are one
-        query, key = stream.zeros(len(rows)), stream.zeros(len(rows))
-        query[stream.of[match.query.root]] = torch.nn.functional.one_hot(which, len(rows)).double() * SHARP
-        key[stream.of[match.key.root]] = rows.T
-        queries.append(query)
-        keys.append(key)
-    needed = len(head.matches) - (0.0 if head.width else 0.5)
-    floor = stream.zeros(1)
-    floor[stream.of[TOKENS]] = SHARP * needed
-    w_q, w_k = torch.cat([*queries, floor], dim=1), torch.cat([*keys, stream.zeros(1)], dim=1)
-    at_bos = torch.zeros(w_q.shape[1], dtype=torch.float64)
-    at_bos[-1] = 1.0
-    stream.pin(w_q, SHARP * (len(head.matches) + 1) * at_bos)
-    stream.pin(w_k, at_bos)
-    w_v, w_o = _values(head, stream)
-    return {"W_Q": w_q, "W_K": w_k, "W_V": w_v, "W_O": w_o}
-
-
-def _values(head: Head, stream: _Stream) -> tuple[Tensor, Tensor]:
-    """What is read at keys and where it is written; the BOS gives the default, for a width its own presence."""
-    if head.width:
-        w_v, w_o = stream.zeros(1), torch.zeros(1, stream.width, dtype=torch.float64)
-        stream.pin(w_v, torch.ones(1, dtype=torch.float64))
-        w_o[0, stream.numbers[head.width]] = 1.0
-        return w_v, w_o
-    parts = [_written(step, value, stream) for step, value in head.writes]
-    return torch.cat([v for v, _ in parts], dim=1), torch.cat([o for _, o in parts])
-
-
-def _written(step: Aggregate, value: View | Aggregate, stream: _Stream) -> tuple[Tensor, Tensor]:
-    if step in stream.numbers:
-        w_v, default = stream.zeros(1), torch.tensor([float(step.default)], dtype=torch.float64)
-        if isinstance(value, View):
-            w_v[stream.of[value.root], 0] = torch.tensor([float(v or 0) for v in value.values], dtype=torch.float64)
-        else:
-            w_v[stream.numbers[value], 0] = 1.0
-        place = slice(stream.numbers[step], stream.numbers[step] + 1)
-    else:
-        assert isinstance(value, View)
-        known = stream.plan.values.of(step)
-        w_v, default = stream.zeros(len(known)), _one_hots([step.default], known)[0]
-        w_v[stream.of[value.root]] = _one_hots(value.values, known)
-        place = stream.of[step]
-    stream.pin(w_v, default)
-    w_o = torch.zeros(w_v.shape[1], stream.width, dtype=torch.float64)
-    w_o[:, place] = torch.eye(w_v.shape[1], dtype=torch.float64)
-    return w_v, w_o
-
-
-# ---- MLPs
-
-Neuron = tuple[dict[int, float], float, dict[int, float]]  # weights in, bias, weights out
-
-
-def _mlp(tables: list[Table], stream: _Stream) -> dict[str, Tensor]:
-    """A table's most common value is a bias; neurons change it where the table says otherwise."""
-    b_out = torch.zeros(stream.width, dtype=torch.float64)
-    neurons: list[Neuron] = []
-    for table in tables:
-        stairs = _stairs(table, stream)
-        common = Counter(steps[0][1] for steps in stairs.values()).most_common(1)[0][0]
-        b_out[common] = 1.0
-        for gate, steps in stairs.items():
-            neurons += _staircase(gate, common, steps, table, stream)
-    w_in, w_out = stream.zeros(len(neurons)), stream.zeros(len(neurons)).T.contiguous()
-    b_in = torch.zeros(len(neurons), dtype=torch.float64)
-    for i, (reads, bias, writes) in enumerate(neurons):
-        b_in[i] = bias
-        for place, weight in reads.items():
-            w_in[place, i] = weight
-        for place, weight in writes.items():
-            w_out[i, place] = weight
-    return {"W_in": w_in, "b_in": b_in, "W_out": w_out, "b_out": b_out}
-
-
-Gate = tuple[int, ...]  # directions of the one-hots that open it
-
-
-def _stairs(table: Table, stream: _Stream) -> dict[Gate, list[tuple[float, int]]]:
-    """For every combination of one-hots: the levels of the number, in order, and the direction that each turns on."""
-    values = stream.plan.values
-    out = {mark(v): stream.of[table.step].start + i for i, v in enumerate(values.of(table.step))}
-    places = {root: {mark(v): i for i, v in enumerate(values.of(root))} for root in table.roots}
-    stairs: dict[Gate, list[tuple[float, int]]] = {}
-    for row, value in table.rows:
-        known = dict(zip(table.roots, row, strict=True))
-        height = level(table.number, known.pop(table.number)) if table.number else 0.0
-        gate = tuple(stream.of[root].start + places[root][mark(v)] for root, v in known.items())
-        stairs.setdefault(gate, []).append((height, out[mark(value)]))
-    return {gate: sorted(steps) for gate, steps in stairs.items()}
-
-
-def _staircase(
-    gate: Gate, common: int, steps: list[tuple[float, int]], table: Table, stream: _Stream
-) -> Iterator[Neuron]:
-    """relu(Σ one-hots - (gates - 1)) fires where the gate is open: there `common` gives way to the first value of the stairs.
-
-    Along the number, a ramp of two neurons, relu((x - start) / width) - relu((x - end) / width), leads to each next value.
-    """
-    opens, shut = dict.fromkeys(gate, 1.0), max(len(gate) - 1.0, 0.0)
-    if steps[0][1] != common:
-        yield opens, -shut if gate else 1.0, {steps[0][1]: 1.0, common: -1.0}
-    top = max(abs(level) for level, _ in steps)
-    for (low, before), (high, after) in itertools.pairwise(steps):
-        if before == after:
-            continue
-        if high - low < RESOLVED * EPSILON * max(top, 1.0):
-            raise RaspError(
-                f"float32 cannot tell {low!r} from {high!r} here: compile for shorter inputs", table.step.at
-            )
-        assert table.number is not None
-        width, far = (high - low) / 3, 2 * _farthest(table) + 1  # far: no level opens a gate that is shut
-        for start, sign in ((low + width, 1.0), (high - width, -1.0)):
-            reads = dict.fromkeys(gate, far) | {stream.numbers[table.number]: 1.0}
-            yield reads, -start - far * len(gate), {after: sign / width, before: -sign / width}
-
-
-def _farthest(table: Table) -> float:
-    """The greatest level that the table's number has in any row."""
-    assert table.number is not None
-    place = table.roots.index(table.number)
-    return max(abs(level(table.number, row[place])) for row, _ in table.rows)
+    inputs = [(name, (step, False)) for name, step in (("embed", TOKENS), ("pos_embed", INDICES))]
+    found = [Component(name, {}, called([held])) for name, held in inputs if held in stream.held]
+    for block in range(plan.blocks):
+        for head in (head for head in plan.heads if head.time == 2 * block):
+            reads = {part: called(held) for part, held in head_reads(head).items() if held}
+            found.append(Component(component(head, plan), reads, called(written(head, plan))))
+        mlp = _mlp_component(plan, stream, block)
+        found += [mlp] if mlp else []
+    outputs = [held for output in plan.outputs for held in output_reads(output)]
+    return [*found, Component("logits", {"in": called(outputs)}, names)]

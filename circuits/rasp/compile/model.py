@@ -1,4 +1,4 @@
-"""A transformer without norms: h ← h + attn(h), h ← h + mlp(h), ReLU; a first position of its own (BOS) before the tokens."""
+"""A transformer without norms: h ← h + attn(h), h ← h + mlp(h), with ReLU neurons; position 0 is a BOS's."""
 
 from __future__ import annotations
 
@@ -12,54 +12,120 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Block(nn.Module):
-    """One layer: heads W_Q, W_K [head, d_model, d_head], W_V, W_O, then an MLP W_in, b_in, W_out, b_out."""
+class Attention(nn.Module):
+    """Σ_heads softmax(q kᵀ) v W_O, without a scale; a causal one looks at no later position."""
 
-    W_Q: nn.Parameter
-    W_K: nn.Parameter
-    W_V: nn.Parameter
-    W_O: nn.Parameter
-    W_in: nn.Parameter
-    b_in: nn.Parameter
-    W_out: nn.Parameter
-    b_out: nn.Parameter
+    def __init__(self, weights: dict[str, Tensor], causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = len(weights["W_Q"]), causal
+        self.q, self.k, self.v = (_linear(weights[n].transpose(0, 1).flatten(1)) for n in ("W_Q", "W_K", "W_V"))
+        self.o = _linear(weights["W_O"].flatten(0, 1))
+
+    def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads write together."""
+        z = self.pattern(h) @ self._split(self.v(h))
+        return self.o(z.transpose(1, 2).flatten(2))
+
+    def pattern(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch head query key"]:
+        """Who attends to whom."""
+        scores = self._split(self.q(h)) @ self._split(self.k(h)).transpose(-1, -2)
+        if self.causal:
+            later = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        return torch.softmax(scores, dim=-1)
+
+    def _split(self, x: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch head pos d_head"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """relu(h W_in + b_in) W_out + b_out."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        for name, weight in weights.items():
-            self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        self.into = _linear(weights["W_in"], weights["b_in"])
+        self.out = _linear(weights["W_out"], weights["b_out"])
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """h + Σ_heads softmax(q kᵀ) v W_O, then + relu(h W_in + b_in) W_out + b_out."""
-        q, k, v = (torch.einsum("bpd,hde->bhpe", h, w) for w in (self.W_Q, self.W_K, self.W_V))
-        pattern = torch.softmax(q @ k.transpose(-1, -2), dim=-1)
-        h = h + torch.einsum("bhpe,hed->bpd", pattern @ v, self.W_O)
-        return h + torch.relu(h @ self.W_in + self.b_in) @ self.W_out + self.b_out
+        return self.out(torch.relu(self.into(h)))
+
+
+class Block(nn.Module):
+    """A layer: heads (W_Q, W_K, W_V [head, d_model, d_head], W_O) and neurons (W_in, b_in, W_out, b_out); either may be missing."""
+
+    def __init__(self, weights: dict[str, Tensor], causal: bool) -> None:
+        super().__init__()
+        self.attn = Attention(weights, causal) if len(weights.get("W_Q", ())) else None
+        self.mlp = MLP(weights) if len(weights.get("b_in", ())) or weights.get("b_out", torch.zeros(1)).any() else None
+
+    def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """h + attn(h), then + mlp of that; a missing part adds nothing."""
+        if self.attn is not None:
+            h = h + self.attn(h)
+        if self.mlp is not None:
+            h = h + self.mlp(h)
+        return h
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they were given, without those of a part that is missing."""
+        return _parts(self.state_dict(), "", self.attn.heads if self.attn else 0)
 
 
 class CompiledTransformer(nn.Module):
-    """Token ids 0 … V - 1 of the vocabulary, V the BOS; position 0 is the BOS's."""
+    """Token ids 0 … V - 1 of the vocabulary; V, the BOS, stands first."""
 
-    def __init__(self, embed: Tensor, positions: Tensor, blocks: list[dict[str, Tensor]], unembed: Tensor) -> None:
+    def __init__(
+        self, embed: Tensor, positions: Tensor, blocks: list[dict[str, Tensor]], unembed: Tensor, causal: bool
+    ) -> None:
         super().__init__()
-        self.W_E, self.W_pos, self.W_U = (nn.Parameter(w, requires_grad=False) for w in (embed, positions, unembed))
-        self.blocks = nn.ModuleList(map(Block, blocks))
+        self.causal, self.longest_input = causal, len(positions)
+        self.embed = nn.Embedding.from_pretrained(embed, freeze=True)
+        self.pos_embed = nn.Embedding.from_pretrained(positions, freeze=True)
+        self.blocks = nn.ModuleList(Block(block, causal) for block in blocks)
+        self.unembed = _linear(unembed)
 
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], heads: list[int], causal: bool) -> CompiledTransformer:
+        """The model with this state dict, and so many heads in each block."""
+        blocks = [_parts(weights, f"blocks.{i}.", count) for i, count in enumerate(heads)]
+        return cls(weights["embed.weight"], weights["pos_embed.weight"], blocks, weights["unembed.weight"].T, causal)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, as Hugging Face models name it."""
+        return self.embed
+
+    def forward(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
         """Logits over the values of the output, for each token."""
-        bos = tokens.new_full((tokens.shape[0], 1), self.W_E.shape[0] - 1)
-        h = self.W_E[torch.cat([bos, tokens], dim=1)] + self.W_pos[: tokens.shape[1] + 1]
+        h = self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
         for block in self.blocks:
             h = block(h)
-        return h[:, 1:] @ self.W_U
+        return self.unembed(h)
 
     def sizes(self) -> dict[str, int | list[int]]:
         """Width of the stream, layers, heads and neurons by layer, and elements of all tensors."""
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         return {
-            "d_model": self.W_E.shape[1],
+            "d_model": self.embed.embedding_dim,
             "layers": len(blocks),
-            "heads_per_layer": [block.W_Q.shape[0] for block in blocks],
-            "neurons_per_layer": [block.W_in.shape[1] for block in blocks],
+            "heads_per_layer": [block.attn.heads if block.attn else 0 for block in blocks],
+            "neurons_per_layer": [block.mlp.into.out_features if block.mlp else 0 for block in blocks],
             "parameters": sum(weight.numel() for weight in self.parameters()),
         }
+
+
+def _parts(weights: dict[str, Tensor], prefix: str, heads: int) -> dict[str, Tensor]:
+    """A block's weights as `Block` takes them, from a state dict."""
+    names = {"W_Q": "attn.q.weight", "W_K": "attn.k.weight", "W_V": "attn.v.weight", "W_O": "attn.o.weight"}
+    names |= {"W_in": "mlp.into.weight", "b_in": "mlp.into.bias", "W_out": "mlp.out.weight", "b_out": "mlp.out.bias"}
+    found = {n: weights[prefix + name].t() for n, name in names.items() if prefix + name in weights}
+    split = {n: found[n].unflatten(1, (heads, -1)).transpose(0, 1) for n in ("W_Q", "W_K", "W_V") if n in found}
+    return found | split | ({"W_O": found["W_O"].unflatten(0, (heads, -1))} if "W_O" in found else {})
+
+
+def _linear(weight: Float[Tensor, "in out"], bias: Float[Tensor, "out"] | None = None) -> nn.Linear:
+    size_in, size_out = weight.shape
+    made = nn.Linear(size_in, size_out, bias is not None, device="meta")  # no weights that are drawn and thrown away
+    made.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
-from circuits.rasp.compile.build import Compiled
+from circuits.rasp.compile.build import Compiled, Component
+from circuits.rasp.compile.circuit import circuit_json
 from circuits.rasp.compile.model import CompiledTransformer
+from circuits.rasp.compile.stream import Variable
 from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Node, SOp
 from circuits.rasp.interpreter import Interpreter
 from interp.errors import WrongUse, check_keys, nearest
+from interp.files import load_tensors, save_tensors, write_json, write_text
 
-FIELDS = ("format", "variable", "vocabulary", "length", "values", "labels")
-FORMAT = 1
+FIELDS = ("interp_model", "format", "vocabulary", "length", "causal", "heads", "outputs", "variables", "components")
+FORMAT = 2
+KIND = "rasp"  # the entry point of the group `interp.models` that opens such a folder
 
 
-def program_sop(file: Path, name: str) -> SOp:
-    """The s-op that a program file binds to a name. Raises `WrongUse` for a name without one, `RaspError` for a program that fails."""
+def program_sops(file: Path, names: list[str]) -> dict[str, SOp]:
+    """The s-ops that a program file binds to names. Raises `WrongUse` for a name without one, `RaspError` for a program that fails."""
     interpreter = Interpreter()
     interpreter.run_file(file)
+    return {name: _sop(interpreter, file, name) for name in names}
+
+
+def _sop(interpreter: Interpreter, file: Path, name: str) -> SOp:
     known = interpreter.scope.known()
     if name not in known and interpreter.problems:
         raise interpreter.problems[0]
@@ -36,38 +43,49 @@ def program_sop(file: Path, name: str) -> SOp:
     return value
 
 
-def save(compiled: Compiled, folder: Path, file: Path, name: str) -> None:
-    """Write the model, what its numbers mean, and a copy of the program. Raises `WrongUse` for a folder that is in use."""
-    if folder.exists() and any(folder.iterdir()):
+def check_empty(folder: Path) -> None:
+    """Raises `WrongUse` for a folder that is in use."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongUse(f"{folder} is not empty: give -o another folder")
+
+
+def save(compiled: Compiled, folder: Path, program: str) -> None:
+    """Write the model, what its numbers mean, and the text of the program. Raises `WrongUse` for a folder that is in use."""
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = dict(
-        zip(FIELDS, (FORMAT, name, compiled.vocabulary, compiled.length, compiled.values, compiled.labels), strict=True)
-    )
-    (folder / "program.rasp").write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-    save_file({k: v.contiguous() for k, v in compiled.model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    model = compiled.model
+    config = {
+        "interp_model": KIND,
+        "format": FORMAT,
+        "vocabulary": compiled.vocabulary,
+        "length": compiled.length,
+        "causal": compiled.causal,
+        "heads": model.sizes()["heads_per_layer"],
+        "outputs": compiled.outputs,
+        "variables": [asdict(variable) for variable in compiled.variables],
+        "components": [asdict(component) for component in compiled.components],
+    }
+    write_text(folder / "program.rasp", program)
+    save_tensors(folder / "model.safetensors", model.state_dict())
+    write_json(folder / "config.json", config)
+    write_json(folder / "circuit.json", circuit_json(compiled))
 
 
-def load(folder: Path) -> tuple[Compiled, str]:
-    """The saved model and the name of the variable it computes. Raises `WrongUse` for a folder that holds none."""
+def load(folder: Path) -> Compiled:
+    """The saved model. Raises `WrongUse` for a folder that holds none, `RaspError` for one of another format."""
     if not (folder / "config.json").is_file():
         raise WrongUse(
             f"{folder} holds no compiled program: make one with `interp rasp compile FILE --var NAME -o {folder}`"
         )
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    check_keys(config, FIELDS, f"{folder}/config.json")
     if config.get("format") != FORMAT:
-        raise RaspError(f"{folder} has format {config.get('format')}, this version reads {FORMAT}")
-    weights = load_file(folder / "model.safetensors")
-    blocks: dict[int, dict[str, Any]] = {}
-    for name, weight in weights.items():
-        if name.startswith("blocks."):
-            _, index, part = name.split(".")
-            blocks.setdefault(int(index), {})[part] = weight
-    model = CompiledTransformer(weights["W_E"], weights["W_pos"], [blocks[i] for i in sorted(blocks)], weights["W_U"])
-    fields = (config[k] for k in ("vocabulary", "length", "values", "labels"))
-    return Compiled(model, *fields), config["variable"]
+        raise RaspError(f"{folder} has format {config.get('format')}, this version reads {FORMAT}: compile it again")
+    check_keys(config, FIELDS, f"{folder}/config.json")
+    weights, _ = load_tensors(folder / "model.safetensors")
+    model = CompiledTransformer.of(weights, config["heads"], config["causal"])
+    variables = [Variable(**variable) for variable in config["variables"]]
+    components = [Component(**component) for component in config["components"]]
+    return Compiled(model, config["vocabulary"], config["length"], config["outputs"], variables, components)
 
 
 def parsed_vocabulary(text: str) -> list[Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from circuits.rasp import ops
+from circuits.rasp.compile.columns import column, mark, selected, values_of
 from circuits.rasp.compile.shared import INDICES, TOKENS
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Select, Selector, SOp, Width
@@ -15,31 +15,12 @@ from circuits.rasp.syntax import Atom
 
 COMBINATIONS = 20_000  # rows of a table
 MEANS = 5_000  # different means of an aggregate
-TUPLE = "tuple"  # op of a step that holds several values at once
+ALL = 2**30  # later than anything
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Without repetitions, in order; 1 and 1.0 are one value, 1 and True are two."""
     return list({mark(v): v for v in reversed(list(values))}.values())[::-1]
-
-
-def mark(value: Any) -> Any:
-    """Equal for values that count as one: floats that agree in ten digits or twelve places do."""
-    if isinstance(value, tuple):
-        return tuple(map(mark, value))
-    return isinstance(value, bool), float(f"{round(value, 12):.10g}") if isinstance(value, float) else value
-
-
-def compute(step: Elementwise, arguments: list[Any]) -> Any:
-    """The value of an elementwise step. Raises `RaspError` where it has none."""
-    if step.op == TUPLE:
-        return tuple(arguments)
-    if step.op in ops.CASTS:
-        try:
-            return ops.checked(ops.CASTS[step.op](arguments[0]))
-        except (ValueError, OverflowError) as error:
-            raise RaspError(str(error), step.at) from None
-    return ops.apply(step.op, *arguments)
 
 
 Row = tuple[tuple[Any, ...], Any]
@@ -50,13 +31,13 @@ class Values:
 
     A step is a function of its roots: inputs, what attention makes, and the steps that are `held`, those an MLP has written
     to the stream. A selector whose keys and queries are settled by the context selects known positions; of any other it is
-    only known which positions it may select at most.
+    only known which positions it may select at most. A `causal` query selects no later position.
     """
 
-    def __init__(self, vocabulary: list[Atom], length: int) -> None:
-        self.length = length
+    def __init__(self, vocabulary: list[Atom], length: int, causal: bool = False) -> None:
+        self.length, self.causal = length, causal
         self.contexts = [(n, i) for n in range(1, length + 1) for i in range(n)]
-        self.held: set[SOp] = set()
+        self.held: dict[SOp, int] = {}  # and when it can be read
         self._tuples: dict[str, tuple[Any, ...]] = {}
         self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._at: dict[SOp, list[tuple[Any, ...]]] = {
@@ -64,7 +45,8 @@ class Values:
             INDICES: [self._same((i,)) for _, i in self.contexts],
         }
         self._of: dict[SOp, list[Any]] = {}
-        self._roots: dict[tuple[SOp, int], tuple[SOp, ...]] = {}
+        self._roots: dict[tuple[SOp, int, int], tuple[SOp, ...]] = {}
+        self._tables: dict[tuple[SOp, tuple[SOp, ...]], list[Row]] = {}
         self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
 
     def _same(self, values: Iterable[Any]) -> tuple[Any, ...]:
@@ -99,21 +81,28 @@ class Values:
         return self._at[step]
 
     def is_number(self, step: SOp) -> bool:
-        """Whether attention writes it as one number, since several positions can be chosen."""
+        """Whether attention writes it as one number, since several positions with different values can be chosen."""
         if isinstance(step, Width):
             return True
-        return isinstance(step, Aggregate) and self._numeric(step) and not self.at_most_one(step.selector)
+        if not isinstance(step, Aggregate) or not self._numeric(step):
+            return False
+        several = isinstance(step.value, SOp) and len(self.of(step.value)) > 1
+        return several and not self.at_most_one(step.selector)
 
-    def roots(self, step: SOp) -> tuple[SOp, ...]:
-        """What the step is a function of."""
-        key = (step, len(self.held))
+    def roots(self, step: SOp, before: int = ALL) -> tuple[SOp, ...]:
+        """What the step is a function of; what is held only from time `before` on is looked through."""
+        key = (step, len(self.held), before)
         if key not in self._roots:
-            if step in self.held or not isinstance(step, Elementwise):
+            if self.held.get(step, ALL) < before or not isinstance(step, Elementwise):
                 self._roots[key] = (step,)
             else:
-                parts = [self.roots(a) for a in step.arguments if isinstance(a, SOp)]
+                parts = [self.roots(a, before) for a in step.arguments if isinstance(a, SOp)]
                 self._roots[key] = tuple(dict.fromkeys(itertools.chain(*parts)))
         return self._roots[key]
+
+    def numbers(self, roots: tuple[SOp, ...], before: int = ALL) -> list[SOp]:
+        """Those of the roots that are read as numbers."""
+        return [root for root in roots if self.is_number(root) and self.held.get(root, ALL) >= before]
 
     def _alike(self, roots: tuple[SOp, ...]) -> list[tuple[tuple[Any, ...], ...]]:
         """The roots' values, once for contexts that are alike; a context for a step without roots."""
@@ -126,21 +115,26 @@ class Values:
         """How many combinations of the roots' values there are at most."""
         return sum(math.prod(map(len, sets)) for sets in self._alike(roots))
 
-    def table(self, step: SOp) -> list[Row]:
+    def table(self, step: SOp, roots: tuple[SOp, ...]) -> list[Row]:
         """(values of the roots, value of the step) for all that occur together, wherever the step has a value."""
-        roots, rows = self.roots(step), {}
-        for sets in self._alike(roots):
-            for values in itertools.product(*sets):
-                key = tuple(map(mark, values))
-                if key not in rows:
-                    rows[key] = (values, self._value_or_none(step, dict(zip(roots, values, strict=True))))
-        return [row for row in rows.values() if row[1] is not None]
+        key = (step, roots)
+        if key not in self._tables:
+            rows: dict[Any, tuple[Any, ...]] = {}
+            for sets in self._alike(roots):
+                marks = itertools.product(*(map(mark, values) for values in sets))
+                rows |= dict(zip(marks, itertools.product(*sets), strict=True))
+            columns = {
+                root: column(values) for root, values in zip(roots, zip(*rows.values(), strict=True), strict=True)
+            }
+            values = values_of(step, columns, len(rows))
+            self._tables[key] = [row for row in zip(rows.values(), values, strict=True) if row[1] is not None]
+        return self._tables[key]
 
     def _images(self, step: SOp) -> list[tuple[Any, ...]]:
         roots = self.roots(step)
         if self.rows(roots) > 10 * COMBINATIONS:
             raise RaspError(f"a table of more than {COMBINATIONS:,} rows would be needed", step.at)
-        known = {tuple(map(mark, values)): value for values, value in self.table(step)}
+        known = {tuple(map(mark, values)): value for values, value in self.table(step, roots)}
         images: dict[tuple[int, ...], tuple[Any, ...]] = {}
         result = []
         for sets in zip(*(self.at(root) for root in roots), strict=True) if roots else [()] * len(self.contexts):
@@ -150,19 +144,6 @@ class Values:
                 images[key] = self._same(distinct(known[m] for m in marks if m in known))
             result.append(images[key])
         return result
-
-    def _value_or_none(self, step: SOp, known: dict[SOp, Any]) -> Any:
-        try:
-            return self._value(step, known)
-        except RaspError:  # no input leads here, or the program has no value on those that do
-            return None
-
-    def _value(self, step: SOp, known: dict[SOp, Any]) -> Any:
-        if step not in known:
-            assert isinstance(step, Elementwise)
-            arguments = [self._value(a, known) if isinstance(a, SOp) else a for a in step.arguments]
-            known[step] = compute(step, arguments)
-        return known[step]
 
     # ---- attention
 
@@ -179,14 +160,14 @@ class Values:
         """`==` with a key that tells all positions apart."""
         if not (isinstance(part, Select) and part.op == "==" and isinstance(part.key, SOp)):
             return False
-        return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.table(part.key))
+        return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.of(INDICES))
 
     def allowed(self, selector: Selector) -> tuple[list[list[int]], bool]:
         """The positions each context may select, and whether it selects all of them."""
         if selector not in self._allowed:
             parts = conjuncts(selector)
             settled = [part for part in parts if self._settled(part)]
-            rows = [list(range(n)) for n, _ in self.contexts]
+            rows = [list(range(i + 1 if self.causal else n)) for n, i in self.contexts]
             for part in settled:
                 rows = self._narrowed(rows, part)
             self._allowed[selector] = rows, len(settled) == len(parts)
@@ -197,15 +178,12 @@ class Values:
 
     def _narrowed(self, rows: list[list[int]], part: Selector) -> list[list[int]]:
         keys, queries = sides(part)
-        known: dict[Any, bool] = {}
+        columns = {step: column([values[0] for values in self.at(step)]) for step in {*keys, *queries}}
+        chosen = selected(part, {k: columns[k] for k in keys}, {q: columns[q] for q in queries})
         narrowed = []
         for (n, i), row in zip(self.contexts, rows, strict=True):
-            query = tuple(self.at(step)[_context(n, i)][0] for step in queries)
-            pairs = [(j, tuple(self.at(step)[_context(n, j)][0] for step in keys)) for j in row]
-            for _, key in pairs:
-                if (key, query) not in known:
-                    known[(key, query)] = selects(part, keys, key, queries, query)
-            narrowed.append([j for j, key in pairs if known[(key, query)]])
+            at = chosen[_context(n, i) if queries else 0]
+            narrowed.append([j for j in row if at[_context(n, j) if keys else 0]])
         return narrowed
 
     def _aggregated(self, step: Aggregate) -> list[tuple[Any, ...]]:
@@ -282,31 +260,6 @@ def conjuncts(selector: Selector, negated: bool = False) -> list[Selector]:
         case Select(key=key, query=query, op="==" | "!=" as op) if negated:
             return [Select(key, query, "!=" if op == "==" else "==")]
     return [Combine("not", (selector,))] if negated else [selector]
-
-
-def selects(
-    selector: Selector, keys: list[SOp], key: tuple[Any, ...], queries: list[SOp], query: tuple[Any, ...]
-) -> bool:
-    """Whether a key with these values is selected by a query with those; not if the program has no value there."""
-    try:
-        return holds(selector, dict(zip(keys, key, strict=True)), dict(zip(queries, query, strict=True)))
-    except RaspError:
-        return False
-
-
-def holds(selector: Selector, keys: dict[SOp, Any], queries: dict[SOp, Any]) -> bool:
-    """Whether a key with these values is selected by a query with those."""
-    match selector:
-        case Select(key=key, query=query, op=op):
-            left = keys[key] if isinstance(key, SOp) else key
-            right = queries[query] if isinstance(query, SOp) else query
-            return bool(ops.apply(op, left, right))
-        case Combine(op="not", parts=(part,)):
-            return not holds(part, keys, queries)
-        case Combine(op=op, parts=parts):
-            both = [holds(part, keys, queries) for part in parts]
-            return all(both) if op == "and" else any(both)
-    raise TypeError(selector)
 
 
 def sides(selector: Selector) -> tuple[list[SOp], list[SOp]]:
