@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
+from interp.kernels.lens_statistics import topk
 from interp.lenses.averages import Averages, averages
 from interp.lenses.readout import Readout, token_id
-from interp.lenses.statistics import Final, Statistics, chunks, statistics, topk
+from interp.lenses.statistics import statistics
 from interp.lenses.trajectory import Trajectory, trajectory
 from interp.model.model import Model, teaches
 from interp.store.recording import batches
@@ -62,8 +63,8 @@ class Lens:
 
         Of a head's `result` every head is read by itself; a `write` is read as if it were all of the stream. `tokens`:
         ids, or strings of one token, whose log-probabilities and ranks are wanted; `k`: how many of the likeliest are kept.
-        The scores of all sites are never held at once: those of a few tokens at a time are, at up to 128 MB (512 MB on a
-        GPU). Raises `WrongUse` for a site that the lens cannot read.
+        The scores of all sites are never held at once: those of some tokens are, at up to 256 MB (docs/kernels.md).
+        Raises `WrongUse` for a site that the lens cannot read.
         """
         names = self.readable(sites)
         texts = [x] if isinstance(x, str) else x if isinstance(x, (list, tuple)) else []
@@ -74,24 +75,15 @@ class Lens:
         ids, mask = self.places(inputs, last)
         last, states = last[mask], {name: state[mask] for name, state in states.items()}
         asked = self.asked(ids, mask, tokens)
-        found: dict[str, list[Statistics]] = {name: [] for name in states}
-        best = []
-        for part in chunks(len(last), self.head.width, last):
-            final = Final(self.head(last[part]))
-            best.append(final.top)
-            wanted = torch.cat([final.top, asked[part]], dim=1)
-            for name, state in states.items():
-                scores = self.logits(name.partition("[")[0], state[part])
-                found[name].append(statistics(scores, final, wanted, min(k, self.head.width)))
+        read = [name.partition("[")[0] for name in states]
         return trajectory(
-            [Statistics.joined(parts) for parts in found.values()],
+            statistics(self.head, list(states.values()), lambda i, x: self.mapped(read[i], x), last, asked, k),
             kind=self.kind,
             sites=tuple(states),
             ids=None if ids is None else ids[mask].cpu(),
             prompt=mask.nonzero()[:, 0].cpu(),
             pos=(mask.cumsum(1) - 1)[mask].cpu(),
             chosen=tuple(asked[0, 1:].tolist()),
-            final=torch.cat(best)[:, 0].cpu(),
             words=self.words,
         )
 

@@ -22,7 +22,7 @@ from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
 from interp.lenses.lens import Lens
 from interp.lenses.readout import Readout
-from interp.lenses.statistics import Final, chunks, statistics
+from interp.lenses.statistics import chunks, statistics
 from interp.model.model import Model, Tokens
 from interp.store.recording import windows
 
@@ -229,7 +229,7 @@ def _backward(lens: TunedLens, group: Sequence[Tokens], trained: Sequence[Tensor
         cache = lens.model.record(tokens, [*lens.sites, lens.head.last])
         mask = tokens.mask.to(cache[lens.head.last].device)
         last = cache[lens.head.last][mask]
-        for part in chunks(len(last), lens.head.width, last):
+        for part in chunks(len(last), 5 * lens.head.width, last):
             with torch.no_grad():
                 p_final = lens.head(last[part]).log_softmax(1)
             for layer, site in enumerate(lens.sites):
@@ -264,12 +264,9 @@ def transfer(lens: TunedLens, x: Any) -> dict[str, Float[Tensor, "translator lay
     asked, n = lens.asked(ids, mask, ()), len(lens.sites)
     found = {name: torch.zeros(n, n, dtype=torch.float64) for name in ("cross_entropy", "kl")}
     known = int((asked[:, 0] >= 0).sum())
-    for part in chunks(len(asked), lens.head.width, cache[lens.head.last]):
-        for j, site in enumerate(lens.sites):
-            h = cache[site][mask][part]
-            own = Final(lens.head(lens.translated(j, h)))
-            for i in range(n):
-                seen = statistics(lens.head(lens.translated(i, h)), own, asked[part], 1)
-                found["cross_entropy"][i, j] -= float(seen.log_prob.double().nansum()) / max(known, 1)
-                found["kl"][i, j] += float(seen.kl_forward.double().sum()) / len(asked)
+    for j, site in enumerate(lens.sites):
+        x = cache[site][mask]
+        seen = statistics(lens.head, [x] * n, lens.translated, lens.translated(j, x), asked, 1)
+        found["cross_entropy"][:, j] = -seen.log_prob[..., 1].double().nansum(1).cpu() / max(known, 1)
+        found["kl"][:, j] = seen.kl_forward.double().mean(1).cpu()
     return found
