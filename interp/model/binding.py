@@ -107,9 +107,8 @@ class Site:
     @cached_property
     def whole(self) -> bool:
         """Whether the site is its module's tensor as it is, where that keeps batch and positions apart."""
-        place = self.read or self.place
-        other = self.heads or self.offset or self.factor != 1.0 or place.half is not None
-        return not other and place.straight
+        other = self.heads or self.offset or self.factor != 1.0 or self.place.half is not None
+        return not other and (self.read or self.place).straight
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 from interp.store.memory import BLOCK, memory
@@ -38,7 +40,7 @@ def writes_direct(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        return os.pwrite(handle, memory(BLOCK).numpy(), 0) == BLOCK
+        return os.pwrite(handle, memory(BLOCK).numpy().data, 0) == BLOCK
     except OSError:
         return False
     finally:
@@ -51,28 +53,34 @@ def read(path: Path, out: memoryview, direct: bool) -> Iterator[memoryview]:
     `direct`: past the page cache, as far as there are whole blocks, if the file system can. Raises `OSError`.
     """
     whole = len(out) // BLOCK * BLOCK if direct and hasattr(os, "O_DIRECT") else 0
-    ends = [*range(PART_BYTES, whole, PART_BYTES), *[whole] * (whole > 0)]
-    ends += [*range(whole + PART_BYTES, len(out), PART_BYTES), *[len(out)] * (len(out) > whole)]
-    handles = [os.open(path, os.O_RDONLY)]
-    try:
-        if whole:
-            try:
-                handles.append(os.open(path, os.O_RDONLY | os.O_DIRECT))
-            except OSError:
-                whole = 0
-        for begin, end in zip([0, *ends], ends, strict=False):
+    with open(path, "rb", buffering=0) as file, _past_the_cache(path) if whole else nullcontext() as past:
+        for begin, end in pairwise([*range(0, whole, PART_BYTES), *range(whole, len(out), PART_BYTES), len(out)]):
             part = out[begin:end]
-            try:
-                os.preadv(handles[end <= whole], [part], begin)
-            except OSError:
-                if end > whole:
-                    raise
-                whole = 0  # it opens such files, and does not read them
-                os.preadv(handles[0], [part], begin)
+            if not (past and end <= whole and _filled(part, past, begin)):
+                os.preadv(file.fileno(), [part], begin)
             yield part
+
+
+@contextmanager
+def _past_the_cache(path: Path) -> Iterator[int | None]:
+    """A handle, or None where the file system opens no file so."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        yield None
+        return
+    try:
+        yield handle
     finally:
-        for handle in handles:
-            os.close(handle)
+        os.close(handle)
+
+
+def _filled(part: memoryview, handle: int, at: int) -> bool:
+    """Whether the file system read it: some open a file past the cache and refuse to."""
+    try:
+        return os.preadv(handle, [part], at) == len(part)
+    except OSError:
+        return False
 
 
 def sync(path: Path) -> None:

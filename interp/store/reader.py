@@ -72,7 +72,8 @@ class Store:
         `drop_last` leaves it out. `start` is the number of batches served before: the rest is the same as without the
         interruption, and no pile before it is read. Tensors are the caller's to keep. Memory: two piles (of the
         sites asked for) and one batch. Epochs share the piles: each is uniform, but two of them are not
-        independent, since rows of one pile stay near each other.
+        independent, since rows of one pile stay near each other. One epoch is read past the page cache, several
+        through it where the store fits in half of the free memory.
 
         Raises `WrongUse` for an unknown site or a senseless number, `Failed` naming a shard that was altered.
         Source: Rao 1961, Sandelius 1962.
