@@ -6,10 +6,10 @@ Every writer is fed ready rows, without a model, and is done when they are on th
 rows once, shuffled, after what it reads was dropped from the page cache. Turns alternate; ratios are taken within a
 round, and their median, least and greatest are told. Peers run in environments of their own: `make bench-peers`.
 
-Floors, s a GB. The disk: what `disk_MB_a_second` says. A core (EPYC, in memory already given to the process): to write
-bfloat16 rows, 0.07 to look for NaN and 0.17 to scatter into piles, beside 0.25 for CRC-32 and 0.25 for the kernel's copy on
-threads; to read them, 0.2 to gather and 0.05 for the order, beside 0.25 for CRC-32 and 0.2 for the kernel's copy. int8 rows
-take 1.4 more to encode and 0.3 more to decode. Where one core has all of that to do, it is slower than a disk of 2 GB/s.
+Floors, s a GB. The disk: what `disk_MB_a_second` says, through the page cache. A core (EPYC, in memory already given to the
+process), for bfloat16 rows: to write them, 0.04 to look for NaN, 0.1 to scatter into piles, 0.15 for CRC-32, 0.02 for a write
+past the page cache (through it: 0.25); to read them, 0.15 for CRC-32, 0.13 to gather, 0.02 for the order, 0.01 past the
+cache. int8 rows take 1.2 more to encode and 0.3 more to decode. Sums, reads, writes and rows go on in threads of their own.
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ from interp.store import StoreWriter, open_store, row_bytes
 PART = 8 << 20
 APPEND = 8192  # rows an append
 BUFFER = 1 << 17  # rows in the buffers of the peers
-WARM = Path("runs") / "warm"
 ROOT = Path(__file__).parent.parent
 Turn = dict[str, float]
 
 
-def timed(work: Callable[[], object], size: int) -> Turn:
+def timed(work: Callable[[], object], size: int, folder: Path) -> Turn:
     """Seconds of wall and of all threads' CPU that `work` takes for `size` bytes.
 
-    Before, a file of that size is written and deleted: the memory of a virtual machine must first be given to it, and
-    that would be counted as the work of whoever touches it first.
+    Before, a file of that size is written into `folder` and deleted: the memory of a virtual machine must first be given
+    to it, and that would be counted as the work of whoever touches it first.
     """
-    plain_write(WARM, memoryview(bytes(PART)), size)
-    WARM.unlink()
+    plain_write(folder / "warm", memoryview(bytes(PART)), size)
+    (folder / "warm").unlink()
     gc.collect()
     cpu, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     work()
@@ -101,15 +100,15 @@ def against_the_disk(folder: Path, x: torch.Tensor, rows: int, batch: int, dtype
     size = rows * row_bytes({"rows": x.shape[1]}, dtype)
     data = memoryview(x.flatten().view(torch.uint8).numpy())
     plain, store = folder / "plain", folder / "store"
-    told = {"disk write": timed(lambda: plain_write(plain, data, size), size)}
+    told = {"disk write": timed(lambda: plain_write(plain, data, size), size, folder)}
     plain.unlink()
-    told["write"] = timed(lambda: store_write(store, x, rows, dtype), size)
+    told["write"] = timed(lambda: store_write(store, x, rows, dtype), size, folder)
     shards = sorted(store.glob("*.rows")) + sorted(store.glob("*.scales"))
     size, into = sum(shard.stat().st_size for shard in shards), memoryview(bytearray(PART))
     drop(store)
-    told["disk read"] = timed(lambda: plain_read(shards, into), size)
+    told["disk read"] = timed(lambda: plain_read(shards, into), size, folder)
     drop(store)
-    told["read"] = timed(lambda: store_read(store, batch), size)
+    told["read"] = timed(lambda: store_read(store, batch), size, folder)
     shutil.rmtree(store)
     return told
 

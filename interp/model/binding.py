@@ -39,6 +39,11 @@ class Heads:
     count: int
 
     @cached_property
+    def width(self) -> int:
+        """How many columns all heads have."""
+        return len(self.columns)
+
+    @cached_property
     def start(self) -> int | None:
         """First column if they are consecutive, so that a view will do."""
         first = int(self.columns[0])
@@ -46,12 +51,11 @@ class Heads:
 
     def split(self, t: Tensor) -> Tensor:
         """[..., columns] to [..., head, d_head]; a view where the layout allows."""
-        n = len(self.columns)
         if self.start is None:
             t = t[..., self.columns.to(t.device)]
-        elif n < t.shape[-1]:
-            t = t.narrow(-1, self.start, n)
-        return t.view(*t.shape[:-1], self.count, n // self.count)
+        elif self.width < t.shape[-1]:
+            t = t.narrow(-1, self.start, self.width)
+        return t.view(*t.shape[:-1], self.count, self.width // self.count)
 
     def join(self, t: Tensor, heads: Tensor) -> Tensor:
         """`t` with the heads' columns replaced."""
@@ -102,6 +106,12 @@ class Site:
     norm: Norm | None = None
     factor: Coefficient = 1.0  # what the module's tensor is multiplied by to be the site's: a write with a multiplier
     offset: str = ""  # and what is added to it
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the site is its module's tensor as it is, where that keeps batch and positions apart."""
+        other = self.heads or self.offset or self.factor != 1.0 or self.place.half is not None
+        return not other and (self.read or self.place).straight
 
 
 @dataclass(frozen=True)
@@ -429,7 +439,12 @@ def bind(wiring: Wiring, trace: Trace) -> Binding:
 
 
 def output_matrix(module: nn.Module, width: int, like: Tensor) -> Tensor:
-    """W with module(z) = z W + b, found by feeding it the identity [width, d_model]."""
+    """W [width, d_model] with module(z) = z W + b: a plain linear layer's own; else found by feeding it the identity."""
+    from transformers.pytorch_utils import Conv1D
+
+    plain = type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module)
+    if plain and module.weight.dtype == like.dtype:
+        return module.weight if isinstance(module, Conv1D) else module.weight.T  # type: ignore[union-attr,operator,return-value]
     rows = module.forward(torch.eye(width + 1, width, dtype=like.dtype, device=like.device))  # the last row is zeros
     return rows[:-1] - rows[-1:]
 

@@ -34,6 +34,8 @@ class Cache(Mapping[str, Tensor]):
     gradients: dict[str, Tensor] | None = None
 
     def __getitem__(self, site: str) -> Tensor:
+        if site in self.values_by_site:
+            return self.values_by_site[site]
         name = canonical(site, self.post_norm)
         if name not in self.values_by_site:
             raise WrongUse(

@@ -23,7 +23,7 @@ class Kept:
         self.whole = isinstance(pos, str) and pos == "all"
         self.moved = device is not None or dtype is not None
         self.values: dict[str, Tensor] = {}
-        self.versions: dict[str, int] = {}
+        self.versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, site: str, x: Tensor, where: Where) -> None:
         kept = x.detach() if x.requires_grad else x
@@ -34,7 +34,7 @@ class Kept:
         if self.clone and kept.data_ptr() == x.data_ptr():
             kept = kept.clone()
         self.values[site] = kept
-        self.versions[site] = kept._version
+        self.versions.append((kept, kept._version))
 
     def cut(self, site: str, x: Tensor, where: Where) -> Tensor:
         """The positions asked for."""
@@ -50,7 +50,7 @@ class Kept:
 
     def changed(self) -> bool:
         """Whether the model later wrote into a recorded tensor in place; then the run is repeated with copies."""
-        return any(self.values[site]._version != version for site, version in self.versions.items())
+        return any(kept._version != version for kept, version in self.versions)
 
 
 class Joined:

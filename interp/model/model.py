@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from interp.model.attach import Attached, attached
 from interp.model.binding import Binding, Site, as_mapping, bind
 from interp.model.cache import Cache
 from interp.model.edits import KINDS, Edit
+from interp.model.hooks import submodule
 from interp.model.inputs import dtype_of, first_name, home, probe_inputs
 from interp.model.keep import Joined, Kept
 from interp.model.live import (
@@ -35,7 +36,7 @@ from interp.model.live import (
 from interp.model.parts import head_site, named_sites
 from interp.model.positions import Pos, of_call
 from interp.model.proof import prove_sums
-from interp.model.session import Keep, Session, Stop, report_unfired, submodule
+from interp.model.session import Keep, Session, Stop, report_unfired
 from interp.model.stacks import solve
 from interp.model.sweep import Metric, Probe, Sweep, by_site, grouped, measure, output_tensor, slopes
 from interp.model.trace import Trace, trace
@@ -189,7 +190,7 @@ class Model:
 
     def names(self, sites: str | Sequence[str]) -> list[str]:
         """Canonical names of all sites that match; raises `WrongUse` for a name or glob that matches nothing."""
-        return self._sites(sites)[0]
+        return list(self._sites(sites)[0])
 
     def width(self, site: str) -> int:
         """Numbers a position has at a site: heads and their entries together."""
@@ -204,19 +205,30 @@ class Model:
 
     def _sites(self, patterns: str | Iterable[str]) -> tuple[list[str], dict[str, Site]]:
         """Names that match, and the table of sites with the `module:` ones added."""
-        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-        if all(p.startswith(MODULE) for p in patterns):
-            return list(dict.fromkeys(patterns)), {n: self._module_site(n) for n in patterns}
-        names = self._expanded(patterns)
-        others = {n: self._module_site(n) for n in names if n.startswith(MODULE)}
-        others |= {n: head_site(n, self._table[head_of(n)[0]]) for n in names if n not in self._table | others}
-        return list(names), self._table | others if others else self._table
+        names, others = self._expanded((patterns,) if isinstance(patterns, str) else tuple(patterns))
+        if names and not others:
+            return names, self._table
+        added = {n: self._other(n) for n in others}
+        return names, added if all(n.startswith(MODULE) for n in names) else self._table | added
 
     @cached_property
-    def _expanded(self) -> Callable[[tuple[str, ...]], list[str]]:
-        """`expand` for this model; the globs last asked for are remembered."""
-        sites, refused = self._table, self.binding.refused
-        return lru_cache(maxsize=64)(lambda patterns: expand(patterns, sites, refused, self.wiring.post_norm))
+    def _expanded(self) -> Callable[[tuple[str, ...]], tuple[list[str], list[str]]]:
+        """The names that globs match, and those of them that are not in the table; the last ones are remembered.
+
+        Where only `module:` sites are asked for, nothing is solved.
+        """
+
+        def expanded(patterns: tuple[str, ...]) -> tuple[list[str], list[str]]:
+            if all(p.startswith(MODULE) for p in patterns):
+                return [*dict.fromkeys(patterns)], [*dict.fromkeys(patterns)]
+            names = expand(patterns, self._table, self.binding.refused, self.wiring.post_norm)
+            return names, [n for n in names if n not in self._table]
+
+        return lru_cache(maxsize=64)(expanded)
+
+    def _other(self, name: str) -> Site:
+        """A `module:` site, or one head of a site."""
+        return self._module_site(name) if name.startswith(MODULE) else head_site(name, self._table[head_of(name)[0]])
 
     def _module_site(self, name: str) -> Site:
         """`module:path`, `module:path:in`, `module:path@2` (its third call), and what is attached there."""
@@ -410,20 +422,24 @@ class Model:
         """Whether aliases mean sums before the norm; False while nothing but `module:` sites was asked for."""
         return "wiring" in self.__dict__ and self.wiring.post_norm
 
-    @contextmanager
     def _watched(
         self, edits: Sequence[Edit], reads: Sequence[str] = (), keep: Keep | None = None, stop: bool = False
-    ) -> Iterator[Session]:
+    ) -> AbstractContextManager[Session]:
         """Hooks for these edits after those of the enclosing `edit`, whose own hooks step aside."""
         edits = [*self._active, *edits]
         session = self._hooks(edits, reads) if edits else self._ready(tuple(reads))
         if session.undo:  # in use: a recording within a recording
             session = self._hooks(edits, reads)
         session.keep, session.stop = keep, stop
-        with nullcontext() if self._session is None else self._bare() as outer, session:
+        return session if self._session is None else self._instead(session)
+
+    @contextmanager
+    def _instead(self, session: Session) -> Iterator[Session]:
+        """These hooks in place of those of the enclosing `edit`, whose edits are among theirs."""
+        with self._bare() as outer, session:
             yield session
-        if outer is not None:
-            outer.fired |= session.fired
+        assert outer is not None
+        outer.fired |= session.fired
 
     def _hooks(self, edits: Sequence[Edit], reads: Sequence[str] = ()) -> Session:
         hosts = [site for a in self.attached for site in a.hosts]
@@ -448,15 +464,16 @@ class Model:
     ) -> None:
         """One forward pass that records, and with `grad` a backward pass after it."""
         probes = [Probe(n) for n in names] if grad is not None else []
+        stop = grad is None and "logits" not in names
         for edit in edits:
             self._tally[edit.origin] = 0
         with (
-            self._watched([*edits, *probes], names, keep=kept, stop=grad is None) as session,
-            torch.inference_mode(False),
+            self._watched([*edits, *probes], names, keep=kept, stop=stop) as session,
+            torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(),
             torch.set_grad_enabled(grad is not None),
+            suppress(Stop),
         ):
-            with suppress(Stop):
-                output = self.module(**main_inputs(self.module, _usable(inputs)))
+            output = self.module(**main_inputs(self.module, _usable(inputs)))
             if grad is not None:
                 slopes(output, grad, probes, slope)
         if session.left:
@@ -551,14 +568,16 @@ class Model:
         copies: int = 1,
     ) -> None:
         """Refuse a recording that will not fit: by a quick count, and exactly (see `plan`) where that comes near."""
-        if not any(isinstance(inputs.get(k), Tensor) for k in ("input_ids", "decoder_input_ids")):
+        ids = (inputs.get(k) for k in ("input_ids", "decoder_input_ids"))
+        shapes = [t.shape for t in ids if isinstance(t, Tensor) and t.ndim > 1]
+        if not shapes:
             return
-        large, share = _lengths(inputs), _share(pos, inputs)
-        length = max(large["pos"], large["decoder"])
-        kept = length if share is None else round(share * large["pos"])
-        numbers = copies * self._numbers(tuple(names), large["batch"], length, kept)
-        if 8 * numbers < memory.SMALL:
+        batch, length = shapes[0][0], max(shape[1] for shape in shapes)
+        if 8 * copies * self._numbers(tuple(names), batch, length, length) < memory.SMALL:
             return
+        share = _share(pos, inputs)
+        kept = length if share is None else round(share * shapes[0][1])
+        numbers = copies * self._numbers(tuple(names), batch, length, kept)
         rough = numbers * (dtype or self.dtype).itemsize
         free = memory.available(torch.device(device) if device else self.device)
         if free is not None and rough > 0.2 * free:

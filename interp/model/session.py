@@ -17,6 +17,7 @@ from interp.model import parts
 from interp.model.binding import Site, output_matrix
 from interp.model.edits import Edit
 from interp.model.experts import Scores, effect, hidden, routing
+from interp.model.hooks import Hooks, submodule
 from interp.model.live import signature
 from interp.model.positions import Positions, Where, of_call
 from interp.model.state import CACHE, beside, stepped
@@ -83,18 +84,13 @@ class Session:
 
     def __enter__(self) -> Session:
         try:
-            self._hook(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self.undo.append(self.hooks.remove)
+            self.hooks.put()
             for name in self.inside:
                 site = self.sites[name]
                 (self._install_state if site.kind == "state" else self._install_router)(name, site)
             for path, names in self.taps.items():
                 self._install_tap(path, names)
-            for (path, side), listener in self.listeners.items():
-                module = self._module(path)
-                if side == "in":
-                    self._hook(module.register_forward_pre_hook(listener, with_kwargs=True))
-                else:
-                    self._hook(module.register_forward_hook(listener))
         except BaseException:
             self.close()
             raise
@@ -126,14 +122,12 @@ class Session:
                 self._install_edit(name, site)
         for name in dict.fromkeys([*self.reads, *self.looks]):
             self._install_read(name, self.sites[name])
-        self.listeners = {key: self._listener(key, visits) for key, visits in self.visits.items()}
+        listeners = ((*key, self._listener(key, visits)) for key, visits in self.visits.items())
+        self.hooks = Hooks(self.module, [("", "in", self._begin), *listeners])
 
     def unfired(self) -> list[Edit]:
         """Edits that have changed nothing so far."""
         return [e for edits in self.edits.values() for e in edits if id(e) not in self.fired]
-
-    def _hook(self, handle: Any) -> None:
-        self.undo.append(handle.remove)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before every forward pass: where its columns stand."""
@@ -227,9 +221,10 @@ class Session:
             if self.aside:
                 return None
             number = counts[key] = counts.get(key, -1) + 1
+            changed = None
             for visit in visits.get(number, ()):
-                args, kwargs = visit(args, kwargs) or (args, kwargs)
-            return args, kwargs
+                changed = visit(*(changed or (args, kwargs))) or changed
+            return changed
 
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
             if self.aside:
@@ -413,11 +408,20 @@ class Session:
         if site.kind == "scale":
             place, convert = replace(site.place, side="in", key=None), self._scale
 
-        def visit(t: Tensor) -> None:
-            with torch._C.DisableTorchFunction():  # a tap around this module need not see it
-                self.take(name, convert(site, t))
+        self._visit(place, self._reader(name, site, place, convert))
+        return None
 
-        return self.at(place, visit)
+    def _reader(self, name: str, site: Site, place: Place, convert: Callable[[Site, Tensor], Tensor]) -> Visit:
+        """Hands the tensor of a site over. Few calls: between two sites a model runs, and what it ran fills the caches."""
+        take, key, whole = self.take, place.key, convert == self._canonical and site.whole
+
+        def read(output: Any, kwargs: dict[str, Any] | None = None) -> None:
+            with torch._C.DisableTorchFunction():  # a tap around this module need not see it
+                t = output if isinstance(output, Tensor) else _given(key, output, kwargs or {})
+                if t is not None:
+                    take(name, t if whole and t.ndim > 2 else convert(site, t))
+
+        return read
 
     def _install_tap(self, path: str, names: dict[int, dict[str, str]]) -> None:
         """Run one module under a `Tap` that shows it the sites in `names` (number of the call -> inner name -> site)."""
@@ -526,13 +530,6 @@ class Session:
 _SOURCE_SIDE = (["cross_attn", "k"], ["cross_attn", "v"], ["cross_attn", "k_raw"])
 
 
-def submodule(module: nn.Module, path: str) -> nn.Module:
-    """The module at a dotted path, as `named_modules` names it; raises `KeyError` if there is none."""
-    for name in path.split(".") if path else ():
-        module = module._modules[name]  # type: ignore[assignment]
-    return module
-
-
 def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a module's forward by name."""
     known = signature(kind.forward)
@@ -541,14 +538,24 @@ def _by_name(kind: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any
     return arguments | arguments.pop(rest, {})
 
 
+def _given(key: Key, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor at `key` (None: the first) of a call's arguments, or of what a module returned; None if it was not given."""
+    key = _first_key(args, kwargs) if key is None else key
+    if not isinstance(args, tuple):
+        return args[key]
+    if isinstance(key, str):
+        return kwargs.get(key)
+    return args[key] if key < len(args) else None
+
+
 def _at_input(visit: Change, key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Visit the tensor at `key` (None: the first) of a call's arguments, if it was given."""
     key = _first_key(args, kwargs) if key is None else key
-    if isinstance(key, int):
-        changed = visit(args[key]) if key < len(args) else None
-        return None if changed is None else (replace_in(args, key, changed), kwargs)
-    changed = visit(kwargs[key]) if key in kwargs else None
-    return None if changed is None else (args, kwargs | {key: changed})
+    t = _given(key, args, kwargs)
+    changed = None if t is None else visit(t)
+    if changed is None:
+        return None
+    return (replace_in(args, key, changed), kwargs) if isinstance(key, int) else (args, kwargs | {key: changed})
 
 
 def _at_output(visit: Change, key: Key, output: Any) -> Any:
@@ -564,7 +571,7 @@ def _first(output: Any) -> Tensor:
     return next(t for _, t in tensors_in(output))
 
 
-def _first_key(args: Any, kwargs: dict[str, Any]) -> Key:
+def _first_key(args: Any, kwargs: dict[str, Any]) -> int | str:
     holders = [(enumerate(args) if isinstance(args, (tuple, list)) else args.items()), kwargs.items()]
     for holder in holders:
         for key, value in holder:

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
-WATCHED = {F.scaled_dot_product_attention, torch.einsum, *SOFTMAX, *PRODUCT, *ADDED_PRODUCT}
+FUSED = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+WATCHED = {*FUSED, torch.einsum, *SOFTMAX, *PRODUCT, *ADDED_PRODUCT}
 LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d, F.embedding, F.layer_norm}
 OPERANDS = {"input": 0, "self": 0, "other": 1, "mat2": 1}, {"input": 0, "self": 0, "batch1": 1, "batch2": 2}
 # The same code, that does not hand itself to the mode again: so the mode sees what it does.
@@ -135,11 +136,11 @@ class Tap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in WATCHED and not self.origin and not self.patterns:  # nothing to follow yet
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return _OPEN(*args, **kwargs)
-        if func not in WATCHED and not self.origin and not self.patterns:  # nothing to follow yet
-            return func(*args, **kwargs)
         self.softmaxes += func in SOFTMAX or func is F.scaled_dot_product_attention
         if func is F.scaled_dot_product_attention:
             return self._fused(func, *args, **kwargs)

@@ -47,6 +47,11 @@ class Place:
         return rows.unflatten(1, grid[: self.grid]).movedim(-1, self.axis).movedim(0, self.batch)
 
     @property
+    def straight(self) -> bool:
+        """Whether its tensor lies as a site's does."""
+        return self.batch == 0 and not self._turned
+
+    @property
     def _turned(self) -> bool:
         return self.axis == 1 or self.grid > 1 or self.batch == 1
 

@@ -26,6 +26,9 @@ softmax and no fused attention; the counts stand in the row. *Blocks*: solved, o
 *Repeated*: lists of modules of one class. (g) is
 checked at one site a type. ✓ passed, ✗ failed, – does not apply.
 
+(c) fails by nature where attention is not [batch, head, query, key] by position, as in Longformer's windows
+([limitations](limitations.md)). ByT5 is of type `t5`, NLLB of type `m2m_100`.
+
 | type | class | fed | blocks | attentions | softmaxes | repeated | {letters} | why not |
 | --- | --- | --- | --- | --- | --- | --- | {rules} | --- |
 """

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.store.memory import memory
+
 if TYPE_CHECKING:
     from jaxtyping import BFloat16, Float, Float32, Float64, Int8
     from torch import Tensor
@@ -105,7 +107,8 @@ def decode(
 
     Floor, bytes a number: reads 1, writes 4. In blocks that stay in the cache, torch is as fast as a float32 copy.
     """
-    (n, width), out = codes.shape, torch.empty(codes.shape)
+    n, width = codes.shape
+    out = memory(4 * n * width).view(torch.float32).view(n, width)
     whole = width // GROUP
     step = max(1, 2 * BLOCK // width)
     for at in range(0, n, step):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import write_json
+from interp.store.disk import sync_folder
 from interp.store.int8 import GROUP, Coding
+from interp.store.memory import memory
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
@@ -34,15 +34,14 @@ PILE_BYTES = 256 << 20
 ORDER_BYTES = (
     24  # a row of a pile in memory needs its words, its place in the order, and that of the pile before: 8 bytes each
 )
-PART_BYTES = 1 << 20  # files are read and summed in parts of this size, while the kernel reads ahead
-REGION_BYTES = 32 << 20  # and written in parts of this size
+REGION_BYTES = 32 << 20  # files are written in parts of this size
 
 
 class Crc32:
     """CRC-32 with the methods of hashlib. Damage is all it has to find, at 4 GB/s a core where SHA-256 makes 1.8."""
 
-    def __init__(self) -> None:
-        self.value = 0
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
 
     def update(self, data: Any) -> None:
         """Go on with more bytes."""
@@ -97,16 +96,9 @@ class Index:
         return {column: kind for columns in sites for column, kind in columns.items()} | {IDS: (2, torch.int64)}
 
     def empty(self, columns: Collection[str], rows: int) -> dict[str, Shaped[Tensor, "rows width"]]:
-        """Memory for that many rows of the columns.
-
-        It is numpy's, which asks for huge pages: a hundredth of the page faults, and rows are scattered in 2/3 of the time.
-        """
-        made = {}
-        for column, (width, dtype) in self.columns().items():
-            if column in columns:
-                memory = torch.from_numpy(np.empty(rows * width * dtype.itemsize, dtype=np.uint8))
-                made[column] = memory.view(dtype).view(rows, width)
-        return made
+        """Memory for that many rows of the columns; each begins at a block."""
+        sizes = {column: kind for column, kind in self.columns().items() if column in columns}
+        return {c: memory(rows * w * d.itemsize).view(d).view(rows, w) for c, (w, d) in sizes.items()}
 
     def write(self, path: Path) -> None:
         """Write atomically and durably, with a checksum of its own. Raises `OSError`."""
@@ -188,38 +180,6 @@ def row_bytes(widths: Mapping[str, int], dtype: str) -> int:
 def pile_count(widths: Mapping[str, int], dtype: str, rows: int, pile_bytes: int) -> int:
     """⌈rows · bytes of a row in memory / pile_bytes⌉, at least 1."""
     return max(1, -(-rows * (row_bytes(widths, dtype) + ORDER_BYTES) // pile_bytes))
-
-
-def raw(x: Shaped[Tensor, "n w"]) -> memoryview:
-    """The bytes of a contiguous tensor, shared with it."""
-    return x.flatten().view(torch.uint8).numpy().data
-
-
-def words(x: Shaped[Tensor, "n w"]) -> Shaped[Tensor, "n v"]:
-    """The same rows in the widest words that a row divides into: fewer words, faster copies."""
-    size = x.shape[1] * x.element_size()
-    return x.view(next(w for w in (torch.int64, torch.int32, torch.int16, torch.int8) if size % w.itemsize == 0))
-
-
-def start_writing(file: IO[bytes], at: int, size: int) -> None:
-    """Have the kernel begin to write these bytes, so that the next `sync` finds them written."""
-    if hasattr(os, "posix_fadvise"):  # dirty pages are sent to the disk, and stay in memory
-        os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_DONTNEED)
-
-
-def sync(path: Path) -> None:
-    """Have the content of a file on the disk before going on."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

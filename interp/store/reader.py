@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
+from interp.model.memory import available
+from interp.store.disk import read
 from interp.store.int8 import Coding, decode
 from interp.store.layout import (
     CHECKSUMS,
@@ -20,15 +22,13 @@ from interp.store.layout import (
     IDS,
     INDEX,
     JOURNAL,
-    PART_BYTES,
     Index,
     checksum_of,
     columns_of,
-    raw,
     read_index,
     shard_name,
-    words,
 )
+from interp.store.memory import raw, words
 from interp.store.shuffle import pile_order, row_order
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Store:
         `drop_last` leaves it out. `start` is the number of batches served before: the rest is the same as without the
         interruption, and no pile before it is read. Tensors are the caller's to keep. Memory: two piles (of the
         sites asked for) and one batch. Epochs share the piles: each is uniform, but two of them are not
-        independent, since rows of one pile stay near each other.
+        independent, since rows of one pile stay near each other. One epoch is read past the page cache, several
+        through it where the store fits in half of the free memory.
 
         Raises `WrongUse` for an unknown site or a senseless number, `Failed` naming a shard that was altered.
         Source: Rao 1961, Sandelius 1962.
@@ -93,9 +94,13 @@ class Store:
     ) -> Iterator[Any]:
         each = self.rows // size if drop_last else -(-self.rows // size)
         columns = self._columns(sites) + [IDS] * with_ids
+        free = available(torch.device("cpu"))
+        direct = (
+            epochs == 1 or free is None or 2 * self.index.bytes > free
+        )  # else the kernel keeps it for the next epoch
         for epoch in range(start // each if each else epochs, epochs):
             first = max(0, start - epoch * each)
-            for batch in self._epoch(size, seed, epoch, columns, first * size, min(each * size, self.rows)):
+            for batch in self._epoch(size, seed, epoch, columns, first * size, min(each * size, self.rows), direct):
                 rows = self._rows(batch, sites)
                 yield (rows, batch[IDS][:, 0].clone()) if with_ids else rows
 
@@ -111,12 +116,12 @@ class Store:
         return rows
 
     def _epoch(
-        self, size: int, seed: int, epoch: int, columns: list[str], first: int, stop: int
+        self, size: int, seed: int, epoch: int, columns: list[str], first: int, stop: int, direct: bool
     ) -> Iterator[dict[str, Tensor]]:
         """The rows `first` to `stop` of one epoch's order, in batches; a batch may take rows of several piles."""
         batch: dict[str, Tensor] = {}
         filled = 0
-        for piled, order in self._piles(seed, epoch, columns, first, stop):
+        for piled, order in self._piles(seed, epoch, columns, first, stop, direct):
             while len(order) and first < stop:
                 if not filled:
                     size = min(size, stop - first)
@@ -131,7 +136,7 @@ class Store:
                     filled = 0
 
     def _piles(
-        self, seed: int, epoch: int, columns: list[str], first: int, stop: int
+        self, seed: int, epoch: int, columns: list[str], first: int, stop: int, direct: bool
     ) -> Iterator[tuple[dict[str, Tensor], Int64[Tensor, " k"]]]:
         """Each pile with rows from `first` to `stop` of the epoch in memory, and the order of those rows.
 
@@ -146,7 +151,7 @@ class Store:
             pile, rows, skip = wanted[turn]
             piled = {column: buffer[:rows] for column, buffer in buffers[turn % 2].items()}
             for column in columns:
-                self._load(shard_name(pile, column), piled[column])
+                self._load(shard_name(pile, column), piled[column], direct)
             return piled, torch.from_numpy(row_order(seed, epoch, pile, rows)[skip:])
 
         thread = ThreadPoolExecutor(1)
@@ -170,17 +175,15 @@ class Store:
         each = (x[wanted].tolist() for x in (order, rows, (first - begins).clip(0)))
         return list(zip(*each, strict=True))
 
-    def _load(self, name: str, out: Shaped[Tensor, "n w"]) -> None:
-        """Fill `out` from a shard and verify the checksum."""
+    def _load(self, name: str, out: Shaped[Tensor, "n w"], direct: bool = False) -> None:
+        """Fill `out` from a shard and verify the checksum. Floor: each byte written once, by the disk, and read once."""
         data, kind = raw(out), checksum_of(self.index.shards[name])
         digest = CHECKSUMS[kind]()
         why = _size_error(self.path / name, len(data))
         if not why:
-            with open(self.path / name, "rb") as file:
-                for at in range(0, len(data), PART_BYTES):  # the kernel reads the next part while one is summed
-                    part = data[at : at + PART_BYTES]
-                    file.readinto(part)
-                    digest.update(part)
+            with ThreadPoolExecutor(1) as summing:  # a part is summed while the next is read
+                for part in read(self.path / name, data, direct):
+                    summing.submit(digest.update, part)
             why = _sum_error(digest.hexdigest(), self.index.shards[name])
         if why:
             raise Failed(_bad_shard(self.path / name, why))
@@ -194,7 +197,7 @@ class Store:
         chosen = self._chosen(sites)
         if not 1 <= n <= self.rows:
             raise WrongUse(f"sample(): {n} rows asked of the {self.rows} in {self.path}.")
-        return self._rows(next(self._epoch(n, seed, SAMPLE_EPOCH, self._columns(chosen), 0, n)), chosen)
+        return self._rows(next(self._epoch(n, seed, SAMPLE_EPOCH, self._columns(chosen), 0, n, False)), chosen)
 
     @functools.cached_property
     def documents(self) -> Int64[Tensor, " rows"]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.store.layout import Index, words
+from interp.store.layout import IDS, Index
+from interp.store.memory import words
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, Shaped
@@ -17,42 +18,51 @@ SPARE = 2  # regions that are being written while their piles fill others
 
 
 class Waiting:
-    """Regions of memory for `room` rows each: one for every pile, and two spare ones.
+    """Regions of memory for `size` rows each: one for every pile, and two spare ones.
 
-    Rows of a pile keep the order in which they came.
+    Rows of a pile keep the order in which they came, and are taken in whole multiples of `block` rows. At most `room` are
+    put at a time.
     """
 
-    def __init__(self, index: Index, room: int) -> None:
+    def __init__(self, index: Index, room: int, block: int) -> None:
         piles = len(index.piles)
-        self.room = room
+        self.block, self.size = block, room // block * block
+        self.room = self.size - block + 1  # beside the rows that fill no block
         self.counts = np.zeros(piles, dtype=np.int64)
         self._region = np.arange(piles)
         self._spare = [*range(piles, piles + SPARE)]
-        self._columns = index.empty(index.columns(), (piles + SPARE) * room)
+        self._columns = index.empty(index.columns(), (piles + SPARE) * self.size)
 
     def full(self, piles: Int64[np.ndarray, " n"]) -> Iterator[int]:
         """The piles that must be taken before these rows find room; n is at most `room`."""
         coming = np.bincount(piles, minlength=len(self.counts))
-        yield from np.flatnonzero(self.counts + coming > self.room).tolist()
+        yield from np.flatnonzero(self.counts + coming > self.size).tolist()
 
-    def put(self, columns: dict[str, Shaped[Tensor, "n w"]], piles: Int64[np.ndarray, " n"]) -> None:
+    def put(self, columns: Mapping[str, Shaped[Tensor, "n w"]], piles: Int64[np.ndarray, " n"]) -> None:
         """Row i goes behind the rows of pile `piles[i]`. Floor: each byte read once and written once."""
         small = np.uint16 if len(self.counts) <= 1 << 16 else np.uint32  # 16-bit keys are sorted by radix
         order = np.argsort(piles.astype(small), kind="stable")
         coming = np.bincount(piles, minlength=len(self.counts))
         slots = np.empty_like(order)  # place in the region: as many as are there, and as come before
         slots[order] = np.arange(len(order)) + np.repeat(self.counts - (np.cumsum(coming) - coming), coming)
-        slots += self._region[piles] * self.room
+        slots += self._region[piles] * self.size
         for name, values in columns.items():
             words(self._columns[name]).numpy()[slots] = words(values).numpy()
         self.counts += coming
 
+    def rows(self, pile: int) -> dict[str, Shaped[Tensor, "n w"]]:
+        """All that wait for a pile."""
+        first = int(self._region[pile]) * self.size
+        return {name: values[first : first + int(self.counts[pile])] for name, values in self._columns.items()}
+
     def take(self, pile: int) -> tuple[dict[str, Shaped[Tensor, "n w"]], int]:
-        """The rows of one pile, and the region they lie in until it is freed; the pile goes on in a spare one."""
-        region, count = int(self._region[pile]), int(self.counts[pile])
-        self._region[pile], self.counts[pile] = self._spare.pop(), 0
-        first = region * self.room
-        return {name: values[first : first + count] for name, values in self._columns.items()}, region
+        """The rows of a pile that fill blocks, and the region they lie in until it is freed; the pile goes on in a spare one."""
+        rows, region, rest = self.rows(pile), int(self._region[pile]), int(self.counts[pile]) % self.block
+        self._region[pile], self.counts[pile] = self._spare.pop(), rest
+        whole = len(rows[IDS]) - rest
+        for name, values in self.rows(pile).items():
+            values[:] = rows[name][whole:]
+        return {name: values[:whole] for name, values in rows.items()}, region
 
     def free(self, region: int) -> None:
         """Its rows are written."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
+from interp.store.disk import sync, sync_folder, writes_direct
 from interp.store.int8 import LOST, Coding, begun, encode, memory_for
 from interp.store.layout import (
-    CHECKSUMS,
     DTYPES,
     IDS,
     INDEX,
@@ -29,20 +28,16 @@ from interp.store.layout import (
     PILE_BYTES,
     REGION_BYTES,
     SHARD,
-    Crc32,
     Index,
-    checksum_of,
     columns_of,
     naming,
     pile_count,
-    raw,
     read_index,
     row_bytes,
     shard_name,
-    start_writing,
-    sync,
-    sync_folder,
 )
+from interp.store.memory import raw
+from interp.store.shards import Shard, block_rows, cut_back
 from interp.store.shuffle import piles_of
 from interp.store.waiting import SPARE, Waiting
 
@@ -52,16 +47,6 @@ if TYPE_CHECKING:
 
 SYNCS = 8  # shards brought to the disk at a time: the disk's journal is written once for all of them
 MAX_FVU = 1e-3  # int8 rows that lose more of the variance are refused unless asked for
-
-
-@dataclass
-class _Shard:
-    """A shard being written: what has gone into it, and whether the disk surely has it."""
-
-    path: Path
-    digest: Any = field(default_factory=Crc32)
-    bytes: int = 0
-    synced: bool = False
 
 
 class StoreWriter:
@@ -101,20 +86,21 @@ class StoreWriter:
         self._max_fvu = _max_fvu(max_fvu, dtype)
         asked = _asked(widths, dtype, seed, expected_rows, meta, pile_bytes)
         self._lock = _lock(self.path)
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, Shard] = {}
         self._index = asked
+        room = max(1, min(REGION_BYTES, pile_bytes // len(asked.piles)) // row_bytes(widths, asked.dtype))
+        self._direct = room >= 2 * block_rows(asked) and writes_direct(self.path)
+        self._waiting = Waiting(asked, room, block_rows(asked) if self._direct else 1)
         try:
             self._index = self._begin(asked, resume)
         except BaseException:
             self._lock.close()
             raise
-        self._piles = np.array(self._index.piles)
+        self._piles = np.array(self._index.piles) - self._waiting.counts  # rows that are written for good
         self._codings = {site: Coding.from_json(told) for site, told in self._index.int8.items()}
         self._memory = memory_for(max(widths.values()))
         self._rows = self._index.rows
         self._torn = False
-        room = min(REGION_BYTES, pile_bytes // len(self._piles)) // row_bytes(widths, asked.dtype)
-        self._waiting = Waiting(asked, max(1, room))
         self._thread, self._summing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: deque[tuple[Future[None], int]] = deque()  # what the thread does, and the region it does it from
 
@@ -220,26 +206,37 @@ class StoreWriter:
     def _commit(self, name: str, cursor: dict[str, Any] | None) -> None:
         """Have all rows on the disk, then say so in the index or journal `name`."""
         with self._whole():
-            for pile in np.flatnonzero(self._waiting.counts).tolist():
+            for pile in np.flatnonzero(self._waiting.counts >= self._waiting.block).tolist():
                 self._flush(pile)
             while self._writing:
                 self._written()
+            for pile in np.flatnonzero(self._waiting.counts + self._piles).tolist():
+                for column, rows in self._waiting.rows(pile).items():
+                    shard = self._shard(pile, column)
+                    with self._naming(shard.path):
+                        shard.end(raw(rows))
             with ThreadPoolExecutor(SYNCS) as syncing:
                 list(syncing.map(self._sync, self._shards.values()))
             int8 = {site: coding.as_json(self.rows) for site, coding in self._codings.items()}
-            index = replace(self._index, piles=self._piles.tolist(), shards=self._sums(), cursor=cursor, int8=int8)
+            piles = (self._piles + self._waiting.counts).tolist()
+            index = replace(self._index, piles=piles, shards=self._sums(), cursor=cursor, int8=int8)
             with self._naming(self.path / name):
                 sync_folder(self.path)  # the names of new shards
                 index.write(self.path / name)
             self._index = index
 
     def _recover(self, index: Index) -> None:
-        """Cut every shard back to the last commit, and hash what is left to verify it and to go on hashing."""
+        """Cut every shard back to the last commit, verify what is left, and have its last rows wait for more."""
         for file in self.path.iterdir():
             if SHARD.fullmatch(file.name) and file.name not in index.shards:
                 file.unlink()
-        for name, shard in index.shards.items():
-            self._shards[name] = _cut_back(self.path / name, shard)
+        for pile, rows in enumerate(index.piles):
+            if rows:
+                rest = index.empty(index.columns(), rows % self._waiting.block)
+                for column, values in rest.items():
+                    name, keep = shard_name(pile, column), (rows - len(values)) * values.shape[1] * values.itemsize
+                    self._shards[name], raw(values)[:] = cut_back(self.path / name, index.shards[name], keep)
+                self._waiting.put(rest, np.full(rows % self._waiting.block, pile))
 
     def _check_open(self) -> None:
         if self.complete:
@@ -326,27 +323,26 @@ class StoreWriter:
         self._waiting.free(region)
 
     def _extend(self, pile: int, columns: dict[str, Tensor]) -> None:
-        """Append to the shards of a pile. Floor: each byte read twice and written once, the disk aside."""
+        """Append to the shards of a pile. Floor: each byte read twice, once by the disk."""
         for column, rows in columns.items():
-            name, data = shard_name(pile, column), raw(rows)
-            shard = self._shards.get(name) or self._shards.setdefault(name, _Shard(self.path / name))
+            shard, data = self._shard(pile, column), raw(rows)
             summed = self._summing.submit(shard.digest.update, data)
-            with self._naming(shard.path), open(shard.path, "ab") as file:
-                file.write(data)
-                start_writing(file, shard.bytes, len(data))
+            with self._naming(shard.path):
+                shard.extend(data, self._direct)
             summed.result()
-            shard.bytes += len(data)
-            shard.synced = False
 
-    def _sync(self, shard: _Shard) -> None:
+    def _shard(self, pile: int, column: str) -> Shard:
+        name = shard_name(pile, column)
+        return self._shards.get(name) or self._shards.setdefault(name, Shard(self.path / name))
+
+    def _sync(self, shard: Shard) -> None:
         if not shard.synced:
             with self._naming(shard.path):
                 sync(shard.path)
             shard.synced = True
 
     def _sums(self) -> dict[str, dict[str, Any]]:
-        shards = sorted(self._shards.items())
-        return {name: {"bytes": shard.bytes, "crc32": shard.digest.hexdigest()} for name, shard in shards}
+        return {name: {"bytes": shard.size, "crc32": shard.sum} for name, shard in sorted(self._shards.items())}
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
@@ -444,20 +440,3 @@ def _check_same(there: Index, asked: Index, path: Path) -> None:
             f"{path} was begun with {len(there.piles)} piles; this expected_rows (and pile_bytes) asks for "
             f"{len(asked.piles)}. Resume with the same."
         )
-
-
-def _cut_back(path: Path, shard: dict[str, Any]) -> _Shard:
-    """Cut a shard to its committed size. Raises `Failed` if it is shorter than that, or another."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size < shard["bytes"]:
-        raise Failed(f"The shard {path} is cut: {size} of the {shard['bytes']} committed bytes are there. Restore it.")
-    kind = checksum_of(shard)
-    with open(path, "r+b") as file:
-        file.truncate(shard["bytes"])
-        digest = hashlib.file_digest(file, CHECKSUMS[kind])
-        if digest.hexdigest() != shard[kind]:
-            raise Failed(f"The shard {path} was altered since it was committed: its {kind} differs. Restore it.")
-        if kind != "crc32":  # begun by an older version
-            file.seek(0)
-            digest = hashlib.file_digest(file, CHECKSUMS["crc32"])
-    return _Shard(path, digest, shard["bytes"], synced=True)

@@ -82,7 +82,7 @@ def test_resuming_reads_no_pile_before(make: Callable[..., Store], monkeypatch: 
     store = make(500)
     loaded: list[str] = []
     load = Store._load
-    monkeypatch.setattr(Store, "_load", lambda self, name, out: loaded.append(name) or load(self, name, out))
+    monkeypatch.setattr(Store, "_load", lambda self, name, *into: loaded.append(name) or load(self, name, *into))
     next(store.batches(43, with_ids=True, sites=[], start=11))
     assert loaded
     assert len(loaded) <= 3 < len(store.index.piles)  # a batch may need two, and one is loaded ahead
