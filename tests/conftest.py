@@ -40,7 +40,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a random two-layer decoder with a tokenizer of its own."""
     from interp.texts import default_text
-    from interp.zoo import books
+    from interp.zoo import books, training
 
     folder = tmp_path_factory.mktemp("tiny")
     recipe = books.Recipe(
@@ -51,5 +51,5 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from interp.model.twin import randomise
 
     randomise(model, 5)
-    books.export(model, folder)
+    training.export(model, folder)
     return folder

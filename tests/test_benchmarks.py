@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import planted, record, train
-from benchmarks.peers import recording, training
+from benchmarks import kernels, lens, planted, record, train
+from benchmarks.peers import lensing, recording, training
 from interp.dictionaries import KINDS
+from interp.kernels import OPS
 
 
 def test_recording_tells_its_ratios_with_intervals_and_its_bytes(monkeypatch, tmp_path, capsys):
@@ -161,3 +162,42 @@ def test_the_floor_of_a_step_is_its_products_and_its_bytes():
     assert train.floor("topk", "bfloat16", told, a) == 60 + 4 * 10 + 16 * 6 + 26 * 30
     assert train.floor("transcoder", "float32", told, a) == 60 + 4 * 18 + 8 * 10 + 16 * 6 + 26 * 30
     assert train.floor("jumprelu", "float32", told, a) == 300 + 8 * 10 + 26 * 30
+
+
+def test_the_lens_tells_its_ratio_and_memory(monkeypatch, capsys):
+    """In this process, without peers: ours returns what the op returns, over all tokens and layers."""
+    a = argparse.Namespace(layers=3, d=64, vocabulary=300, tokens=40, piece=8, peer_tokens=16, no_peers=True)
+    found = lens.ours(a)()
+    assert found.entropy.shape == (3, 40)
+    assert found.rank.shape == (3, 40, 2)
+
+    def here(command, name):
+        work = lens.WORK[name](a)
+        while True:
+            yield lensing.measured(work, a.tokens)
+
+    monkeypatch.setattr(lens, "answers", here)
+    rows = lens.summary(lens.raced(lens.contestants(a), 2))
+    assert rows["bare"]["wall"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert rows["ours"]["us_a_token"] > 0
+    lens.show(rows)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("ours")
+
+
+def test_the_eager_lens_is_the_op_where_nothing_is_special():
+    (case,) = (c for c in kernels.CASES["lens_statistics"] if c.size.startswith("ragged"))
+    args = case.arguments("cpu")
+    best, *want = OPS["lens_statistics"](*args)
+    log_probs, tops, *others = case.eager(*args)
+    for got, wanted in zip((tops, log_probs, *others), want, strict=True):
+        assert torch.allclose(got.double(), wanted.double(), atol=1e-4)
+    assert torch.equal(best, (args[1] @ args[2].T).argmax(-1))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_six_sizes_and_a_row(op, monkeypatch):
+    assert len(kernels.CASES[op]) >= 6
+    monkeypatch.setattr(kernels, "seconds", lambda works, rounds: {name: (w(), 2.0)[1] for name, w in works.items()})
+    row = kernels.row(op, kernels.CASES[op][0], 1)
+    assert row["ratios"]["plain/ours"] == row["ratios"]["eager/ours"] == 1.0
+    assert row["seconds"]["floor"] >= 2.0

@@ -1,7 +1,8 @@
-"""`interp lens`: watch a prediction form from site to site; `interp train lens`: train a tuned lens."""
+"""`interp lens`: watch a prediction form from site to site, in text, sound and pictures."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +12,20 @@ from interp.cli import answer, guarded
 from interp.errors import Failed, WrongUse, nearest
 
 if TYPE_CHECKING:
-    from interp.lenses import Lens, Trajectory
+    from rich.table import Table
+
+    from interp.lenses import ClassLens, Lens, Trajectory
     from interp.model import Model
 
-KINDS = ("logit", "tuned", "shortcut", "decoder")
-TRAINED = ("tuned", "shortcut")
-MEDIA = ("audio", "image")
+TRAINED = ("tuned", "shortcut", "jacobian", "future", "attention")
+TAKES = {  # what --target means to those kinds that take one
+    "decoder": "the text that the decoder is made to read",
+    "patchscope": "the prompt that states are put into",
+    "backward": "the token whose loss is meant",
+    "class": "the class whose evolution is shown",
+}
+KINDS = ("logit", *TRAINED, *TAKES)
+MEDIA = {"audio": "decoder", "image": "class"}  # and the kind that reads them, unless another is asked for
 
 
 @guarded
@@ -25,10 +34,19 @@ def lens(
         str, typer.Argument(help="zoo:books, a folder, or a hub id; or `audio`, `image`: a file comes next")
     ],
     text: Annotated[str | None, typer.Argument(help="the text to read, or the file; none with --ids")] = None,
-    kind: Annotated[str, typer.Option(help=f"of the lens: {', '.join(KINDS)}")] = "logit",
+    kind: Annotated[
+        str | None, typer.Option(help=f"of the lens: {', '.join(KINDS)}; default: logit, or what --lens holds")
+    ] = None,
     of: Annotated[str | None, typer.Option("--model", help="the model that reads an audio or image file")] = None,
     weights: Annotated[
         Path | None, typer.Option("--lens", help="folder of a lens that `interp train lens` made")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="; ".join(f"{kind}: {what}" for kind, what in TAKES.items()) + "; ids with --ids")
+    ] = None,
+    dictionary: Annotated[
+        Path | None,
+        typer.Option(help="folder of a dictionary to attach: --site SITE.latents reads what it makes of SITE"),
     ] = None,
     ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 5,6,7")] = None,
     site: Annotated[
@@ -49,15 +67,64 @@ def lens(
             "a file is read as `interp lens audio FILE --model MODEL` (or image); a text as `interp lens MODEL TEXT`."
         )
     wrapped = load(of or model, device=device)
+    if dictionary is not None:
+        from interp.dictionaries import load_dictionary
+
+        wrapped.attach(load_dictionary(dictionary))
     x = _input(wrapped, text, ids) if media is None else _file(wrapped, str(of), media, Path(str(text)))
-    made = _made(wrapped, kind, weights)
+    made = _made(wrapped, kind or _kind(weights, media), weights, target, ids is not None)
+    x = _forced(made, x, target, ids is not None)
     seen = made(x, site or None, k=k, tokens=[_token(t) for t in token or ()])
+    more = _layers(made, x, site or None) | _picture(made, x, site or None, target)
     if out is not None:
         from interp.reports.lens import write_lens
 
-        write_lens(out, seen, {"model": of or model, "sites": ", ".join(site or ["the stream after every block"])})
-    layers = _layers(made, x, site or None)
-    answer(as_dict(seen) | layers, as_json, lambda _: _show(seen, layers, out))
+        facts = {"model": of or model, "sites": ", ".join(site or ["the stream after every block"])}
+        write_lens(out, seen, facts | ({} if target is None else {"target": target}), more)
+    answer(as_dict(seen) | more, as_json, lambda _: _show(seen, more, out))
+
+
+def _kind(weights: Path | None, media: str | None) -> str:
+    """The kind that is meant where none was named."""
+    config = None if weights is None else weights / "config.json"
+    if config is not None and config.is_file():
+        try:
+            return str(json.loads(config.read_text(encoding="utf-8")).get("kind"))
+        except (ValueError, AttributeError) as error:
+            raise Failed(f"{config} cannot be read: {error}") from error
+    return "tuned" if config is not None else MEDIA.get(media or "", "logit")
+
+
+def _forced(made: Lens, x: Any, target: str | None, as_ids: bool) -> Any:
+    """The input, with what a decoder is made to read."""
+    import torch
+
+    from interp.lenses import DecoderLens
+
+    if target is None or not isinstance(made, DecoderLens):
+        return x
+    return made.forced(x, torch.tensor([_numbers_in(target, "--target")]) if as_ids else target)
+
+
+def _picture(made: Lens, x: Any, sites: list[str] | None, target: str | None) -> dict[str, Any]:
+    """How the tokens of a picture say the class, under "label", "picture" and "identifiability" [L][T]."""
+    from interp.lenses import ClassLens
+
+    if not isinstance(made, ClassLens):
+        return {}
+    seen = made.evolution(x, sites, label=_label(made, target))
+    return {
+        "label": made.words([int(seen.labels[0])])[0],
+        "picture": vars(seen.picture),
+        "identifiability": seen.identifiability[:, 0].tolist(),
+        "importance": None if made.pooled else made.importance(x, label=int(seen.labels[0])).drop.tolist(),
+    }
+
+
+def _label(made: ClassLens, target: str | None) -> int | str | None:
+    """A class by its name, or by its number where no class has that name."""
+    names = getattr(made.model.config, "id2label", None) or {}
+    return target if target is None or target in names.values() else _token(target)
 
 
 def _layers(made: Lens, x: Any, sites: list[str] | None) -> dict[str, Any]:
@@ -121,31 +188,51 @@ def _input(model: Model, text: str | None, ids: str | None) -> Any:
         )
     if ids is None:
         return text
-    parts = [part.strip() for part in ids.split(",")]
+    numbers, table = _numbers_in(ids, "--ids"), model.weights.get("W_E")
+    if table is not None and max(numbers) >= len(table):
+        raise WrongUse(f"token {max(numbers)} is not there: ids run from 0 to {len(table) - 1}.")
+    return torch.tensor([numbers])
+
+
+def _numbers_in(text: str, option: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts):
-        raise WrongUse(f"--ids takes numbers with commas between them, as 5,6,7; not {ids!r}.")
-    table = model.weights.get("W_E")
-    if table is not None and max(map(int, parts)) >= len(table):
-        raise WrongUse(f"token {max(map(int, parts))} is not there: ids run from 0 to {len(table) - 1}.")
-    return torch.tensor([[int(part) for part in parts]])
+        raise WrongUse(f"{option} takes numbers with commas between them, as 5,6,7; not {text!r}.")
+    return [int(part) for part in parts]
 
 
 def _token(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _made(model: Model, kind: str, weights: Path | None) -> Lens:
-    from interp.lenses import DecoderLens, Lens, Shortcut, TunedLens
+def lens_class(kind: str) -> type[Any]:
+    """The class of a kind. Raises `WrongUse` for a kind that is not there."""
+    from interp import lenses
 
     if kind not in KINDS:
         raise WrongUse(f"there is no lens of the kind {kind!r}.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    kinds = [getattr(lenses, name) for name in lenses.__all__]
+    return next(
+        c for c in kinds if isinstance(c, type) and getattr(c, "kind", None) == kind and issubclass(c, lenses.Lens)
+    )
+
+
+def _made(model: Model, kind: str, weights: Path | None, target: str | None, as_ids: bool) -> Lens:
+    build = lens_class(kind)
     if (kind in TRAINED) != (weights is not None):
         raise WrongUse(
-            f"--lens FOLDER goes together with --kind {' or '.join(TRAINED)}: `interp train lens MODEL -o FOLDER` makes one."
+            f"--lens FOLDER goes together with --kind {', '.join(TRAINED[:-1])} or {TRAINED[-1]}: "
+            f"`interp train lens MODEL --kind {kind if kind in TRAINED else 'tuned'} -o FOLDER` makes one."
         )
+    if target is not None and kind not in TAKES:
+        raise WrongUse(f"the {kind} lens takes no --target. {'; '.join(f'{k}: {what}' for k, what in TAKES.items())}.")
     if weights is not None:
-        return (TunedLens if kind == "tuned" else Shortcut).load(weights, model)
-    return DecoderLens(model) if kind == "decoder" else Lens(model)
+        return build.load(weights, model)
+    if kind == "backward":
+        return build(model, None if target is None else _token(target))
+    if kind == "patchscope":
+        return build(model, _numbers_in(target, "--target") if as_ids and target is not None else target)
+    return build(model)
 
 
 def as_dict(seen: Trajectory) -> dict[str, Any]:
@@ -184,70 +271,72 @@ def _numbers(rows: list[list[Any]]) -> list[list[Any]]:
     return [[None if value != value else value for value in row] for row in rows]
 
 
-def _show(seen: Trajectory, layers: dict[str, Any], out: Path | None) -> None:
+def _show(seen: Trajectory, more: dict[str, Any], out: Path | None) -> None:
     """The likeliest token at each site, the last site at the top, and means."""
-    from rich import print as show
+    from rich.console import Console
+
+    console = Console()
+    shown = (
+        seen.at(slice(more["picture"]["first"] or None)) if "picture" in more else seen
+    )  # the picture itself comes below
+    console.print(_table(shown, console.width))
+    for row in more.get("layers", ()):
+        print(f"{row['site']:28} {row['error_rate']:5.2f}  {row['text']}")
+    if "picture" in more:
+        print(_shaded(seen, more, console.width))
+    if out is not None:
+        print(f"page: {out}")
+
+
+def _table(seen: Trajectory, width: int) -> Table:
+    """As many of the last tokens as the width has room for, none of them cut."""
     from rich.table import Table
     from rich.text import Text
 
     from interp.lenses.trajectory import short_names
 
-    table = Table("site", "entropy", "KL", title=f"{seen.kind} lens, the last tokens")
-    for word in seen.tokens[-8:]:
-        table.add_column(Text(word))
-    for row, name in reversed(list(enumerate(short_names(seen.sites)))):
-        numbers = f"{seen.entropy[row].mean():.2f}", f"{seen.kl_forward[row].mean():.2f}"
-        table.add_row(name, *numbers, *(Text(w) for w in seen.words(seen.top[row, -8:, 0].tolist())))
-    show(table)
-    for row in layers.get("layers", ()):
-        print(f"{row['site']:28} {row['error_rate']:5.2f}  {row['text']}")
-    if out is not None:
-        print(f"page: {out}")
+    columns = [
+        [_plain(word), *map(_plain, seen.words(tops))]
+        for word, tops in zip(seen.tokens, seen.top[..., 0].T.tolist(), strict=True)
+    ]
+    names, count = short_names(seen.sites), len(columns)
+    room = width - max(map(len, names)) - 25  # two numbers, borders and padding
+    for shown in range(1, count + 1):
+        room -= max(Text(cell).cell_len for cell in columns[-shown]) + 3
+        if room < 0 and shown > 1:
+            columns = columns[-shown + 1 :]
+            break
+    what = f"{count} tokens" if len(columns) == count else f"the last {len(columns)} of {count} tokens"
+    table = Table("site", "entropy", "KL", title=f"{seen.kind} lens, {what}", title_style="")
+    for cells in columns:
+        table.add_column(Text(cells[0]), overflow="fold")
+    for row, name in reversed(list(enumerate(names))):
+        numbers = f"{seen.entropy[row].mean():.2f}", f"{seen.kl_forward[row].nanmean():.2f}"
+        table.add_row(name, *numbers, *(Text(cells[1 + row]) for cells in columns))
+    return table
 
 
-@guarded
-def train_lens(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the lens")],
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
-    kind: Annotated[str, typer.Option(help="tuned, or shortcut: least squares to the last stream")] = "tuned",
-    steps: Annotated[int, typer.Option(help="training steps; of a shortcut: steps × tokens are read once")] = 250,
-    tokens: Annotated[int, typer.Option(help="tokens a step")] = 2**18,
-    context: Annotated[int, typer.Option(help="tokens a window of text")] = 2048,
-    optimizer: Annotated[str, typer.Option(help="sgd (Nesterov) or adam")] = "sgd",
-    lr: Annotated[float | None, typer.Option(help="learning rate; default: 0.1 for sgd, 0.001 for adam")] = None,
-    bias_only: Annotated[bool, typer.Option("--bias-only", help="train b_l alone")] = False,
-    seed: Annotated[int, typer.Option(help="of the order of the text")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """Train an affine map a layer, from which the head reads what the model will say (or, by least squares, its last stream)."""
-    import csv
+def _plain(word: str) -> str:
+    from interp.reports.words import parts
 
-    from interp.lenses import Recipe, fit_shortcut, train_tuned_lens
-    from interp.model import load
-    from interp.texts import read_texts
-
-    if kind not in TRAINED:
-        raise WrongUse(
-            f"there is no lens of the kind {kind!r} to train.{nearest(kind, TRAINED)} Kinds: {', '.join(TRAINED)}."
-        )
-    if kind == "shortcut":
-        fitted = fit_shortcut(
-            load(model, device=device), read_texts(text, dataset), context=context, tokens=steps * tokens
-        )
-        fitted.save(out)
-        return answer({"path": str(out), "sites": fitted.sites}, as_json, lambda result: print(result["path"]))
-    recipe = Recipe(steps, tokens, context, optimizer, lr, bias_only=bias_only, seed=seed)
-    made = train_tuned_lens(load(model, device=device), read_texts(text, dataset), out, recipe)
-    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
-        *_, last = csv.DictReader(file)
-    result = {"path": str(out), "steps": int(last.pop("step")) + 1, "sites": made.sites}
-    return answer(result | {"kl": {site: float(kl) for site, kl in last.items()}}, as_json, _show_trained)
+    return "".join(run for run, _ in parts(word))
 
 
-def _show_trained(result: dict[str, Any]) -> None:
-    print(f"{result['path']}: {result['steps']} steps")
-    for site, kl in result["kl"].items():
-        print(f"{site:28} KL {kl:.4f}")
+SHADES = " ░▒▓█"
+
+
+def _shaded(seen: Trajectory, more: dict[str, Any], width: int) -> str:
+    """How well tokens of the picture say the class, in the picture's shape: as many sites as fit side by side, ends included."""
+    from interp.lenses.trajectory import short_names
+
+    rows, columns, first = (more["picture"][n] for n in ("rows", "columns", "first"))
+    names, wide = short_names(seen.sites), max(2 * columns, 14) + 2
+    fit = min(len(names), max(2, width // wide))
+    chosen = sorted({round(i * (len(names) - 1) / (fit - 1)) for i in range(fit)}) if fit > 1 else [0]
+    lines = [f"identifiability of {more['label']!r}, from 0 to 1: '{SHADES}'"]
+    lines.append("".join(f"{names[i]:{wide}}" for i in chosen))
+    for row in range(rows):
+        cells = [more["identifiability"][i][first + row * columns :][:columns] for i in chosen]
+        marks = ["".join(2 * SHADES[min(4, int(5 * value))] for value in part) for part in cells]
+        lines.append("".join(f"{mark:{wide}}" for mark in marks).rstrip())
+    return "\n".join(lines)

@@ -12,8 +12,8 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.activations import Activations, check_shape, ends, names_in
-from interp.cli.lens import train_lens
 from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
+from interp.cli.train_lens import train_lens
 from interp.errors import Failed, WrongUse
 
 if TYPE_CHECKING:

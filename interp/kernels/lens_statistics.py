@@ -12,7 +12,7 @@ Differences of scores less their maxima are small where the distributions are cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ from torch import Tensor
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 FLOOR = -3e38  # stands for -inf below the maximum, so that 0 · z is 0
 NEVER = 1e9  # no difference of scores is so large: a divergence above it has p > 0 where the other is 0
 BYTES = 2**28  # of the scores of one product
-ROWS = 16  # whose scores stay in cache while they are gone over
+CACHED = 2**20  # scores that stay in cache while they are gone over
 
 SCHEMA = (
     "lens_statistics(Tensor states, Tensor final, Tensor? weight, Tensor? bias, float multiplier, float cap, Tensor asked, int k)"
@@ -50,6 +50,18 @@ class Found(NamedTuple):
     log_prob: Float[Tensor, "s n 1+m"]  # of `best` and of the m tokens asked about
     rank: Int[Tensor, "s n 1+m"]  # 1 + how many others score higher: equals share a rank
 
+    def where(self, known: Bool[Tensor, " n"]) -> Found:
+        """The same, but of a token that is not known there is no `best` (-1), and nothing is said of it or against it."""
+        first = torch.zeros_like(self.rank, dtype=torch.bool)
+        first[..., 0] = ~known
+        return self._replace(
+            best=self.best.masked_fill(~known, -1),
+            kl_forward=self.kl_forward.masked_fill(~known, torch.nan),
+            kl_backward=self.kl_backward.masked_fill(~known, torch.nan),
+            log_prob=self.log_prob.masked_fill(first, torch.nan),
+            rank=self.rank.masked_fill(first, 0),
+        )
+
 
 def fake(
     states: Tensor, final: Tensor, weight: Tensor | None, bias: Tensor | None, multiplier: float, cap: float,
@@ -58,13 +70,15 @@ def fake(
     """Results with nothing in them."""
     (s, n, width), m = states.shape, 1 + asked.shape[1]
     k = min(k, width if weight is None else weight.shape[0])
-    number = {"dtype": torch.promote_types(states.dtype, torch.float32), "device": states.device}
-    place = {"dtype": torch.int64, "device": states.device}
+    number: dict[str, Any] = {"dtype": torch.promote_types(states.dtype, torch.float32), "device": states.device}
+    place: dict[str, Any] = {"dtype": torch.int64, "device": states.device}
     return Found(
         torch.empty(n, **place),
         torch.empty(s, n, k, **place),
         torch.empty(s, n, k, **number),
-        *(torch.empty(s, n, **number) for _ in range(3)),
+        torch.empty(s, n, **number),
+        torch.empty(s, n, **number),
+        torch.empty(s, n, **number),
         torch.empty(s, n, m, **number),
         torch.empty(s, n, m, **place),
     )
@@ -162,7 +176,7 @@ def cpu(
     asked: Int[Tensor, "n m"],
     k: int,
 ) -> Found:
-    """One product for all states of some tokens (`BYTES`), then a few of its rows at a time (`ROWS`) while in cache."""
+    """One product for all states of some tokens (`BYTES`), then a few of its rows at a time (`CACHED`)."""
     found = fake(states, final, weight, bias, multiplier, cap, asked, k)
     (s, n, d), dtype = states.shape, found.entropy.dtype
     width = d if weight is None else weight.shape[0]
@@ -172,7 +186,7 @@ def cpu(
     for part in slices(n, tokens):
         h = torch.cat([states[:, part], final[None, part]]).flatten(0, 1)
         z = scored(h, weight, bias, multiplier, cap, room).unflatten(0, (s + 1, -1))
-        for rows in slices(z.shape[1], ROWS):
+        for rows in slices(z.shape[1], CACHED // width):
             at = slice(part.start + rows.start, part.start + rows.stop)
             own = Final.of(z[-1, rows].to(dtype, copy=True))
             found.best[at], bad_final[at] = own.best, ~own.log_sum.isfinite()
@@ -261,6 +275,17 @@ def slices(count: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
+def few(states: Tensor, final: Tensor, weight: Tensor | None, *_: Any) -> bool:
+    """up to 8,192 scores"""
+    s, n, d = states.shape
+    return s * n * (d if weight is None else weight.shape[0]) <= 8192
+
+
 lens_statistics = Op(
-    SCHEMA, reference, fake=fake, cpu=cpu, triton="interp.kernels.lens_statistics_triton:lens_statistics"
+    SCHEMA,
+    reference,
+    fake=fake,
+    cpu=cpu,
+    triton="interp.kernels.lens_statistics_triton:lens_statistics",
+    plain=few,
 )

@@ -10,6 +10,9 @@ Shares are joined by the same rule. z_f of a tile is made once for all states: L
 for m_f. Above `WIDE` the products of a stretch of the vocabulary are left to `torch.mm`, and the pass reads scores.
 """
 
+# Arguments of kernels have Triton's types.
+# mypy: disable-error-code=no-untyped-def
+
 from __future__ import annotations
 
 from typing import Any
@@ -113,6 +116,23 @@ def _after(z, places, value, place):
 
 
 @triton.jit
+def _kept(z, places, held, spots):
+    """The lists `held` at `spots` with what of z [row, places] belongs into them: the largest so far, equal ones by place."""
+    top = tl.full((z.shape[0],), float("inf"), tl.float32)
+    top, top_place = _after(z, places, top, tl.full((z.shape[0],), -1, tl.int32))
+    low, low_place = _worst(held, spots)
+    better = (top > low) | ((top == low) & (top_place < low_place))
+    while tl.max(better.to(tl.int32), 0) > 0:
+        slot = (held == low[:, None]) & (spots == low_place[:, None]) & better[:, None]
+        held = tl.where(slot, top[:, None], held)
+        spots = tl.where(slot, top_place[:, None], spots)
+        top, top_place = _after(z, places, top, top_place)
+        low, low_place = _worst(held, spots)
+        better = (top > low) | ((top == low) & (top_place < low_place))
+    return held, spots
+
+
+@triton.jit
 def _pass(
     states, final, W, bias, n, vocabulary, offset, tiles, multiplier, cap, m_f_in, wanted, z_wanted,
     m_at, s_at, w_at, a_at, b_at, sigma_at, rank_at, value_at, place_at, S,
@@ -162,18 +182,7 @@ def _pass(
             held = tl.load(value_at + spot, mask=real[:, None], other=float("inf"))
             spots = tl.load(place_at + spot, mask=real[:, None], other=0)
             places = tl.where(columns < vocabulary, columns + offset, GONE)
-            top, top_place = _after(
-                z, places, tl.full((TOKENS,), float("inf"), tl.float32), tl.full((TOKENS,), -1, tl.int32)
-            )
-            low, low_place = _worst(held, spots)
-            better = (top > low) | ((top == low) & (top_place < low_place))
-            while tl.max(better.to(tl.int32), 0) > 0:
-                slot = (held == low[:, None]) & (spots == low_place[:, None]) & better[:, None]
-                held = tl.where(slot, top[:, None], held)
-                spots = tl.where(slot, top_place[:, None], spots)
-                top, top_place = _after(z, places, top, top_place)
-                low, low_place = _worst(held, spots)
-                better = (top > low) | ((top == low) & (top_place < low_place))
+            held, spots = _kept(z, places, held, spots)
             tl.store(value_at + spot, held, mask=real[:, None])
             tl.store(place_at + spot, spots, mask=real[:, None])
             i += 1
@@ -343,13 +352,16 @@ def _finished(
 
 _SUMS = dict.fromkeys(("m_f_in", "z_wanted", "m_at", "s_at", "w_at", "a_at", "b_at", "sigma_at", "value_at"), "*fp32")
 _PLACES = dict.fromkeys(("wanted", "rank_at", "place_at"), "*i32")
-COMPILED = {}
+COMPILED: dict[str, tuple[Any, dict[str, Any]]] = {}
 for _name, _kind, _dtype, _d in (
     ("bf16, d 768", "products", "bf16", 768),
     ("fp32, d 768", "float32 products", "fp32", 768),
     ("bf16 scores", "scores", "bf16", STRETCH),
 ):
-    _head = dict.fromkeys(("n", "vocabulary", "offset", "tiles"), "i32") | {"multiplier": "fp32", "cap": "fp32"}
+    _head: dict[str, Any] = dict.fromkeys(("n", "vocabulary", "offset", "tiles"), "i32") | {
+        "multiplier": "fp32",
+        "cap": "fp32",
+    }
     _head |= dict.fromkeys(("final", "W", "bias"), f"*{_dtype}") | {
         "D": _d,
         "BIAS": False,

@@ -30,12 +30,12 @@ class Averages:
     kind: str
     sites: tuple[str, ...]
     sums: dict[str, Float[Tensor, "window site"]]
-    counts: dict[str, Float[Tensor, " window"]]
+    counts: dict[str, Float[Tensor, "window site"]]
 
     def mean(self, value: str) -> Float[Tensor, " site"]:
         """The mean over all tokens. Raises `WrongUse` for an unknown value."""
         self._check(value)
-        return self.sums[value].sum(0) / self.counts[value].sum()
+        return self.sums[value].sum(0) / self.counts[value].sum(0)
 
     def band(self, value: str, share: float = 0.95, seed: int = 0) -> Float[Tensor, "2 site"]:
         """The middle `share` of the means of 1000 samples of the windows, drawn with replacement (Efron 1979)."""
@@ -51,7 +51,7 @@ class Averages:
         if self.sites != other.sites or not torch.equal(self.counts[value], other.counts[value]):
             raise WrongUse("the two lenses read other sites, or other text: give both the same of both.")
         sums, counts = self.sums[value] - other.sums[value], self.counts[value]
-        return sums.sum(0) / counts.sum(), interval(sums, counts)
+        return sums.sum(0) / counts.sum(0), interval(sums, counts)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and value: site, value, mean, low, high."""
@@ -75,7 +75,7 @@ class Averages:
         figure.add_scatter(x=x, y=high, **edge)
         figure.add_scatter(x=x, y=low, fill="tonexty", fillcolor="rgba(31,95,139,.2)", **edge)
         figure.add_scatter(x=x, y=self.mean(value), name=self.kind, mode="lines+markers", line={"color": "#1f5f8b"})
-        title = f"{self.kind[:1].upper()}{self.kind[1:]} lens over {int(self.counts['entropy'].sum()):,} tokens"
+        title = f"{self.kind[:1].upper()}{self.kind[1:]} lens over {int(self.counts['entropy'][:, 0].sum()):,} tokens"
         return figure.update_layout(title=title, template="plotly_white", yaxis={"title": VALUES[value]})
 
     def _check(self, value: str) -> None:
@@ -84,13 +84,13 @@ class Averages:
 
 
 def interval(
-    sums: Float[Tensor, "window site"], counts: Float[Tensor, " window"], share: float = 0.95, seed: int = 0
+    sums: Float[Tensor, "window site"], counts: Float[Tensor, "window site"], share: float = 0.95, seed: int = 0
 ) -> Float[Tensor, "2 site"]:
     """Bootstrap interval of Σ sums / Σ counts over windows: the quantiles (1 ∓ share) / 2 of resampled ratios."""
     n = len(counts)
     drawn = torch.randint(n, (DRAWS, n), generator=torch.Generator().manual_seed(seed))
     times = torch.zeros(DRAWS, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(DRAWS, n, dtype=torch.float64))
-    means = (times @ sums.double()) / (times @ counts.double())[:, None]
+    means = (times @ sums.double()) / (times @ counts.double())
     return means.quantile(torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=torch.float64), dim=0)
 
 
@@ -104,9 +104,11 @@ def averages(parts: Sequence[Trajectory]) -> Averages:
         size = int(part.prompt.max()) + 1
         for value in VALUES:
             x = getattr(part, value).double()
+            if value in ("rank", "agreement"):  # these are no NaN where the model says nothing to compare with
+                x = x.masked_fill(part.finals < 0, torch.nan)
             known = ~x.isnan()
             total = x.new_zeros(size, len(x)).index_add_(0, part.prompt, x.nan_to_num().T)
             sums.setdefault(value, []).append(total)
-            counts.setdefault(value, []).append(x.new_zeros(size).index_add_(0, part.prompt, known[0].double()))
+            counts.setdefault(value, []).append(x.new_zeros(size, len(x)).index_add_(0, part.prompt, known.T.double()))
     joined = {v: torch.cat(t) for v, t in sums.items()}, {v: torch.cat(t) for v, t in counts.items()}
     return Averages(parts[0].kind, parts[0].sites, *joined)

@@ -7,6 +7,7 @@ Source: Katz et al. 2024 (arXiv:2402.12865).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.lenses.lens import Lens
-from interp.model.model import teaches
+from interp.lenses.lens import READS, Lens
+from interp.lenses.readout import token_id
+from interp.model.model import Model, teaches
 from interp.model.sweep import Metric
 
 if TYPE_CHECKING:
@@ -64,3 +66,45 @@ def weight_gradient(lens: Lens, x: Any, weight: str, metric: Metric) -> WeightGr
     mask = torch.ones(cache[sites[0]].shape[:2], dtype=torch.bool) if cache.mask is None else cache.mask
     mask = mask.to(cache[sites[0]].device)
     return WeightGradient(weight, cache[sites[0]][mask], cache.grad[sites[1]][mask])
+
+
+class BackwardLens(Lens):
+    """Reads at each site the way that one step of descent would move what stands there: -∂L/∂h through the head.
+
+    L is the cross-entropy of every token that comes next in the text, or, with `target`, of that token after the last one.
+    At `mlp.out`, the default, this is -δ_t of W_out. A gradient has no scale that the final norm expects: each is read at the
+    length of its token's last stream; where it is zero, as zero. Raises `WrongUse` for a model that looks both ways.
+    """
+
+    kind = "backward"
+    reads = (*READS, "out")
+
+    def __init__(self, model: Model, target: int | str | None = None) -> None:
+        super().__init__(model)
+        if not self.head.causal:
+            raise WrongUse(f"{model.id} looks both ways: there is no next token whose loss could be taken.")
+        self.target = None if target is None else token_id(model, target, self.head.width)
+
+    def readable(self, sites: str | Sequence[str] | None = None) -> list[str]:
+        """By default what every MLP returns."""
+        return super().readable(f"{self.head.stack.prefix}blocks.*.mlp.out" if sites is None else sites)
+
+    def states(
+        self, inputs: dict[str, Any], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch pos d"], dict[str, Float[Tensor, "batch pos d"]]]:
+        """(The last stream, -∂L/∂h at each site, as long as the last stream)."""
+        last = self.model.record(inputs, self.head.last)[self.head.last]
+        ids, mask = self.places(inputs, last)
+        follows = self.asked(ids, mask, ())[:, 0]
+        if self.target is None and not bool((follows >= 0).any()):
+            raise WrongUse("no token of the text has a next one: give at least two tokens, or a target (--target).")
+
+        def loss(logits: Float[Tensor, "batch pos vocabulary"]) -> Float[Tensor, ""]:
+            if self.target is not None:
+                ends = mask.long().cumsum(1).argmax(1)
+                return -logits[torch.arange(len(ends)), ends].log_softmax(-1)[:, self.target].sum()
+            return torch.nn.functional.cross_entropy(logits[mask], follows, ignore_index=-1, reduction="sum")
+
+        slope = self.model.record(inputs, list(names), grad=loss).grad
+        length = last.norm(dim=-1, keepdim=True)
+        return last, {n: -slope[n] * length / slope[n].norm(dim=-1, keepdim=True).clamp(min=1e-30) for n in names}

@@ -95,15 +95,32 @@ class DecoderLens(Lens):
 
     def forced(self, x: Any, target: str | Int[Tensor, "batch pos"]) -> dict[str, Any]:
         """Inputs that have the decoder read `target` after its start token, one for each prompt."""
+        if isinstance(target, str) and self.model.tokenizer is None:
+            raise WrongUse(f"{self.model.id} was loaded without a tokenizer: give the target as token ids.")
         ids = self.model.tokenizer(text_target=target)["input_ids"] if isinstance(target, str) else target
-        ids = torch.as_tensor(ids, device=self.model.device).reshape(-1, torch.as_tensor(ids).shape[-1])
-        start = torch.full_like(ids[:, :1], getattr(self.model.config, "decoder_start_token_id", None) or 0)
-        return self._encoder(x) | {"decoder_input_ids": torch.cat([start, ids], dim=1)}
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.model.device)
+        if ids.numel() == 0:
+            raise WrongUse("the target is empty: give the decoder at least one token to read.")
+        ids = ids.reshape(-1, ids.shape[-1])
+        start = self._before(ids)
+        begun = bool((ids[:, :1] == start).all())  # some tokenizers put the start there themselves
+        return self._encoder(x) | {"decoder_input_ids": ids if begun else torch.cat([start, ids], dim=1)}
+
+    def _before(self, ids: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch 1"]:
+        """What the model's decoder reads before these labels: its start token, or the language it wraps around from their end."""
+        shift = getattr(self.model.module, "prepare_decoder_input_ids_from_labels", None)
+        if shift is not None:
+            return shift(labels=ids)[:, :1]
+        return torch.full_like(ids[:, :1], getattr(self.model.config, "decoder_start_token_id", None) or 0)
 
     def _encoder(self, x: Any, bos: bool | None = None) -> dict[str, Any]:
         return {n: v for n, v in self.model.inputs(x, bos).items() if not n.startswith("decoder_")}
 
     def _generated(self, encoder: dict[str, Any], options: dict[str, Any]) -> Int[Tensor, "batch pos"]:
+        """What the model writes, in no more tokens than its decoder has places for beside the start (Whisper refuses more)."""
+        places = getattr(self.model.config, "max_target_positions", None)
+        if places is not None and "max_new_tokens" in options:
+            options = options | {"max_new_tokens": min(options["max_new_tokens"], places - 1)}
         with torch.no_grad():
             out = self.model.module.generate(**encoder, **({"do_sample": False} | options))  # type: ignore[operator]
         return getattr(out, "sequences", out)

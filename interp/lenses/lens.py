@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.kernels.lens_statistics import topk
+from interp.kernels.lens_statistics import Found, topk
 from interp.lenses.averages import Averages, averages
 from interp.lenses.readout import Readout, token_id
 from interp.lenses.statistics import statistics
 from interp.lenses.trajectory import Trajectory, trajectory
 from interp.model.model import Model, teaches
+from interp.sites import head_of, host
 from interp.store.recording import batches
 from interp.texts import read_texts, token_texts
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 READS = ("resid_pre", "resid_start", "resid_mid", "resid_post", "resid", "write", "result")
 
 
+def _rows(name: str, shapes: Mapping[str, tuple[int | str, ...]]) -> list[str]:
+    """A site, or each head of one that has heads."""
+    return [f"{name}.{head}" for head in range(int(shapes[name][2]))] if name.endswith(".result") else [name]
+
+
 class Lens:
     """The logit lens of a model, and what every other lens is a kind of: one that maps a state before the head reads it.
 
@@ -36,17 +42,22 @@ class Lens:
     """
 
     kind = "logit"
+    reads: tuple[str, ...] = READS  # last names of the sites that can be read
 
     def __init__(self, model: Model) -> None:
         self.model, self.head = model, Readout(model)
 
-    def mapped(self, site: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        """What stands for the stream after the last block, given what stands at `site`: itself, in a logit lens."""
+    def mapped(self, row: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """What stands for the stream after the last block, given what stands at a row: itself, in a logit lens."""
         return x
 
-    def logits(self, site: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n vocabulary"]:
-        """The scores that the lens reads in states of a site."""
-        return self.head(self.mapped(site, x))
+    def logits(self, row: str, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n vocabulary"]:
+        """The scores that the lens reads in states of a row: a site, or what a kind of lens makes several of."""
+        return self.head(self.mapped(row, x))
+
+    def ahead(self, row: str) -> int:
+        """How many tokens further on the model says what a row is compared with; 0 but in a future lens."""
+        return 0
 
     @teaches
     @torch.no_grad()
@@ -75,17 +86,42 @@ class Lens:
         ids, mask = self.places(inputs, last)
         last, states = last[mask], {name: state[mask] for name, state in states.items()}
         asked = self.asked(ids, mask, tokens)
-        read = [name.partition("[")[0] for name in states]
+        prompt, pos = mask.nonzero()[:, 0], (mask.cumsum(1) - 1)[mask]
         return trajectory(
-            statistics(self.head, list(states.values()), lambda i, x: self.mapped(read[i], x), last, asked, k),
+            self._compared(states, last, asked, prompt, k),
             kind=self.kind,
             sites=tuple(states),
             ids=None if ids is None else ids[mask].cpu(),
-            prompt=mask.nonzero()[:, 0].cpu(),
-            pos=(mask.cumsum(1) - 1)[mask].cpu(),
+            prompt=prompt.cpu(),
+            pos=pos.cpu(),
             chosen=tuple(asked[0, 1:].tolist()),
             words=self.words,
         )
+
+    def _compared(
+        self,
+        states: Mapping[str, Float[Tensor, "token ..."]],
+        last: Float[Tensor, "token ..."],
+        asked: Int[Tensor, "token asked"],
+        prompt: Int[Tensor, " token"],
+        k: int,
+    ) -> Found:
+        """Every row beside what the model itself says where the row looks, `best` [row, token] with one for each row.
+
+        Where a row looks further ahead than its prompt goes, the model says nothing to compare with: NaN, rank 0, -1.
+        """
+        found: dict[str, tuple[Tensor, ...]] = {}
+        place = torch.arange(len(last), device=last.device)
+        for ahead in dict.fromkeys(map(self.ahead, states)):
+            rows = [row for row in states if self.ahead(row) == ahead]
+            there = (place + ahead).clamp(max=len(last) - 1)
+            known = (place + ahead == there) & (prompt[there] == prompt)
+            wanted = torch.cat([asked[there, :1].masked_fill(~known[:, None], -1), asked[:, 1:]], dim=1)
+            mapped = lambda i, x, rows=rows: self.mapped(rows[i], x)  # noqa: E731
+            seen = statistics(self.head, [states[row] for row in rows], mapped, last[there], wanted, k)
+            best, *others = seen if ahead == 0 else seen.where(known)
+            found |= {row: (best, *(t[i] for t in others)) for i, row in enumerate(rows)}
+        return Found(*(torch.stack(parts) for parts in zip(*(found[row] for row in states), strict=True)))
 
     @teaches
     def over(
@@ -125,7 +161,10 @@ class Lens:
     # ------------------------------------------------------------ what can be read
 
     def readable(self, sites: str | Sequence[str] | None = None) -> list[str]:
-        """Names of the sites asked for, in order. Raises `WrongUse` for one that is not there or cannot be read."""
+        """The rows of the sites asked for, in order: of a `result` one a head, of others the site.
+
+        Raises `WrongUse` for a site that is not there or cannot be read.
+        """
         prefix = self.head.stack.prefix
         if sites is None:
             return [self.head.first, *(f"{prefix}blocks.{i}.resid_post" for i in range(len(self.head.stack.blocks)))]
@@ -134,19 +173,21 @@ class Lens:
             raise WrongUse("no site was named: leave `sites` out for the stream after every block.")
         for name in names:
             self._check(name)
-        return names
+        shapes = self.model.sites()
+        return [row for name in names for row in _rows(name, shapes)]
 
     def _check(self, name: str) -> None:
-        prefix, shape = self.head.stack.prefix, self.model.sites().get(name, ())
+        prefix, shape = self.head.stack.prefix, self.model.sites().get(head_of(name)[0], ())
+        site = host(head_of(name)[0])  # where latents stand, or what they do not explain
         width = self.model.sites()[self.head.last][2:]
-        part = name.removesuffix(".error").rsplit(".", 1)[-1]  # what a dictionary attached there does not explain
-        inside = name.startswith(f"{prefix}blocks.") and part in READS and not name.endswith(".result.error")
-        if not inside or shape[-len(width) :] != width:
-            held = f"it holds [{', '.join(map(str, shape))}], and " if shape else ""
+        held = self.model.sites().get(site, ()) if name.endswith(".latents") else shape
+        inside = site.startswith(f"{prefix}blocks.") and site.rsplit(".", 1)[-1] in self.reads
+        if not inside or held[-len(width) :] != width or name.endswith((".result.error", ".result.latents")):
+            told = f"it holds [{', '.join(map(str, shape))}], and " if shape else ""
             raise WrongUse(
-                f"the {self.kind} lens of {self.model.id} cannot read {name!r}: {held}only what stands in the stream that the "
+                f"the {self.kind} lens of {self.model.id} cannot read {name!r}: {told}only what stands in the stream that the "
                 f"head reads, or is added to it, can be read: {prefix}blocks.*.resid_pre, .resid_mid, .resid_post, "
-                f".attn.write, .mlp.write, .attn.result."
+                f".attn.write, .mlp.write, .attn.result, one head of it (.attn.result.0), or latents of a dictionary there."
             )
 
     def words(self, ids: Sequence[int]) -> list[str]:
@@ -165,15 +206,17 @@ class Lens:
     def states(
         self, inputs: dict[str, Any], names: Sequence[str]
     ) -> tuple[Float[Tensor, "batch pos ..."], dict[str, Float[Tensor, "batch pos ..."]]]:
-        """(The stream after the last block, what stood at each site); each head's `result` under a name of its own."""
+        """(The stream after the last block, what stood at each row)."""
         cache = self.model.record(inputs, [*names, self.head.last])
-        states: dict[str, Tensor] = {}
-        for name in names:
-            if name.endswith(".result"):
-                states |= {f"{name}[{head}]": x for head, x in enumerate(cache[name].unbind(2))}
-            else:
-                states[name] = cache[name]
-        return cache[self.head.last], states
+        return cache[self.head.last], {name: self._standing(name, cache[name]) for name in names}
+
+    def _standing(self, row: str, x: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos ..."]:
+        """What a recorded row puts into the stream: of a dictionary's latents f W_dec + b_dec, of others itself."""
+        if not row.endswith(".latents"):
+            return x
+        part = next(part for a in self.model.attached for part in a.parts if part.name == row)
+        D, columns = part.dictionary, part.writes[host(row)]
+        return (x @ D.W_dec[:, columns] + D.b_dec[columns]).to(x.dtype)
 
     def places(
         self, inputs: Mapping[str, Any], stream: Float[Tensor, "batch pos ..."]

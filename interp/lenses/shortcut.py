@@ -6,84 +6,114 @@ Source: Yom Din et al. 2023 (arXiv:2303.09435, "Jump to Conclusions").
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.lenses.tuned import TunedLens
-from interp.model.model import Model
-from interp.store.recording import batches
+from interp.lenses.affine import AffineLens
+from interp.lenses.fitting import Job, once, pairs
+from interp.model.model import Model, Tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+RIDGE = 1e-3  # keeps directions that hardly occur at the identity
 
-class Shortcut(TunedLens):
-    """A lens of least-squares maps to the last stream; saved and loaded as a tuned lens is."""
+
+class Shortcut(AffineLens):
+    """A lens of least-squares maps to the last stream."""
 
     kind = "shortcut"
 
 
-@torch.no_grad()
+class LeastSquares:
+    """W, b = argmin Σ ‖h_L - (h + W u + b)‖² of every row of a lens, from sums in float64.
+
+    `ridge` times the mean square of the row's states keeps directions that hardly occur at the identity.
+    """
+
+    def __init__(self, lens: AffineLens, ridge: float) -> None:
+        self.lens, self.ridge = lens, ridge
+        d, sizes = len(lens.b[0]), [w.shape[1] for w in lens.W]
+        self.sums = [torch.zeros(n + 1, n + 1 + d, dtype=torch.float64, device=lens.model.device) for n in sizes]
+
+    def step(self, group: list[Tokens]) -> dict[str, float]:
+        """[XᵀX | Xᵀ(Y - H)] of these windows, X the states with a 1 beside them: what is added to the identity."""
+        for tokens in group:
+            for layer, (row, x, last) in enumerate(pairs(self.lens, tokens)):
+                h, u = self.lens.split(row, x)
+                u = torch.cat([u, u.new_ones(len(u), 1)], dim=1)
+                self.sums[layer] += u.T @ torch.cat([u, last - h], dim=1)
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums."""
+        return dict(zip(self.lens.sites, self.sums, strict=True))
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Other sums."""
+        self.sums = [state[row].to(self.lens.model.device) for row in self.lens.sites]
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Solve for the maps."""
+        for layer, terms in enumerate(self.sums):
+            n = len(terms) - 1
+            shift = self.ridge * terms.diagonal()[:n].mean() * torch.eye(n + 1, dtype=terms.dtype, device=terms.device)
+            shift[n, n] = 0.0  # the intercept is free
+            solved = torch.linalg.solve(terms[:, : n + 1] + shift, terms[:, n + 1 :])
+            self.lens.W[layer].copy_(solved[:n].T)
+            self.lens.b[layer].copy_(solved[n])
+
+
 def fit_shortcut(
     model: Model,
     texts: Iterable[str],
+    out: str | Path | None = None,
     *,
-    ridge: float = 1e-6,
+    ridge: float = RIDGE,
     context: int = 256,
-    batch: int = 8,
     tokens: int | None = None,
+    resume: bool = False,
 ) -> Shortcut:
-    """Fit every layer's map on texts. `ridge` times the mean square of the layer's states keeps directions that hardly occur
-    at the identity; sums are kept in float64. Raises `WrongUse` if there is no text.
+    """Fit every layer's map on the first `tokens` tokens of texts, read once; every tenth window is kept out of it.
+
+    With `out`, save the lens there; interrupted, `resume` goes on. Raises `WrongUse` if there is no text.
     """
     lens = Shortcut(model)
-    d, count = model.width(lens.head.last), 0
-    sums = torch.zeros(len(lens.sites), d + 1, 2 * d + 1, dtype=torch.float64, device=model.device)
-    for _, group in batches(model, texts, context, batch):
-        last, states = _read(lens, group)
-        for layer, h in enumerate(states):
-            x = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
-            sums[layer] += x.T @ torch.cat([x, last - h], dim=1)  # [XᵀX | Xᵀ(Y - X)]: what is added to the identity
-        count += len(last)
-        if tokens is not None and count >= tokens:
-            break
-    if not count:
-        raise WrongUse("the text is empty: there is nothing to fit a shortcut on.")
-    for layer, terms in enumerate(sums):
-        shift = ridge * terms.diagonal()[:d].mean() * torch.eye(d + 1, dtype=terms.dtype, device=terms.device)
-        shift[d, d] = 0.0  # the intercept is free
-        solved = torch.linalg.solve(terms[:, : d + 1] + shift, terms[:, d + 1 :])
-        lens.W[layer], lens.b[layer] = solved[:d].T.to(lens.W[layer]), solved[d].to(lens.b[layer])
+    squares(lens, texts, ridge=ridge, context=context, tokens=tokens).run(out, resume)
     return lens
 
 
-@torch.no_grad()
+def squares(lens: AffineLens, texts: Iterable[str], *, ridge: float, context: int, tokens: int | None) -> Job:
+    """The maps of any affine lens by least squares."""
+    about = {"kind": lens.kind, "ridge": ridge, "context": context, "tokens": tokens}
+    return Job(LeastSquares(lens, ridge), once(lens.model, texts, context, tokens), about)
+
+
 def explained(
-    lens: TunedLens, texts: Iterable[str], *, context: int = 256, batch: int = 8
+    lens: AffineLens, texts: Iterable[str], *, context: int = 256, tokens: int | None = None, held_out: bool = False
 ) -> dict[str, Float[Tensor, " layer"]]:
-    """R² = 1 - Σ ‖h_L - ĥ_L‖² / Σ ‖h_L - mean h_L‖² of each layer over texts: of the lens's maps, and of the "identity"."""
-    off = torch.zeros(2, len(lens.sites), dtype=torch.float64)
-    total, square, count = torch.zeros(lens.model.width(lens.head.last), dtype=torch.float64), 0.0, 0
-    for _, group in batches(lens.model, texts, context, batch):
-        last, states = _read(lens, group)
-        for layer, h in enumerate(states):
-            for row, guess in enumerate((lens.translated(layer, h), h)):
-                off[row, layer] += float((last - guess).square().sum())
-        total, square, count = total + last.sum(0).cpu(), square + float(last.square().sum()), count + len(last)
-    if not count:
+    """R² = 1 - Σ ‖h_L - ĥ_L‖² / Σ ‖h_L - mean h_L‖² of each layer over texts: of the lens's maps, and of the "identity".
+
+    `held_out`: over the windows alone that a fit with the same `texts`, `context` and `tokens` keeps out of it.
+    """
+    n = len(lens.sites)
+    off, square, count = torch.zeros(2, n, dtype=torch.float64), [0.0] * n, [0] * n
+    total = torch.zeros(n, len(lens.b[0]), dtype=torch.float64)
+    for group in once(lens.model, texts, context, tokens, held_out or None):
+        for layer, (row, x, last) in enumerate(pairs(lens, group[0])):
+            for which, guess in enumerate((lens.translated(layer, x), lens.split(row, x)[0])):
+                off[which, layer] += float((last - guess).square().sum())
+            total[layer] += last.sum(0).cpu()
+            square[layer] += float(last.square().sum())
+            count[layer] += len(last)
+    if not all(count):
         raise WrongUse("the text is empty: there is nothing to measure on.")
-    spread = square - float(total.square().sum()) / count
-    r2 = 1 - off / spread
+    spread = [q - float(t.square().sum()) / c for q, t, c in zip(square, total, count, strict=True)]
+    r2 = 1 - off / torch.tensor(spread, dtype=torch.float64)
     return {lens.kind: r2[0], "identity": r2[1]}
-
-
-def _read(lens: TunedLens, group: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
-    """(The last states of real tokens, their states at each site), in float64."""
-    tokens = lens.model.pad(group)
-    cache = lens.model.record(tokens, [*lens.sites, lens.head.last])
-    mask = tokens.mask.to(cache[lens.head.last].device)
-    return cache[lens.head.last][mask].double(), [cache[s][mask].double() for s in lens.sites]

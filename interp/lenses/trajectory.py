@@ -51,7 +51,9 @@ class Trajectory:
     log_prob: Float[Tensor, "site token asked"]  # of the model's own likeliest, of what comes next, of the chosen
     ranks: Int[Tensor, "site token asked"]
     chosen: tuple[int, ...]
-    final: Int[Tensor, " token"]  # the model's own likeliest
+    finals: Int[
+        Tensor, "site token"
+    ]  # the model's own likeliest where the site is compared; -1: nothing to compare with
     words: Callable[[Sequence[int]], list[str]]
 
     @property
@@ -67,7 +69,12 @@ class Trajectory:
     @property
     def agreement(self) -> Bool[Tensor, "site token"]:
         """Whether the likeliest token is the one that the model itself ends with."""
-        return self.top[..., 0] == self.final
+        return self.top[..., 0] == self.finals
+
+    @property
+    def final(self) -> Int[Tensor, " token"]:
+        """The token that the model itself ends with."""
+        return self.finals[-1]
 
     @property
     def cross_entropy(self) -> Float[Tensor, "site token"]:
@@ -103,8 +110,8 @@ class Trajectory:
 
     def at(self, tokens: Any) -> Trajectory:
         """Some of the tokens: a slice, a mask or places."""
-        flat = {n: getattr(self, n)[tokens] for n in ("prompt", "pos", "final")}
-        names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob", "ranks")
+        flat = {n: getattr(self, n)[tokens] for n in ("prompt", "pos")}
+        names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob", "ranks", "finals")
         deep = {n: getattr(self, n)[:, tokens] for n in names}
         return replace(self, ids=None if self.ids is None else self.ids[tokens], **flat, **deep)
 
@@ -142,7 +149,8 @@ class Trajectory:
 def trajectory(found: Found, **about: Any) -> Trajectory:
     """The statistics of each site's tokens as one `Trajectory`, on the CPU."""
     best, *others, rank = (t.cpu() for t in found)
-    return Trajectory(**dict(zip(found._fields[1:-1], others, strict=True)), final=best, ranks=rank, **about)
+    numbers: dict[str, Any] = dict(zip(found._fields[1:-1], others, strict=True))
+    return Trajectory(**numbers, finals=best, ranks=rank, **about)
 
 
 # ---------------------------------------------------------------- the pictures
@@ -151,8 +159,10 @@ SHORT = 10  # characters of a token in a cell
 
 
 def short_names(sites: Sequence[str]) -> list[str]:
-    """Sites without what they all share at the start, and without `blocks.`."""
-    return [s.replace("blocks.", "") for s in sites]
+    """Sites without the stack that they all belong to, and without `blocks.`."""
+    stacks = {s.partition("blocks.")[0] for s in sites}
+    shared = stacks.pop() if len(stacks) == 1 and all("blocks." in s for s in sites) else ""
+    return [s.removeprefix(shared).replace("blocks.", "") for s in sites]
 
 
 def _columns(t: Trajectory) -> list[str]:

@@ -6,11 +6,8 @@ Source: Belrose et al. 2023 (arXiv:2303.08112); the recipe is that of the author
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import Failed, WrongUse, check_keys
-from interp.files import load_tensors, save_tensors, write_json
-from interp.lenses.lens import Lens
-from interp.lenses.readout import Readout
+from interp.errors import WrongUse
+from interp.lenses.affine import AffineLens
+from interp.lenses.fitting import WIDE, Job, shifted
 from interp.lenses.statistics import chunks, statistics
 from interp.model.model import Model, Tokens
 from interp.store.recording import windows
@@ -29,101 +25,11 @@ from interp.store.recording import windows
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-FORMAT = 1
 
-
-class TunedLens(Lens):
-    """A translator t_l for each of `sites`, by default the stream before the first block and after each but the last.
-
-    Untrained it is the logit lens, bit for bit. Translators are kept and applied in float32 (float64 for such a model).
-    """
+class TunedLens(AffineLens):
+    """A translator t_l for each of `sites`, by default the stream before the first block and after each but the last."""
 
     kind = "tuned"
-
-    def __init__(self, model: Model, sites: Sequence[str] | None = None) -> None:
-        super().__init__(model)
-        self.sites = [s for s in super().readable(sites) if s != self.head.last]
-        if any(s.endswith(".result") for s in self.sites):
-            raise WrongUse("a tuned lens has one translator a site: it reads a head's `result` not at all.")
-        d, wide = model.width(self.head.last), torch.promote_types(self.head.dtype, torch.float32)
-        self.W = [torch.zeros(d, d, dtype=wide, device=model.device) for _ in self.sites]
-        self.b = [torch.zeros(d, dtype=wide, device=model.device) for _ in self.sites]
-
-    def mapped(self, site: str, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """t_l(h); the last block's output stands as it is."""
-        if site == self.head.last:
-            return x
-        return self.translated(self.sites.index(site), x)
-
-    def translated(self, layer: int, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """h + W_l h + b_l by the `layer`-th translator, whatever layer h is of."""
-        h = x.to(self.b[layer])
-        return h + h @ self.W[layer].T + self.b[layer]
-
-    def readable(self, sites: str | Sequence[str] | None = None) -> list[str]:
-        """As any lens, and there must be a translator."""
-        if sites is None:
-            return [*self.sites, self.head.last]
-        names = super().readable(sites)
-        for name in names:
-            if name not in self.sites and name != self.head.last:
-                raise WrongUse(f"this tuned lens cannot read {name!r}: it has translators for {', '.join(self.sites)}.")
-        return names
-
-    # ------------------------------------------------------------ on disk
-
-    def save(self, folder: str | Path) -> None:
-        """config.json and weights.safetensors, with the hash of the unembedding that the lens belongs to."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{n}.{site}": t for n, ts in (("W", self.W), ("b", self.b)) for site, t in zip(self.sites, ts, strict=True)
-        }
-        save_tensors(folder / "weights.safetensors", tensors)
-        about = {"format": FORMAT, "kind": self.kind, "model": self.model.id, "sites": self.sites}
-        write_json(folder / "config.json", about | {"unembedding": fingerprint(self.head)})
-
-    @classmethod
-    def load(cls, folder: str | Path, model: Model) -> TunedLens:
-        """The lens that `save` wrote. Raises `WrongUse` for a lens of another model, `Failed` for files that are damaged."""
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise WrongUse(
-                f"{folder} holds no lens: there is no config.json. `interp train lens MODEL -o {folder}` makes one."
-            )
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            tensors, _ = load_tensors(folder / "weights.safetensors")
-        except (ValueError, OSError) as error:
-            raise Failed(f"the lens in {folder} cannot be read: {error}") from error
-        check_keys(config, ("format", "kind", "model", "sites", "unembedding"), f"{folder}/config.json")
-        if config.get("format") != FORMAT or config.get("kind") != cls.kind:
-            raise WrongUse(f"{folder} holds no {cls.kind} lens of format {FORMAT}: its config.json says {config}.")
-        head = Readout(model)
-        if config["unembedding"] != fingerprint(head):
-            raise WrongUse(
-                f"the lens in {folder} was trained for another model ({config['model']}): the unembedding of {model.id} has "
-                "another hash, so what the lens says through it means nothing. Train one: interp train lens."
-            )
-        lens = cls(model, config["sites"])
-        try:
-            lens.W = [tensors[f"W.{s}"].to(w) for s, w in zip(lens.sites, lens.W, strict=True)]
-            lens.b = [tensors[f"b.{s}"].to(b) for s, b in zip(lens.sites, lens.b, strict=True)]
-        except KeyError as error:
-            raise Failed(f"the lens in {folder} is not whole: its weights have no {error}.") from error
-        return lens
-
-
-def fingerprint(head: Readout) -> str:
-    """SHA-256 of the unembedding in float32, or of all parameters outside the blocks where no matrix is all of it."""
-    module, digest = head.model.module, hashlib.sha256()
-    inside = tuple(b.path + "." for s in head.model.wiring.stacks for b in s.blocks)
-    parts: list[Tensor] = [p for n, p in module.named_parameters() if not n.startswith(inside)]
-    if head.layout is not None:
-        parts = [head.model.weights["W_U"]]
-    for part in parts:
-        digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- training
@@ -165,43 +71,102 @@ class Recipe:
         return torch.optim.SGD(parameters, self.lr or 1 - self.momentum, **decay)  # type: ignore[arg-type]
 
 
+class Descent:
+    """Steps of gradient descent on KL(p_model ‖ p_row), each row's loss for itself, averaged over the tokens of a step."""
+
+    def __init__(self, lens: AffineLens, recipe: Recipe) -> None:
+        self.lens, self.recipe = lens, recipe
+        self.trained = [*([] if recipe.bias_only else lens.W), *lens.b]
+        self.optimiser = recipe.made([t.requires_grad_() for t in self.trained])
+        self.lr, self.done = self.optimiser.param_groups[0]["lr"], 0
+
+    def step(self, group: list[Tokens]) -> dict[str, float]:
+        """One step; the loss of each row before it."""
+        self.optimiser.zero_grad()
+        losses = self.backward(group)
+        nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
+        self.optimiser.param_groups[0]["lr"] = self.lr * self.recipe.rate(self.done)
+        self.optimiser.step()
+        self.done += 1
+        return dict(zip(self.lens.sites, losses, strict=True))
+
+    def backward(self, group: Sequence[Tokens]) -> list[float]:
+        """The mean loss of each row, with its gradient: ∂KL(p_f ‖ p)/∂z = p - p_f, fed back through head and map."""
+        lens, sums = self.lens, dict.fromkeys(self.lens.sites, 0.0)
+        lengths = torch.cat([t.mask.sum(1) for t in group])
+        for tokens in group:
+            last, states = lens.states(lens.model.inputs(tokens), lens.sites)
+            for ahead in dict.fromkeys(map(lens.ahead, lens.sites)):
+                now, then = shifted(tokens.mask.to(last.device), ahead)
+                total, rows = (
+                    float((lengths - ahead).clamp(min=0).sum()),
+                    [r for r in lens.sites if lens.ahead(r) == ahead],
+                )
+                for part in chunks(int(now.sum()), 5 * lens.head.width, last):
+                    with torch.no_grad():
+                        p_final = lens.head(last[then][part]).log_softmax(1)
+                    for row in rows:
+                        sums[row] += self._row(row, states[row][now][part], p_final, total)
+        return list(sums.values())
+
+    def _row(self, row: str, x: Tensor, p_final: Float[Tensor, "n vocabulary"], total: float) -> float:
+        """A row's part of the loss, a few tokens of `total`."""
+        i = self.lens.sites.index(row)
+        with torch.enable_grad():
+            z = self.lens.logits(row, x)
+        p = z.detach().log_softmax(1)
+        inputs = [t for t in self.trained if t is self.lens.W[i] or t is self.lens.b[i]]
+        z.backward((p.exp() - p_final.exp()) / total, inputs=inputs)
+        return float((p_final.exp() * (p_final - p)).sum()) / total
+
+    def state(self) -> dict[str, Tensor]:
+        """The maps, and what the optimiser remembers of them."""
+        found = {f"{i}": t for i, t in enumerate(self.trained)}
+        for i, t in enumerate(self.trained):
+            kept = self.optimiser.state[t].items()
+            found |= {f"{i}.{name}": v.reshape(1) if v.ndim == 0 else v for name, v in kept if isinstance(v, Tensor)}
+        return found | {"done": torch.tensor([self.done])}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Other ones; the learning rate follows."""
+        for i, t in enumerate(self.trained):
+            t.data.copy_(state[str(i)])
+            kept = {name.split(".")[1]: v for name, v in state.items() if name.startswith(f"{i}.")}
+            self.optimiser.state[t] = {n: v.reshape(()) if n == "step" else v.to(t.device) for n, v in kept.items()}
+        self.done = int(state["done"])
+
+    def finish(self) -> None:
+        """No more gradients."""
+        for t in self.trained:
+            t.requires_grad_(False)
+
+
 def train_tuned_lens(
-    model: Model, texts: Iterable[str], out: str | Path | None = None, recipe: Recipe | None = None
+    model: Model,
+    texts: Iterable[str],
+    out: str | Path | None = None,
+    recipe: Recipe | None = None,
+    *,
+    resume: bool = False,
 ) -> TunedLens:
     """Train a `TunedLens` on texts; with `out`, save it there, beside recipe.json and metrics.csv (written as it goes).
 
-    Layers are independent of each other: each has its own loss, averaged over the tokens of a step. Windows of text come
-    in an order drawn by the seed, again from the start when they are used up. Raises `WrongUse` if there is no text.
+    Windows of text come in an order drawn by the seed, again from the start when they are used up. Interrupted, it goes on
+    with `resume=True`, to the same lens. Raises `WrongUse` if there is no text.
     """
-    from tqdm.auto import tqdm
-
-    recipe, lens = recipe or Recipe(), TunedLens(model)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "recipe.json", asdict(recipe))
-        (folder / "metrics.csv").unlink(missing_ok=True)
-    trained = [*([] if recipe.bias_only else lens.W), *lens.b]
-    optimiser = recipe.made([t.requires_grad_() for t in trained])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate)
-    steps = itertools.islice(_steps(model, texts, recipe), recipe.steps)
-    for step, group in enumerate(tqdm(steps, total=recipe.steps, desc="tuned lens", mininterval=1)):
-        optimiser.zero_grad()
-        losses = _backward(lens, group, trained)
-        nn.utils.clip_grad_norm_(trained, recipe.clip)
-        optimiser.step()
-        schedule.step()
-        if folder is not None:
-            _log(folder / "metrics.csv", step, dict(zip(lens.sites, losses, strict=True)))
-    for t in trained:
-        t.requires_grad_(False)
-    if folder is not None:
-        lens.save(folder)
+    lens = TunedLens(model)
+    descent(Descent(lens, recipe or Recipe()), texts).run(out, resume)
     return lens
 
 
-def _steps(model: Model, texts: Iterable[str], recipe: Recipe) -> Iterator[list[Tokens]]:
-    """The windows of each step, in batches of at most 8192 tokens."""
+def descent(fitting: Descent, texts: Iterable[str]) -> Job:
+    """All steps of a recipe."""
+    about = {"kind": fitting.lens.kind} | asdict(fitting.recipe)
+    return Job(fitting, drawn(fitting.lens.model, texts, fitting.recipe), about)
+
+
+def drawn(model: Model, texts: Iterable[str], recipe: Recipe) -> Iterator[list[Tokens]]:
+    """The windows of each of the recipe's steps, in batches of at most 8192 tokens."""
     wanted = recipe.steps * recipe.tokens
     found: list[list[int]] = []
     for _, ids in windows(model, texts, recipe.context):
@@ -210,52 +175,23 @@ def _steps(model: Model, texts: Iterable[str], recipe: Recipe) -> Iterator[list[
         if wanted <= 0:
             break
     if not found:
-        raise WrongUse("the text is empty: there is nothing to train a lens on.")
+        return
     generator = torch.Generator().manual_seed(recipe.seed)
     stream = (found[i] for _ in itertools.count() for i in torch.randperm(len(found), generator=generator).tolist())
-    while True:
+    for _ in range(recipe.steps):
         step, count = [], 0
         while count < recipe.tokens:
             step.append(next(stream)[: recipe.tokens - count])
             count += len(step[-1])
-        size = max(1, 8192 // recipe.context)
+        size = max(1, WIDE // recipe.context)
         yield [model.pad(step[i : i + size]) for i in range(0, len(step), size)]
-
-
-def _backward(lens: TunedLens, group: Sequence[Tokens], trained: Sequence[Tensor]) -> list[float]:
-    """The mean loss of each layer, with its gradient: ∂KL(p_f ‖ p)/∂z = p - p_f, fed back through head and translator."""
-    total, sums = sum(int(t.mask.sum()) for t in group), [0.0] * len(lens.sites)
-    for tokens in group:
-        cache = lens.model.record(tokens, [*lens.sites, lens.head.last])
-        mask = tokens.mask.to(cache[lens.head.last].device)
-        last = cache[lens.head.last][mask]
-        for part in chunks(len(last), 5 * lens.head.width, last):
-            with torch.no_grad():
-                p_final = lens.head(last[part]).log_softmax(1)
-            for layer, site in enumerate(lens.sites):
-                with torch.enable_grad():
-                    z = lens.logits(site, cache[site][mask][part])
-                p = z.detach().log_softmax(1)
-                sums[layer] += float((p_final.exp() * (p_final - p)).sum()) / total
-                inputs = [t for t in trained if t is lens.W[layer] or t is lens.b[layer]]
-                z.backward((p.exp() - p_final.exp()) / total, inputs=inputs)
-    return sums
-
-
-def _log(path: Path, step: int, losses: dict[str, float]) -> None:
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["step", *losses])
-        writer.writerow([step, *(f"{loss:.6g}" for loss in losses.values())])
 
 
 # ---------------------------------------------------------------- layers that read each other
 
 
 @torch.no_grad()
-def transfer(lens: TunedLens, x: Any) -> dict[str, Float[Tensor, "translator layer"]]:
+def transfer(lens: AffineLens, x: Any) -> dict[str, Float[Tensor, "translator layer"]]:
     """What each translator makes of each layer: mean cross-entropy of the next token ("cross_entropy"), and mean
     KL(lens_j ‖ t_i(h_j)), how far it is from that layer's own translator ("kl"), over the tokens of `x`.
     """

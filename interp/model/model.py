@@ -363,6 +363,27 @@ class Model:
             None if grad is None else {n: slope.values[n] for n in names},
         )
 
+    def linked(self, x: Any, sites: str | Sequence[str], until: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(A zero added at each site, the tensors at the sites and at `until`) of one run, still in their graph.
+
+        torch.autograd.grad of something made of `until`, to the zeros, gives its derivative to the sites. Raises what
+        `record` with `grad` raises.
+        """
+        names, inputs = self._sites(sites)[0], self.inputs(x)
+        self._check_mask(inputs)
+        check_differentiable(self.module)
+        refuse(names, NO_GRADIENT | self._fixed(), "has no gradient")
+        probes, found = [Probe(n) for n in names], {}
+        keep = lambda site, t, _: found.update({site: t})  # noqa: E731
+        with (
+            self._watched(probes, [*names, until], keep=keep, stop=True),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            suppress(Stop),
+        ):
+            self.module(**main_inputs(self.module, _usable(inputs)))
+        return {p.site: p.zeros[0][0] for p in probes}, found
+
     @property
     def _post_norm(self) -> bool:
         """Whether aliases mean sums before the norm; False while nothing but `module:` sites was asked for."""

@@ -7,14 +7,9 @@ resumed ends in the same weights, bit for bit on the same machine, versions and 
 
 from __future__ import annotations
 
-import copy
-import csv
-import math
 import re
-import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
+from interp.zoo import training
 from interp.zoo.corpus import Split, novels, topics
 
 PAD, BOS, EOS = 0, 1, 2
@@ -149,55 +144,6 @@ def build_model(recipe: Recipe) -> Any:
     return model
 
 
-def orthogonalise(g: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest matrix with singular values about one, U Vᵀ of g = U S Vᵀ, by quintic Newton-Schulz [rows, columns]."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    for _ in range(iterations):
-        xx = x @ x.T
-        x = a * x + (b * xx + c * xx @ xx) @ x
-    return x if wide else x.T
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal (Jordan 2024): W ← (1 - η λ) W - η √max(1, rows/columns) · orth(g + μ m).
-
-    torch.optim.Muon orthogonalises in bfloat16, which CPUs without bfloat16 units emulate at a tenth of the speed.
-    """
-
-    def __init__(
-        self,
-        params: Iterator[nn.Parameter] | list[nn.Parameter],
-        lr: float,
-        weight_decay: float,
-        momentum: float = 0.95,
-    ):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every matrix."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(m, group["momentum"]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
-
-
-def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, Adam for the embedding and the norms."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
-    return [
-        Muon(matrices, lr=recipe.lr_matrix, weight_decay=recipe.weight_decay),
-        torch.optim.Adam(others, lr=recipe.lr_other, betas=(0.9, 0.95), fused=True),
-    ]
-
-
 def lr_factor(step: int, recipe: Recipe) -> float:
     """The share of the learning rate at a step: on the straight lines of `rates`, at most steps left / `decay`."""
     steps, shares = zip(*recipe.rates, strict=True)
@@ -307,47 +253,6 @@ def prepare(folder: str | Path, out: Path, recipe: Recipe) -> tuple[Corpus, dict
     return Corpus(stream, spelt, recipe), held
 
 
-def _named_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any], str]]:
-    names = {p: n for n, p in model.named_parameters()}
-    for group in optimiser.param_groups:
-        for p in group["params"]:
-            for key in optimiser.state[p]:
-                yield f"{type(optimiser).__name__}.{key}.{names[p]}", optimiser.state[p], key
-
-
-def save_state(path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer], step: int) -> None:
-    """Weights, both optimisers' states and the step count in one file."""
-    tensors = {f"weights.{n}": p for n, p in model.named_parameters()}
-    for optimiser in optimisers:
-        tensors |= {name: state[key] for name, state, key in _named_state(model, optimiser)}
-    save_tensors(path, tensors, {"step": step})
-
-
-@torch.no_grad()
-def load_state(path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> int:
-    """Put back what `save_state` wrote; returns the step to go on with."""
-    tensors, meta = load_tensors(path)
-    for name, p in model.named_parameters():
-        p.copy_(tensors[f"weights.{name}"])
-    for optimiser in optimisers:
-        keys = ["momentum"] if isinstance(optimiser, Muon) else ["step", "exp_avg", "exp_avg_sq"]
-        names = {p: n for n, p in model.named_parameters()}
-        for p in (p for group in optimiser.param_groups for p in group["params"]):
-            kind = type(optimiser).__name__
-            optimiser.state[p] = {k: tensors[f"{kind}.{k}.{names[p]}"].to(p.device) for k in keys}
-    return int(meta["step"])
-
-
-def _log(path: Path, step: int, row: dict[str, Any]) -> None:
-    """Append a row, dropping rows of steps after it that an interrupted run had written."""
-    rows = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [r for r in csv.DictReader(file) if int(r["step"]) < step]
-    lines = [",".join(row), *(",".join(map(str, r.values())) for r in [*rows, row])]
-    write_text(path, "\n".join(lines) + "\n")
-
-
 def train(
     folder: str | Path, out: str | Path, recipe: Recipe = Recipe(), save_every: int = 100, device: str = "cpu"
 ) -> Path:
@@ -356,44 +261,26 @@ def train(
     Loss: mean cross-entropy per token in nats. Writes `metrics.csv` (train and held-out nats per token), and at the
     end the weights in bfloat16 as a Hugging Face checkpoint.
     """
-    from tqdm.auto import tqdm
-
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     corpus, held = prepare(folder, out, recipe)
-    about = {"train_tokens": len(corpus.stream), "command": command_line(out), "python": sys.version.split()[0]}
-    write_json(out / "recipe.json", asdict(recipe) | {"about": about | {"torch": torch.__version__}})
+    training.begin(out, recipe, {"train_tokens": len(corpus.stream)})
     model = build_model(recipe).to(device).train()
-    both = optimisers(model, recipe)
-    state = out / "state.safetensors"
-    start = load_state(state, model, both) if state.exists() else 0
-    running = math.nan
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="books", mininterval=5)
-    for step in bar:
+
+    def loss(step: int) -> float:
         parts = [(x.to(device), y.to(device)) for x, y in corpus.batch(step)]
         count = sum(int((y >= 0).sum()) for _, y in parts)
-        loss = 0.0
+        lost = 0.0
         for inputs, labels in parts:
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
                 part = summed_loss(model, inputs, labels) / count
             part.backward()
-            loss += part.item()
-        for optimiser, base in zip(both, (recipe.lr_matrix, recipe.lr_other), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = base * lr_factor(step, recipe)
-            optimiser.step()
-            optimiser.zero_grad()
-        running = loss if math.isnan(running) else 0.95 * running + 0.05 * loss
-        bar.set_postfix(loss=f"{running:.3f}")
-        done = step + 1
-        if done % save_every == 0 or done == recipe.steps:
-            row = {"step": done, "train": f"{loss:.4f}"} | {k: f"{validate(model, v):.4f}" for k, v in held.items()}
-            _log(out / "metrics.csv", done, row)
-            save_state(state, model, both, done)
-    export(model, out)
+            lost += part.item()
+        return lost
+
+    def measure() -> dict[str, float]:
+        return {name: validate(model, ids) for name, ids in held.items()}
+
+    training.descend("books", model, recipe, out, loss, lambda step: lr_factor(step, recipe), measure, save_every)
+    training.export(model, out)
     return out
-
-
-def export(model: Any, out: Path) -> None:
-    """The checkpoint that ships: bfloat16 weights, config and generation config, as Hugging Face writes them."""
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)

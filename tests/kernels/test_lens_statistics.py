@@ -213,18 +213,28 @@ def test_how_many_tokens_at_a_time_changes_nothing(bytes_, rows, monkeypatch):
     args = *drawn(dtype=torch.float64)[:4], 1.0, 0.0, drawn()[4], 3
     whole = run("cpu", monkeypatch, *args)
     monkeypatch.setattr(MODULE, "BYTES", bytes_)
-    monkeypatch.setattr(MODULE, "ROWS", rows)
+    monkeypatch.setattr(MODULE, "CACHED", rows * 61)
     parts = run("cpu", monkeypatch, *args)
     assert apart(parts, whole) < 1e-12
     assert all(torch.equal(getattr(parts, name), getattr(whole, name)) for name in ("best", "top", "rank"))
 
 
 @not_interpreted
-def test_what_it_is_given_is_left_as_it_was():
+@pytest.mark.parametrize("form", FORMS)
+def test_what_it_is_given_is_left_as_it_was(form, monkeypatch):
     args = *drawn(d=61, dtype=torch.float32)[:2], None, None, 1.0, 0.0, drawn()[4], 3
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-    lens_statistics(*args)
+    run(form, monkeypatch, *args)
     assert all(torch.equal(a, b) for a, b in zip(args, before, strict=True) if isinstance(a, torch.Tensor))
+
+
+@not_interpreted
+@pytest.mark.parametrize(("n", "form"), [(134, "reference"), (135, "cpu")])
+def test_few_scores_are_left_to_the_reference(n, form):
+    states, final, W, b, asked = drawn(s=1, n=n, dtype=torch.float32)
+    with counted() as calls:
+        lens_statistics(states, final, W, b, 1.0, 0.0, asked, 3)
+    assert calls == {("lens_statistics", form): 1}
 
 
 @not_interpreted

@@ -29,7 +29,7 @@ def test_means_are_over_all_tokens(lens, tmp_path):
     from interp.store.recording import windows
 
     alone = [lens(lens.model.pad([ids])) for _, ids in windows(lens.model, TEXTS, 32)]
-    assert found.counts["entropy"].tolist() == [len(t.pos) for t in alone]
+    assert found.counts["entropy"].tolist() == [[len(t.pos)] * 3 for t in alone]
     kl = torch.cat([t.kl_forward for t in alone], dim=1).double().mean(1)
     assert torch.allclose(found.mean("kl_forward"), kl, atol=1e-6)
     entropies = torch.cat([t.cross_entropy for t in alone], dim=1).double()
@@ -50,7 +50,7 @@ def test_the_band_covers_the_mean_as_often_as_it_says():
     """400 experiments of 60 windows with known mean 0: the 95 % band misses it in about 5 % (three standard errors: 3.3 %)."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(60, 400, generator=generator, dtype=torch.float64)
-    low, high = interval(x, torch.ones(60))
+    low, high = interval(x, torch.ones(60, 1))
     missed = float(((low > 0) | (high < 0)).double().mean())
     assert 0.02 < missed < 0.085
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp import WrongUse
-from interp.lenses import Lens, weight_gradient
+from interp.lenses import BackwardLens, Lens, weight_gradient
 from interp.model import load
 from tests.model.shapes import module
 
@@ -59,3 +59,52 @@ def test_weights_that_cannot_be_read_backwards():
         weight_gradient(lens, IDS, "blocks.1.mlp.W_in", loss)
     with pytest.raises(WrongUse, match=r"blocks\.9"):
         weight_gradient(lens, IDS, "blocks.9.mlp.W_out", loss)
+
+
+def test_the_backward_lens_reads_minus_the_gradient():
+    """Against autograd through Hugging Face's own cross-entropy of the next token; as long as the token's last stream."""
+    net = module("llama")
+    model = load(net)
+    lens = BackwardLens(model)
+    ids = torch.tensor([[5, 9, 11, 3, 8, 20]])
+    last, states = lens.states(model.inputs(ids), lens.readable())
+    assert list(states) == [f"blocks.{i}.mlp.out" for i in range(3)]
+    kept = {}
+    handle = net.model.layers[1].mlp.register_forward_hook(
+        lambda m, a, out: (kept.update(out=out.detach().requires_grad_()), kept["out"])[1]
+    )
+    net(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    handle.remove()
+    wanted, got = -kept["out"].grad[0], states["blocks.1.mlp.out"][0]
+    assert float(torch.cosine_similarity(got, wanted)[:-1].min()) > 1 - 1e-5
+    assert torch.allclose(got.norm(dim=1)[:-1], last[0].norm(dim=1)[:-1], rtol=1e-5)
+    assert not bool(got[-1].any())  # after the last token nothing is asked
+    seen = lens(ids, tokens=range(61))
+    assert torch.allclose(seen.chosen_log_prob[1], lens.head(got).log_softmax(-1), atol=1e-5)
+
+
+def test_at_the_last_block_it_moves_towards_the_target():
+    """-∂L/∂h of the last stream points where the target's log-probability rises: a small step along it raises it."""
+    model = load(module("llama"))
+    lens = BackwardLens(model, target=7)
+    ids = torch.tensor([[5, 9, 11, 3, 8, 20], [7, 7, 12, 40, 6, 13]])
+    last, states = lens.states(model.inputs(ids), ["blocks.2.resid_post", "blocks.0.mlp.write"])
+    step = states["blocks.2.resid_post"]
+    before, after = (lens.head(x[:, -1]).log_softmax(-1)[:, 7] for x in (last, last + 1e-3 * step))
+    assert bool((after > before).all())
+    assert not bool(
+        step[:, :-1].any()
+    )  # earlier tokens reach the last one by attention alone: not after the last block
+    assert bool(states["blocks.0.mlp.write"][:, 0].any())
+
+
+def test_what_the_backward_lens_cannot_read():
+    with pytest.raises(WrongUse, match="looks both ways"):
+        BackwardLens(load(module("bert")))
+    lens = BackwardLens(load(module("llama")))
+    with pytest.raises(WrongUse, match="at least two tokens"):
+        lens(torch.tensor([[5]]))
+    with pytest.raises(WrongUse, match="ids run from"):
+        BackwardLens(lens.model, target=99)
+    with pytest.raises(WrongUse, match="cannot read"):
+        lens(torch.tensor([[5, 6]]), "blocks.0.mlp.post")

@@ -18,14 +18,34 @@ from interp.model.twin import randomise
 from tests.model.shapes import BOTH_WAYS, TEXT, module
 
 BOTH = TEXT | BOTH_WAYS | dict(max_position_embeddings=64, decoder_start_token_id=2, forced_eos_token_id=None)
+T5 = TEXT | dict(d_model=32, d_kv=8, num_layers=3, num_heads=4, d_ff=48, decoder_start_token_id=0)
+T5 |= dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 MORE = {
     "mbart": (hf.MBartForConditionalGeneration, hf.MBartConfig, BOTH),
     "marian": (hf.MarianMTModel, hf.MarianConfig, BOTH),
     "m2m_100": (hf.M2M100ForConditionalGeneration, hf.M2M100Config, BOTH),
     "pegasus": (hf.PegasusForConditionalGeneration, hf.PegasusConfig, BOTH),
+    # mT5 and ByT5: a gated MLP, a head of its own, and fewer decoder blocks than encoder blocks
+    "mt5": (hf.MT5ForConditionalGeneration, hf.MT5Config, T5 | dict(num_decoder_layers=3)),
+    "byt5": (hf.T5ForConditionalGeneration, hf.T5Config, T5 | dict(num_decoder_layers=1)),
+    # NLLB's dense models are of the type m2m_100; this is its mixture of experts
+    "nllb_moe": (
+        hf.NllbMoeForConditionalGeneration,
+        hf.NllbMoeConfig,
+        BOTH | dict(num_experts=4, expert_capacity=16, encoder_sparse_step=2, decoder_sparse_step=2),
+    ),
 }
 KINDS = ["t5", "bart", "whisper", *MORE]
-PRE = ["t5", "whisper", "mbart", "m2m_100", "pegasus"]  # encoders whose last step is a norm of their own
+PRE = [
+    "t5",
+    "mt5",
+    "byt5",
+    "whisper",
+    "mbart",
+    "m2m_100",
+    "nllb_moe",
+    "pegasus",
+]  # encoders whose last step is a norm of their own
 
 
 @cache
@@ -58,7 +78,9 @@ def test_the_last_layer_is_the_model_and_others_are_the_decoder_on_the_normed_st
     found = lens(inputs, tokens=range(lens.head.width))
     with torch.no_grad():
         logits = model.module(**inputs).logits.flatten(0, 1)
-        whole = model.module(**inputs, output_hidden_states=True).encoder_hidden_states
+        whole = copy.deepcopy(model.module)(
+            **inputs, output_hidden_states=True
+        ).encoder_hidden_states  # it leaves hooks
         last, states = lens.states(inputs, lens.readable())
         measured(float((lens.head(states[lens.end].flatten(0, 1)) - lens.head(last.flatten(0, 1))).abs().max()))
         assert float((found.chosen_log_prob[-1] - logits.log_softmax(-1)).abs().max()) < 1e-5
@@ -66,7 +88,8 @@ def test_the_last_layer_is_the_model_and_others_are_the_decoder_on_the_normed_st
         norm = encoder_norm(name, model.module) if name in PRE else lambda x: x
         feeding = {k: v for k, v in inputs.items() if k in ("attention_mask", "decoder_input_ids")}
         for layer in range(3):
-            outputs = hf.modeling_outputs.BaseModelOutput(last_hidden_state=norm(whole[layer]))
+            made = hf.modeling_outputs.MoEModelOutput if name == "nllb_moe" else hf.modeling_outputs.BaseModelOutput
+            outputs = made(last_hidden_state=norm(whole[layer]))
             wanted = model.module(encoder_outputs=outputs, **feeding).logits.log_softmax(-1).flatten(0, 1)
             assert float((found.chosen_log_prob[layer] - wanted).abs().max()) < 2e-5
     assert found.sites == ("encoder.blocks.0.resid_pre", *(f"encoder.blocks.{i}.resid_post" for i in range(3)))
@@ -121,7 +144,7 @@ def test_without_a_target_the_models_own_words_are_read():
     with torch.no_grad():
         own = model.module.generate(input_ids=ids, max_new_tokens=20, do_sample=False)
     assert torch.equal(found.ids, own[0, :-1])
-    assert torch.equal(found.final, own[0, 1:])
+    assert torch.equal(found.finals[0], own[0, 1:])
     forced = lens.forced(ids, torch.tensor([[8, 4]]))
     assert forced["decoder_input_ids"].tolist() == [[0, 8, 4]]
     assert lens(forced).cross_entropy.shape == (4, 3)
@@ -142,3 +165,23 @@ def test_what_the_decoder_lens_cannot_read():
         lens(torch.tensor([[5, 6]]), "encoder.blocks.9.resid_post")
     with pytest.raises(WrongUse, match="no encoder with a decoder"):
         DecoderLens(load(module("llama")))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_target_is_read_after_what_the_model_puts_before_labels(name):
+    """Given labels, Hugging Face makes its decoder read them one to the right; so does `forced`, with the last label behind."""
+    model = load(net(name))
+    lens, labels = DecoderLens(model), torch.tensor([[8, 4, 30], [7, 7, 2]])
+    seen = {}
+    decoder = model.module.get_decoder()
+    handle = decoder.register_forward_pre_hook(lambda m, a, kw: seen.update(kw), with_kwargs=True)
+    encoder = {k: v for k, v in inputs_of(model).items() if not k.startswith("decoder_")}
+    with torch.no_grad():
+        model.module(**encoder, labels=labels)
+    handle.remove()
+    forced = lens.forced(encoder, labels)
+    assert torch.equal(forced["decoder_input_ids"], torch.cat([seen["input_ids"], labels[:, -1:]], dim=1))
+    begun = torch.cat([forced["decoder_input_ids"][:, :1], labels], dim=1)
+    assert torch.equal(lens.forced(encoder, begun)["decoder_input_ids"][:, -3:], labels)
+    with pytest.raises(WrongUse, match="the target is empty"):
+        lens.forced(encoder, labels[:, :0])

@@ -37,11 +37,13 @@ def test_it_is_the_least_squares_solution(tmp_path):
     """Against numpy's solver on all states at once, of windows of unequal length, so that batches are padded."""
     model = load(module("llama"), tokenizer=Words())
     texts = [*numbers(61, 12, 0), "5 9 11"]
-    lens = fit_shortcut(model, texts, ridge=0.0, context=24, batch=5)
+    lens = fit_shortcut(model, texts, ridge=0.0, context=24)
     from interp.store.recording import windows
 
     rows: dict[str, list[torch.Tensor]] = {}
-    for _, ids in windows(model, texts, 24):
+    for number, (_, ids) in enumerate(windows(model, texts, 24)):
+        if number % 10 == 9:  # kept out of the fit
+            continue
         cache = model.record(torch.tensor([ids]), [lens.sites[1], lens.head.last])
         for name in cache:
             rows.setdefault(name, []).append(cache[name][0].double())

@@ -12,7 +12,7 @@ import interp
 from interp import Failed, WrongUse
 from interp.lenses import Lens, Recipe, TunedLens, causal_basis, train_tuned_lens, transfer
 from interp.lenses.causal import ablated
-from interp.lenses.tuned import _backward
+from interp.lenses.tuned import Descent
 from interp.model import load
 from tests.lenses.toy import Linear
 from tests.model.shapes import module
@@ -71,12 +71,12 @@ def test_the_gradient_is_that_of_the_loss():
     model = load(net)
     lens = TunedLens(model)
     torch.manual_seed(1)
-    lens.W = [(0.1 * torch.randn_like(w)).requires_grad_() for w in lens.W]
-    lens.b = [(0.1 * torch.randn_like(b)).requires_grad_() for b in lens.b]
+    lens.W = [0.1 * torch.randn_like(w) for w in lens.W]
+    lens.b = [0.1 * torch.randn_like(b) for b in lens.b]
     assert lens.W[0].dtype == torch.float64
     ids = torch.randint(11, (3, 7))
     batch = [model.pad(ids[:2].tolist()), model.pad([ids[2, :4].tolist()])]
-    losses = _backward(lens, batch, [*lens.W, *lens.b])
+    losses = Descent(lens, Recipe()).backward(batch)
     total = 0.0
     for layer, site in enumerate(lens.sites):
         parts = []
@@ -124,7 +124,7 @@ def test_what_is_saved_is_the_lens_and_belongs_to_its_model(tmp_path):
 
 def test_sites_without_a_translator_and_bad_recipes():
     lens = TunedLens(load(module("llama")))
-    with pytest.raises(WrongUse, match=r"it has translators for blocks\.0\.resid_pre"):
+    with pytest.raises(WrongUse, match=r"it has maps for blocks\.0\.resid_pre"):
         lens(IDS, "blocks.1.resid_mid")
     assert TunedLens(lens.model, ["blocks.1.resid_mid"])(IDS).sites == ("blocks.1.resid_mid", "blocks.2.resid_post")
     with pytest.raises(WrongUse, match="neither 'sgd' nor 'adam'"):

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interp.files import load_tensors
-from interp.zoo import books
-from interp.zoo.books import Corpus, Muon, Recipe, lr_factor, orthogonalise
+from interp.zoo import books, training
+from interp.zoo.books import Corpus, Recipe, lr_factor
+from interp.zoo.training import Muon, optimisers, orthogonalise
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -35,7 +36,7 @@ def stop_at(patch: pytest.MonkeyPatch, owner: Any, name: str, step: int) -> None
 
 @pytest.mark.parametrize(
     ("owner", "name", "step"),
-    [(Corpus, "batch", 1), (Corpus, "batch", 5), (books, "save_state", 8)],
+    [(Corpus, "batch", 1), (Corpus, "batch", 5), (training, "save_state", 8)],
     ids=["before the first state", "between two states", "between the metrics and the state"],
 )
 @pytest.mark.usefixtures("short_topics")
@@ -57,7 +58,7 @@ def test_state_holds_weights_both_optimisers_and_the_step(trained: Path, recipe:
     assert meta["step"] == recipe.steps
     assert {k.removeprefix("weights.") for k in tensors if k.startswith("weights.")} == set(parameters)
     moments = {"Muon": 1, "Adam": 3}
-    for optimiser in books.optimisers(model, recipe):
+    for optimiser in optimisers(model, recipe):
         kind = type(optimiser).__name__
         count = sum(len(group["params"]) for group in optimiser.param_groups)
         assert sum(k.startswith(f"{kind}.") for k in tensors) == moments[kind] * count

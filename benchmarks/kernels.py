@@ -1,0 +1,135 @@
+"""Every op on a CPU: ours, the best plain torch, and the floor.
+
+    python -m benchmarks.kernels [OP …] [--rounds 5]
+
+"ours" is the form that runs by default; "plain" the reference, plain torch that returns the same for all inputs; "eager"
+what notebooks write, which does not (ties, NaN, tokens ruled out), and is no torch op. Forms alternate; seconds are the
+least CPU time of all threads over the rounds, so that other work on the machine does not count. Floor: multiplications
+at the rate of a product of the same width, and bytes at that of a copy, both measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.record import machine
+from interp.kernels import OPS
+
+
+class Case(NamedTuple):
+    """One size of an op: arguments on a device, how notebooks write it, and what no form can do without."""
+
+    size: str
+    arguments: Callable[[str], tuple[Any, ...]]
+    eager: Callable[..., Any]
+    product: tuple[int, int, int]  # rows, inner width, columns of the products that must be made
+    bytes: int  # that must be read or written once
+
+
+# ---------------------------------------------------------------- lens statistics
+
+
+def _lens(name: str, s: int, n: int, d: int, v: int) -> Case:
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        states, W = torch.randn(s, n, d, device=device), torch.randn(v, d, device=device) / d**0.5
+        return states, states[-1].clone(), W, None, 1.0, 0.0, torch.randint(v, (n, 1), device=device), min(5, v)
+
+    size = f"{name}: {s} × {n} states of {d}, vocabulary {v}"
+    return Case(size, arguments, eager_lens, ((s + 1) * n, d, v), 4 * (v * d + (s + 1) * n * d))
+
+
+def eager_lens(
+    states: Tensor, final: Tensor, weight: Tensor, _: None, __: float, ___: float, asked: Tensor, k: int
+) -> tuple[Tensor, ...]:
+    """As notebooks write it: all scores, log_softmax, and a pass for each number."""
+    z, log_q = states @ weight.T, (final @ weight.T).log_softmax(-1)
+    log_p = z.log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    wanted = torch.cat([log_q.argmax(-1, keepdim=True), asked], dim=1).expand(len(z), -1, -1)
+    rank = 1 + torch.stack([(z > z.gather(-1, t[..., None])).sum(-1) for t in wanted.unbind(-1)], dim=-1)
+    divergences = (q * (log_q - log_p)).sum(-1), (p * (log_p - log_q)).sum(-1)
+    return *log_p.topk(k), -(p * log_p).sum(-1), *divergences, log_p.gather(-1, wanted), rank
+
+
+CASES: dict[str, list[Case]] = {
+    "lens_statistics": [
+        _lens("tiny", 2, 3, 16, 61),
+        _lens("ragged", 3, 37, 100, 1999),
+        _lens("the demo", 7, 64, 256, 8192),
+        _lens("GPT-2", 12, 64, 768, 50257),
+        _lens("wide", 4, 32, 2048, 32000),
+        _lens("one state", 1, 1, 768, 50257),
+    ]
+}
+
+
+# ---------------------------------------------------------------- timed
+
+
+def seconds(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The least CPU time of each, alternating, after a round that warms up."""
+    told: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            begin, count = time.process_time(), 0
+            while not count or time.process_time() - begin < 0.02:
+                work()
+                count += 1
+            told[name].append((time.process_time() - begin) / count)
+    return {name: min(t[1:]) for name, t in told.items()}
+
+
+@torch.no_grad()
+def row(op: str, case: Case, rounds: int) -> dict[str, Any]:
+    """One line of the table."""
+    args, (n, d, m) = case.arguments("cpu"), case.product
+    x, W, there = torch.randn(n, d), torch.randn(d, m), torch.ones(2**24)
+    back, room = torch.empty_like(there), torch.empty(n, m)
+    works: dict[str, Callable[[], Any]] = {
+        "ours": lambda: OPS[op](*args),
+        "plain": lambda: OPS[op].forms["reference"](*args),
+        "eager": lambda: case.eager(*args),
+        "product": lambda: torch.mm(x, W, out=room),
+        "copy": lambda: back.copy_(there),
+    }
+    told = seconds(works, rounds)
+    told["floor"] = told["product"] + told["copy"] * case.bytes / (2 * there.nbytes)
+    ratios = {f"{other}/ours": told[other] / told["ours"] for other in ("plain", "eager")}
+    ratios["ours/floor"] = told["ours"] / told["floor"]
+    return {"op": op, "size": case.size, "form": OPS[op].chosen("cpu", *args), "ratios": ratios, "seconds": told}
+
+
+def rows(ops: list[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """Of each op each size."""
+    for op in ops:
+        for case in CASES[op]:
+            yield row(op, case, rounds)
+
+
+def main() -> None:
+    """Print a table and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    a = parser.parse_args()
+    times = ("ours", "plain", "eager", "floor")
+    print(f"{'op':17}{'size':58}{'form':10}{'plain/ours':>12}{'eager/ours':>12}{'ours/floor':>12}", end="")
+    print("".join(f"{name + ' ms':>10}" for name in times))
+    found = []
+    for r in rows(a.ops, a.rounds):
+        found.append(r)
+        print(f"{r['op']:17}{r['size']:58}{r['form']:10}" + "".join(f"{x:12.2f}" for x in r["ratios"].values()), end="")
+        print("".join(f"{r['seconds'][name] * 1e3:10.3f}" for name in times), flush=True)
+    print(json.dumps({"kernels": found, "machine": machine("cpu")}))
+
+
+if __name__ == "__main__":
+    main()
