@@ -74,7 +74,8 @@ class Lens:
 
         Of a head's `result` every head is read by itself; a `write` is read as if it were all of the stream. `tokens`:
         ids, or strings of one token, whose log-probabilities and ranks are wanted; `k`: how many of the likeliest are kept.
-        The scores of all sites are never held at once: those of some tokens are, at up to 256 MB (docs/kernels.md). Raises `WrongUse` for a site that the lens cannot read.
+        The scores of all sites are never held at once: those of some tokens are, at up to 256 MB (docs/kernels.md).
+        Raises `WrongUse` for a site that the lens cannot read.
         """
         names = self.readable(sites)
         texts = [x] if isinstance(x, str) else x if isinstance(x, (list, tuple)) else []
