@@ -120,6 +120,11 @@ def process(who: str, form: str, kind: str, folder: Path, a: argparse.Namespace)
     )
     asked = {name: getattr(a, name) for name in (*SIZES, "lr")} | {"kind": kind, "form": form, "folder": folder}
     command = [python, "-W", "ignore", *script, *(part for k, v in asked.items() for part in (f"--{k}", str(v)))]
+    return answers(command, f"{kind}, {who} {form}")
+
+
+def answers(command: list[str], name: str) -> Iterator[dict[str, float]]:
+    """What a process says, an object a line, each when it is asked for. Exits with its last words if there are no more."""
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(
             command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
@@ -132,7 +137,7 @@ def process(who: str, form: str, kind: str, folder: Path, a: argparse.Namespace)
                 answer = next((line for line in child.stdout if line.startswith("{")), "")  # peers also print
                 if not answer:
                     said.seek(0)
-                    raise SystemExit(f"{kind}, {who} {form}: {said.read()[-2000:]}")
+                    raise SystemExit(f"{name}: {said.read()[-2000:]}")
                 yield json.loads(answer)
         finally:
             child.kill()

@@ -15,8 +15,8 @@ from interp.errors import Failed, WrongUse
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def answer(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """Print a command's result: one JSON object on standard output under `--json`, else what `show` makes of it."""
+def answer(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print a command's result: one JSON value on standard output under `--json`, else what `show` makes of it."""
     if as_json:
         print(json.dumps(result, allow_nan=False, default=str))
     else:

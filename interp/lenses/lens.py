@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
+from interp.kernels.lens_statistics import Found, topk
 from interp.lenses.averages import Averages, averages
 from interp.lenses.readout import Readout, token_id
-from interp.lenses.statistics import Final, Statistics, chunks, statistics, topk
+from interp.lenses.statistics import statistics
 from interp.lenses.trajectory import Trajectory, trajectory
 from interp.model.model import Model, teaches
 from interp.sites import head_of, host
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 READS = ("resid_pre", "resid_start", "resid_mid", "resid_post", "resid", "write", "result")
+
+
+def _without(seen: Found, lost: Bool[Tensor, " token"]) -> Found:
+    """With nothing to compare with at some tokens."""
+    kl = {n: getattr(seen, n).masked_fill(lost, torch.nan) for n in ("kl_forward", "kl_backward")}
+    log_prob, rank = seen.log_prob.clone(), seen.rank.clone()
+    log_prob[:, lost, 0], rank[:, lost, 0] = torch.nan, 0
+    return seen._replace(best=seen.best.masked_fill(lost, -1), log_prob=log_prob, rank=rank, **kl)
 
 
 def _rows(name: str, shapes: Mapping[str, tuple[int | str, ...]]) -> list[str]:
@@ -73,8 +82,8 @@ class Lens:
 
         Of a head's `result` every head is read by itself; a `write` is read as if it were all of the stream. `tokens`:
         ids, or strings of one token, whose log-probabilities and ranks are wanted; `k`: how many of the likeliest are kept.
-        The scores of all sites are never held at once: those of a few tokens at a time are, at up to 128 MB (512 MB on a
-        GPU). Raises `WrongUse` for a site that the lens cannot read.
+        The scores of all sites are never held at once: those of some tokens are, at up to 256 MB (docs/kernels.md).
+        Raises `WrongUse` for a site that the lens cannot read.
         """
         names = self.readable(sites)
         texts = [x] if isinstance(x, str) else x if isinstance(x, (list, tuple)) else []
@@ -106,29 +115,24 @@ class Lens:
         asked: Int[Tensor, "token asked"],
         prompt: Int[Tensor, " token"],
         k: int,
-    ) -> tuple[list[Statistics], Int[Tensor, "row token"]]:
-        """(Statistics of every row, what the model itself says there), a few tokens at a time.
+    ) -> tuple[Found, Int[Tensor, "row token"]]:
+        """(What is found of every row, what the model itself says where the row is compared).
 
         Where a row looks further ahead than its prompt goes, the model says nothing to compare with: NaN, rank 0, -1.
         """
-        found: dict[str, list[Statistics]] = {row: [] for row in states}
-        finals: dict[str, list[Tensor]] = {row: [] for row in states}
-        place = torch.arange(len(last), device=last.device)
+        place, found = torch.arange(len(last), device=last.device), {}
         for ahead in dict.fromkeys(map(self.ahead, states)):
+            rows = [row for row in states if self.ahead(row) == ahead]
             there = (place + ahead).clamp(max=len(last) - 1)
-            known = (place + ahead == there) & (prompt[there] == prompt)
-            for part in chunks(len(last), self.head.width, last):
-                final, shown = Final(self.head(last[there[part]])), known[part]
-                says = final.top.masked_fill(~shown[:, None], -1)
-                follows = asked[there[part], :1].masked_fill(~shown[:, None], -1)
-                wanted = torch.cat([says, follows, asked[part, 1:]], dim=1)
-                for row in (r for r in states if self.ahead(r) == ahead):
-                    seen = statistics(self.logits(row, states[row][part]), final, wanted, min(k, self.head.width))
-                    found[row].append(seen if ahead == 0 else seen.where(shown))
-                    finals[row].append(says[:, 0])
-        return [Statistics.joined(parts) for parts in found.values()], torch.stack(
-            list(map(torch.cat, finals.values()))
-        )
+            lost = (place + ahead != there) | (prompt[there] != prompt)
+            wanted = torch.cat([asked[there, :1].masked_fill(lost[:, None], -1), asked[:, 1:]], dim=1)
+            maps = lambda i, x, rows=rows: self.mapped(rows[i], x)  # noqa: E731
+            seen = statistics(self.head, [states[r] for r in rows], maps, last[there], wanted, k)
+            if ahead:
+                seen = _without(seen, lost)
+            found |= {row: (seen.best, *(t[i] for t in seen[1:])) for i, row in enumerate(rows)}
+        finals, *others = (torch.stack(parts) for parts in zip(*(found[row] for row in states), strict=True))
+        return Found(finals[-1], *others), finals
 
     @teaches
     def over(

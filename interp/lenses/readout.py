@@ -100,6 +100,18 @@ class Readout:
         assert self.layout is not None
         return self.model.module.get_submodule(self.layout.path)
 
+    @property
+    def linear(self) -> tuple[Float[Tensor, "vocabulary d"], Float[Tensor, " vocabulary"] | None, float, float] | None:
+        """(W_U, b_U, multiplier, cap; 0: none) where the unembedding is a plain linear layer, so that others may multiply."""
+        if self.layout is None:
+            return None
+        module = self.unembedding
+        if type(module) is not nn.Linear or "forward" in vars(module):  # adapters, offloading
+            return None
+        if type(module.weight.data) is not Tensor or module.weight.is_meta:  # quantised, elsewhere
+            return None
+        return module.weight, module.bias, self.layout.multiplier, self.layout.cap or 0.0
+
     # ------------------------------------------------------------ states carried through the model itself
 
     def _carried(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from interp.errors import WrongUse, nearest
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from jaxtyping import Bool, Float, Int
 
-    from interp.lenses.statistics import Statistics
+    from interp.kernels.lens_statistics import Found
 
 VALUES = {
     "prob": "probability of the likeliest token",
@@ -147,14 +146,10 @@ class Trajectory:
         return (_grid if view == "grid" else _lines)(self.of(prompt), value)
 
 
-def trajectory(found: Sequence[Statistics], **about: Any) -> Trajectory:
+def trajectory(found: Found, **about: Any) -> Trajectory:
     """The statistics of each site's tokens as one `Trajectory`, on the CPU."""
-
-    def stacked(name: str) -> Tensor:
-        return torch.stack([getattr(f, name) for f in found]).cpu()
-
-    names = ("top", "top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob")
-    return Trajectory(**{n: stacked(n) for n in names} | {"ranks": stacked("rank")} | about)
+    _, *others, rank = (t.cpu() for t in found)
+    return Trajectory(**dict(zip(found._fields[1:-1], others, strict=True)), ranks=rank, **about)
 
 
 # ---------------------------------------------------------------- the pictures

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interp.errors import WrongUse
 from interp.lenses.affine import AffineLens
 from interp.lenses.fitting import WIDE, Job, shifted
-from interp.lenses.statistics import Final, chunks, statistics
+from interp.lenses.statistics import chunks, statistics
 from interp.model.model import Model, Tokens
 from interp.store.recording import windows
 
@@ -102,7 +102,7 @@ class Descent:
                     float((lengths - ahead).clamp(min=0).sum()),
                     [r for r in lens.sites if lens.ahead(r) == ahead],
                 )
-                for part in chunks(int(now.sum()), lens.head.width, last):
+                for part in chunks(int(now.sum()), 5 * lens.head.width, last):
                     with torch.no_grad():
                         p_final = lens.head(last[then][part]).log_softmax(1)
                     for row in rows:
@@ -200,12 +200,9 @@ def transfer(lens: AffineLens, x: Any) -> dict[str, Float[Tensor, "translator la
     asked, n = lens.asked(ids, mask, ()), len(lens.sites)
     found = {name: torch.zeros(n, n, dtype=torch.float64) for name in ("cross_entropy", "kl")}
     known = int((asked[:, 0] >= 0).sum())
-    for part in chunks(len(asked), lens.head.width, cache[lens.head.last]):
-        for j, site in enumerate(lens.sites):
-            h = cache[site][mask][part]
-            own = Final(lens.head(lens.translated(j, h)))
-            for i in range(n):
-                seen = statistics(lens.head(lens.translated(i, h)), own, asked[part], 1)
-                found["cross_entropy"][i, j] -= float(seen.log_prob.double().nansum()) / max(known, 1)
-                found["kl"][i, j] += float(seen.kl_forward.double().sum()) / len(asked)
+    for j, site in enumerate(lens.sites):
+        x = cache[site][mask]
+        seen = statistics(lens.head, [x] * n, lens.translated, lens.translated(j, x), asked, 1)
+        found["cross_entropy"][:, j] = -seen.log_prob[..., 1].double().nansum(1).cpu() / max(known, 1)
+        found["kl"][:, j] = seen.kl_forward.double().mean(1).cpu()
     return found

@@ -10,6 +10,7 @@ import torch
 
 import interp
 from interp import WrongUse, Zero
+from interp.kernels import counted
 from interp.lenses import Lens, direct_logit_attribution
 from interp.model import load
 from interp.model.inputs import probe_inputs
@@ -140,19 +141,39 @@ def test_statistics_are_those_of_the_full_distributions(name):
 
 
 def test_a_few_tokens_at_a_time_are_the_same(monkeypatch):
-    """The memory allowed decides how many tokens' scores are held, and nothing else."""
+    """The memory allowed decides how many tokens' states are held, and nothing else."""
     from interp.lenses import statistics
 
     lens = Lens(load(module("llama")))
-    whole = lens(IDS)
+    with counted() as calls:
+        whole = lens(IDS)
+    assert calls == {("lens_statistics", "cpu"): 1}
     held = []
-    plain = statistics.Final.__init__
-    monkeypatch.setattr(statistics.Final, "__init__", lambda self, s: (held.append(s.shape), plain(self, s))[1])
-    monkeypatch.setitem(statistics.BYTES, "cpu", 5 * 4 * 61 * 5)
-    parts = lens(IDS)
-    assert [n for n, _ in held] == [5, 5, 2]
+    plain = lens.head.normed
+    monkeypatch.setattr(lens.head, "normed", lambda x: (held.append(len(x)), plain(x))[1])
+    monkeypatch.setitem(statistics.BYTES, "cpu", 5 * 4 * len(whole.sites) * lens.head.linear[0].shape[1])
+    with counted() as calls:
+        parts = lens(IDS)
+    assert calls == {("lens_statistics", "cpu"): 3}
+    assert held == [n for n in (5, 5, 2) for _ in range(len(whole.sites) + 1)]
     assert torch.equal(whole.top, parts.top)
     assert torch.allclose(whole.kl_forward, parts.kl_forward, atol=1e-6)
+
+
+def test_a_head_that_is_no_plain_layer_is_called(monkeypatch):
+    """An adapter in its place, say: its own forward makes the scores, and they say the same."""
+    model = load(module("llama"))
+    lens = Lens(model)
+    plain, layer = lens(IDS), lens.head.unembedding
+    seen = []
+    monkeypatch.setattr(
+        layer, "forward", lambda h: (seen.append(h.shape), torch.nn.functional.linear(h, layer.weight))[1]
+    )
+    assert lens.head.linear is None
+    called = lens(IDS)
+    assert len(seen) == len(plain.sites) + 1
+    assert torch.equal(called.top, plain.top)
+    assert torch.allclose(called.kl_backward, plain.kl_backward, atol=1e-6)
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -1,0 +1,12 @@
+"""Ops that are worth more than one form: see `registry` for the contract, docs/kernels.md for the list.
+
+A new op is one file here with `reference` (and `cpu`, where that was measured to win), beside it NAME_triton.py where
+there is one, and a line below.
+"""
+
+from __future__ import annotations
+
+from interp.kernels.lens_statistics import lens_statistics
+from interp.kernels.registry import FORMS, OPS, Op, counted
+
+__all__ = ["FORMS", "OPS", "Op", "counted", "lens_statistics"]

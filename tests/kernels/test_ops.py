@@ -1,0 +1,73 @@
+"""What every op must answer as a torch op, and what the Triton forms must: in the interpreter, and to the compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.compiled import ARCHITECTURES, compiled
+from interp.kernels import OPS, registry
+
+FOLDER = Path(registry.__file__).parent
+
+
+def arguments(op):
+    """Small ones, for each op."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    asked = torch.randint(50, (4, 2), generator=generator)
+    return {"lens_statistics": (draw(2, 4, 6), draw(4, 6), draw(50, 6), draw(50), 0.5, 3.0, asked, 3)}[op]
+
+
+@pytest.mark.slow("compiles")
+@pytest.mark.parametrize("name", OPS)
+def test_it_is_a_torch_op(name):
+    """Schema, shapes and gradient are what they say; it runs inside one graph, and on tensors that hold nothing."""
+    op, args = getattr(torch.ops.interp, name).default, arguments(name)
+    torch.library.opcheck(op, args)
+    made = torch.compile(lambda *a: OPS[name](*a), fullgraph=True, backend="aot_eager")(*args)
+    empty = op(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args))
+    for graph, plain, shape in zip(made, op(*args), empty, strict=True):
+        assert torch.equal(graph, plain)
+        assert (shape.shape, shape.dtype) == (plain.shape, plain.dtype)
+
+
+def test_every_triton_form_is_compiled_and_interpreted():
+    """A new form has its rows in `COMPILED` and its cases in a file that the interpreter runs."""
+    for op in OPS.values():
+        if "triton" in op.forms:
+            assert import_module(f"interp.kernels.{op.name}_triton").COMPILED
+            assert "FORMS" in (Path(__file__).parent / f"test_{op.name}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow("Triton's interpreter runs a program at a time, in Python")
+@pytest.mark.parametrize("file", sorted(f.stem.removesuffix("_triton") for f in FOLDER.glob("*_triton.py")))
+def test_the_triton_form_in_the_interpreter(file):
+    """In a process of its own, since kernels decide on it when they are imported."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", str(Path(__file__).with_name(f"test_{file}.py"))]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow("two compilers, for each architecture")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", sorted(f.stem for f in FOLDER.glob("*_triton.py")))
+def test_it_compiles_without_a_gpu(file, architecture):
+    """To a program for the card, with few registers spilled."""
+    pytest.importorskip("triton")
+    for name, (kernel, given) in import_module(f"interp.kernels.{file}").COMPILED.items():
+        told = compiled(kernel, given, architecture)
+        assert 16 <= told["registers"] <= 255, name
+        assert told["spilled"] <= 128, name
+        assert told["shared"] <= 163 * 1024, name
