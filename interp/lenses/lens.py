@@ -120,7 +120,8 @@ class Lens:
 
         Where a row looks further ahead than its prompt goes, the model says nothing to compare with: NaN, rank 0, -1.
         """
-        place, found = torch.arange(len(last), device=last.device), {}
+        found: dict[str, tuple[Tensor, ...]] = {}
+        place = torch.arange(len(last), device=last.device)
         for ahead in dict.fromkeys(map(self.ahead, states)):
             rows = [row for row in states if self.ahead(row) == ahead]
             there = (place + ahead).clamp(max=len(last) - 1)

@@ -149,7 +149,7 @@ class Trajectory:
 def trajectory(found: Found, **about: Any) -> Trajectory:
     """The statistics of each site's tokens as one `Trajectory`, on the CPU."""
     _, *others, rank = (t.cpu() for t in found)
-    return Trajectory(**dict(zip(found._fields[1:-1], others, strict=True)), ranks=rank, **about)
+    return Trajectory(**about | dict(zip(found._fields[1:-1], others, strict=True)), ranks=rank)
 
 
 # ---------------------------------------------------------------- the pictures
