@@ -222,6 +222,7 @@ def _groups(
     from interp.store.recording import groups, kept_positions, padded
 
     seen, sites = 0, list(dict.fromkeys(D.config.reads + D.config.writes))
+    inputs: Any
     for _, group in groups(model, texts, context, batch):
         if tokens is not None and seen >= tokens:
             return

@@ -27,7 +27,7 @@ from interp.errors import WrongUse
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-    from interp.dictionaries.dictionary import Dictionary
+    from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 
 SAMPLE = 1024  # rows that the length of the first encoder is chosen on
 LEAST = 0.1  # what is written at first, at the least, as a share of √E‖y − b_dec‖²: latents that write nothing learn nothing
@@ -59,6 +59,10 @@ class TopK(Kind):
         """Raise `WrongUse` if there are not k latents."""
         if self.k > latents:
             raise WrongUse(f"k={self.k} of latents={latents} cannot be active.")
+
+    def sizes(self, config: DictionaryConfig) -> tuple[float, float]:
+        """E‖x‖² = d_in; a transcoder's E‖y‖² = 1: its short encoder then turns as fast as the decoder, at Adam's equal steps."""
+        return config.d_in, config.d_in if config.autoencoder else 1.0
 
     def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """A transcoder's W_dec; W_enc ← c W_enc, c = Σ ⟨y − b_dec, ŷ − b_dec⟩ / Σ ‖ŷ − b_dec‖² on other rows, of all c the best."""
