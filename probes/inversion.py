@@ -308,8 +308,8 @@ def nearest_pairs(
                 torch.inf,
             )
         count = min(4 * k + 16, far.numel())
-        at = far.flatten().topk(count, largest=False)
-        at = at.indices[at.values < torch.inf]
+        near = far.flatten().topk(count, largest=False)
+        at = near.indices[near.values < torch.inf]
         pairs = torch.stack([start + at // len(b), at % len(b)], dim=1)
         exact = (a[pairs[:, 0]] - b[pairs[:, 1]]).norm(dim=1)
         both = torch.cat([best[0], pairs]), torch.cat([best[1], exact])

@@ -26,4 +26,4 @@ class Lenses(TyperGroup):
 app = typer.Typer(cls=Lenses, add_completion=False)
 app.command("read", epilog=ALSO)(lens)
 for name, command in OTHERS.items():
-    app.command(name)(command)
+    app.command(name)(command)  # type: ignore[type-var]

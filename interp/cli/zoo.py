@@ -132,7 +132,9 @@ def corpus(
     from interp.zoo.corpus import novels, topics
 
     if zoo.recipe_name(name) != "books":
-        raise WrongUse(f"{name} learns from examples that are made, not from a text: interp zoo sample {name} makes one.")
+        raise WrongUse(
+            f"{name} learns from examples that are made, not from a text: interp zoo sample {name} makes one."
+        )
     _readable(name, text)
     assert text is not None
     sizes = {"train": 0, "held_out": 0}

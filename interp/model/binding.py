@@ -108,7 +108,7 @@ class Site:
     offset: str = ""  # and what is added to it
 
     @cached_property
-    def whole(self) -> bool:
+    def untouched(self) -> bool:
         """Whether the site is its module's tensor as it is, where that keeps batch and positions apart."""
         other = self.heads or self.offset or self.factor != 1.0 or self.place.half is not None
         return not other and (self.read or self.place).straight
@@ -444,7 +444,7 @@ def output_matrix(module: nn.Module, width: int, like: Tensor) -> Tensor:
 
     plain = type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module)
     if plain and module.weight.dtype == like.dtype:
-        return module.weight if isinstance(module, Conv1D) else module.weight.T  # type: ignore[union-attr,operator,return-value]
+        return module.weight if isinstance(module, Conv1D) else module.weight.T  # type: ignore[return-value]
     rows = module.forward(torch.eye(width + 1, width, dtype=like.dtype, device=like.device))  # the last row is zeros
     return rows[:-1] - rows[-1:]
 

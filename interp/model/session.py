@@ -413,7 +413,7 @@ class Session:
 
     def _reader(self, name: str, site: Site, place: Place, convert: Callable[[Site, Tensor], Tensor]) -> Visit:
         """Hands the tensor of a site over. Few calls: between two sites a model runs, and what it ran fills the caches."""
-        take, key, whole = self.take, place.key, convert == self._canonical and site.whole
+        take, key, whole = self.take, place.key, convert == self._canonical and site.untouched
 
         def read(output: Any, kwargs: dict[str, Any] | None = None) -> None:
             with torch._C.DisableTorchFunction():  # a tap around this module need not see it

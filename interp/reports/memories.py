@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.reports.charts import Curve, LineChart
-from interp.reports.page import Table, write_report
+from interp.reports.page import Cell, Table, write_report
 from interp.reports.words import visible
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def write_memories(
     path: str | Path, table: pd.DataFrame, told: Sequence[dict[str, Any]], facts: dict[str, str]
 ) -> None:
     """Write the statistics of layers, as `interp lens memories` merges them, and some memories. Raises `OSError`."""
-    rows = [[str(r["layer"]), *(float(r[c]) for c in COLUMNS)] for _, r in table.iterrows()]
+    cells: list[list[Cell]] = [[str(r["layer"]), *(float(r[c]) for c in COLUMNS)] for _, r in table.iterrows()]
     note = (
         "agree: share of memories whose value’s likeliest token is what follows their key’s strongest trigger, beside the same "
         "with targets dealt out at random, and with any trigger kept; active: share of memories with a coefficient above 0 at a "
@@ -67,7 +67,7 @@ def write_memories(
     steps = [float(i) for i in range(len(table))]
     curves = [Curve(COLUMNS[c], steps, table[c].tolist()) for c in ("any", "agreement", "chance")]
     drawable = len(table) > 1 and min(min(c.y) for c in curves) > 0
-    best = table.loc[table["agreement"].idxmax()] if table["agreement"].notna().any() else table.iloc[0]
+    best = table.iloc[int(table["agreement"].argmax())] if table["agreement"].notna().any() else table.iloc[0]
     tiles = [
         ("layers", str(len(table)), f"{int(table['memories'].sum()):,} memories with a trigger"),
         (
@@ -83,7 +83,7 @@ def write_memories(
         lead="What triggers the neurons of the MLPs, what they then say, and how layers are made up of them.",
         facts=facts,
         highlights=tiles,
-        tables=[Table("Layers", ["layer", *COLUMNS.values()], rows, note), *map(Memory, told)],
+        tables=[Table("Layers", ["layer", *COLUMNS.values()], cells, note), *map(Memory, told)],
         charts=[LineChart("Keys and values that agree", "layer, counted from the first", curves)] if drawable else [],
     )
 

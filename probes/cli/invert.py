@@ -116,7 +116,7 @@ def collisions(
     result["pairs"] = found.to_frame().to_dict("records")
     if append:
         nearest = {s: [found.prompts[i] for i in p[0].tolist()] for s, p in found.pairs.items()}
-        result["appended"] = {s: float(appended(wrapped, *pair, s, k=1)[1][0]) for s, pair in nearest.items()}
+        result["appended"] = {s: float(appended(wrapped, a, b, s, k=1)[1][0]) for s, (a, b) in nearest.items()}
     answer(result, as_json, _show_collisions)
 
 
