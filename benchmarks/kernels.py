@@ -59,6 +59,18 @@ def eager_lens(
     return *log_p.topk(k), -(p * log_p).sum(-1), *divergences, log_p.gather(-1, wanted), rank
 
 
+# ---------------------------------------------------------------- the largest of a row
+
+
+def _largest(name: str, n: int, m: int, k: int) -> Case:
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        return torch.randn(n, m, device=device), torch.randn(m, device=device), k
+
+    eager = lambda z, c, k: (z + c).topk(k)  # noqa: E731
+    return Case(f"{name}: {k} of {n} × {m}", arguments, eager, (1, 1, 1), 4 * n * m)
+
+
 CASES: dict[str, list[Case]] = {
     "lens_statistics": [
         _lens("tiny", 2, 3, 16, 61),
@@ -67,7 +79,15 @@ CASES: dict[str, list[Case]] = {
         _lens("GPT-2", 12, 64, 768, 50257),
         _lens("wide", 4, 32, 2048, 32000),
         _lens("one state", 1, 1, 768, 50257),
-    ]
+    ],
+    "largest": [
+        _largest("tiny", 4, 64, 4),
+        _largest("ragged", 37, 1999, 7),
+        _largest("the demo", 1024, 2048, 32),
+        _largest("training", 4096, 8192, 32),
+        _largest("wide", 256, 65536, 64),
+        _largest("half of them", 1024, 512, 256),
+    ],
 }
 
 

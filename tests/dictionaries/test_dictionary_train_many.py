@@ -69,7 +69,7 @@ def test_rows_are_read_once(store: Store, tmp_path: Path, monkeypatch: pytest.Mo
     """As often as the rows of both sites are read for one dictionary, whatever the number of dictionaries."""
     loaded: Counter[str] = Counter()
     load = Store._load
-    monkeypatch.setattr(Store, "_load", lambda s, name, out: (loaded.update([name]), load(s, name, out))[1])
+    monkeypatch.setattr(Store, "_load", lambda s, name, *out: (loaded.update([name]), load(s, name, *out))[1])
     train(config(), StoreSource(store, ["early", "late"]), tmp_path / "one")
     once, _ = Counter(loaded), loaded.clear()
     assert len(store.index.piles) > 1
