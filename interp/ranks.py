@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from jaxtyping import Shaped
 
 PATIENCE = timedelta(days=1)  # with a process that is busy; one that has ended is noticed at once
+PARTING = timedelta(seconds=5)  # how long one that ends waits for the others to have heard it
+_met: list[dist.Store] = []  # where the processes met, while none is known to be lost
 
 
 def ranks() -> int:
@@ -37,9 +40,31 @@ def start() -> None:
         gpus = torch.cuda.is_available()
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # first: its functions have the group as a default, and would keep the group and its threads beyond `stop`
+        importlib.import_module("torch.distributed.nn.functional")
         with speaking():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)  # its threads, left to the end of the interpreter, may abort it
+            store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=number, world_size=count, timeout=PATIENCE
+            )
+        _met.append(store)
+        atexit.register(stop)
+
+
+def stop() -> None:
+    """Part from the others, at the end of the process.
+
+    They may still be reading what this one said last, which a closed connection would take from them; so it waits
+    until all are here, or for `PARTING` where one of them is not to come. Then it ends the threads of the group:
+    left to the end of the interpreter they may abort it.
+    """
+    if dist.is_initialized():
+        if _met:
+            with contextlib.suppress(RuntimeError):  # the store ends with rank 0, which waits for all
+                store = _met.pop()
+                store.set(f"parted/{rank()}", "")
+                store.wait([f"parted/{number}" for number in range(ranks())], PARTING)
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -48,6 +73,7 @@ def speaking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        _met.clear()
         raise Failed(
             f"Rank {rank()} of {ranks()} has lost the others: one of them has ended. Go on from the last checkpoint "
             f"or commit with the same command and --resume. ({str(error).split('. ')[0]})"

@@ -89,6 +89,7 @@ def child(out: Path, work: Callable[[], Any]) -> None:
     except BaseException:
         told = {"bug": traceback.format_exc()}
     out.write_text(json.dumps(told))
+    ranks.stop()  # as a process does at its end, which this one leaves out
     os._exit(0)
 
 
@@ -249,13 +250,24 @@ def different(out: Path) -> None:
     train(replace(config("topk"), lr=1e-3 * (rank + 1)), source("topk"), out)
 
 
+def parted() -> int:
+    """How many threads are left when the ranks have parted, though an optimizer came in between."""
+    torch.set_num_threads(1)
+    ranks.start()
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # brings functions that have the group as a default
+    ranks.told("here")
+    ranks.stop()
+    return len(os.listdir("/proc/self/task"))
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
+    told: dict[str, Any] = {"parted": both(folder / "parted", parted)}  # first: those functions are not here yet
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)
     for name in ("safetensors.torch", "tqdm.auto"):
         importlib.import_module(name)
     assert dist.is_available()
-    told: dict[str, Any] = {"ties": both(folder / "ties", ties)}
+    told["ties"] = both(folder / "ties", ties)
     for dtype in ("float64", "float32"):
         told[dtype] = {n: both(folder / f"{n}_{dtype}", lambda n=n, dtype=dtype: stepwise(n, dtype)) for n in KINDS}
     told["killed"] = killed(folder)

@@ -45,6 +45,12 @@ def test_equal_values_go_to_the_latent_that_one_process_takes(told: dict[str, An
     assert told["ties"] == [{"value": True}, {"value": True}]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are counted in /proc")
+def test_no_thread_of_the_group_outlives_it(told: dict[str, Any]) -> None:
+    """One that does may end with an abort of the interpreter, after all work is done."""
+    assert told["parted"] == [{"value": 1}, {"value": 1}]
+
+
 def test_a_killed_rank_stops_the_other_with_a_message_and_both_go_on(told: dict[str, Any]) -> None:
     killed = told["killed"]
     assert killed["said"]["Failed"].startswith("Rank 0 of 2 has lost the others: one of them has ended. Go on from")
