@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def read_texts(text: str | Path | None = None, dataset: str | None = None) -> It
         yield from (read_file(p) for p in files)
     else:
         yield read_file(Path(text))
+
+
+def documents(texts: str | Path | Iterable[str]) -> Iterable[str]:
+    """One text, those of a file or folder (`read_texts`), or the texts themselves."""
+    return read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
 
 
 def _hub(name: str) -> Iterator[str]:

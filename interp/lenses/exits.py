@@ -22,7 +22,7 @@ from interp.lenses.memories import Memories
 from interp.model.model import teaches
 from interp.model.onward import run_until
 from interp.store.recording import batches
-from interp.texts import read_texts
+from interp.texts import documents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,12 +86,11 @@ def exit_examples(
             f"{model.id} has {blocks} blocks and {len(layers)} layers of memories, or looks both ways: the rule needs a causal "
             "model with a feed-forward layer in every block."
         )
-    read = read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
     draw = torch.Generator().manual_seed(seed)
     prefixes: list[list[int]] = []
     dominant: list[Tensor] = []
     tops: list[Tensor] = []
-    for _, group in batches(model, read, context, batch):
+    for _, group in batches(model, documents(texts), context, batch):
         cut = [ids[: 1 + int(torch.randint(len(ids), (), generator=draw))] for ids in group][: count - len(prefixes)]
         cache = model.record(model.pad(cut), [s for r in layers for s in memories.around(r)])
         rows, last = torch.arange(len(cut)), torch.tensor([len(ids) - 1 for ids in cut])

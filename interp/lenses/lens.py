@@ -22,7 +22,7 @@ from interp.lenses.trajectory import Trajectory, trajectory
 from interp.model.model import Model, teaches
 from interp.sites import head_of, host
 from interp.store.recording import batches
-from interp.texts import read_texts, token_texts
+from interp.texts import documents, token_texts
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -138,9 +138,8 @@ class Lens:
         `context`: tokens of a window; `batch`: windows a pass; `tokens`: stop after this many. Raises `WrongUse` for a
         text that is not there or holds nothing, and as `__call__` does.
         """
-        read = read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
         parts, left = [], tokens
-        for _, group in batches(self.model, read, context, batch):
+        for _, group in batches(self.model, documents(texts), context, batch):
             parts.append(self(self.model.pad(group), sites, k=1))
             left = None if left is None else left - len(parts[-1].pos)
             if left is not None and left <= 0:

@@ -19,7 +19,7 @@ from interp.lenses.memories import Memories
 from interp.lenses.statistics import chunks
 from interp.model.model import teaches
 from interp.store.recording import batches, padded
-from interp.texts import read_texts
+from interp.texts import documents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,13 +82,12 @@ def makeup(
     from tqdm.auto import tqdm
 
     names, model, last = memories.named(layers), memories.model, memories.head.last
-    read = read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
     wanted = list(dict.fromkeys([last, *(s for r in names for s in memories.around(r))]))
     tops = {r: [memories.read(r, k=1, sign=s)[0][:, 0].to(model.device) for s in (1, -1)] for r in names}
     sums: dict[str, Tensor] = {}
     seen = 0
     with tqdm(total=tokens, desc="layers", unit=" tokens", mininterval=1, leave=False) as bar:
-        for _, group in batches(model, read, context, batch):
+        for _, group in batches(model, documents(texts), context, batch):
             inputs, real = padded(model, group)
             cache = model.record(inputs, wanted)
             states = {site: cache[site][real] for site in wanted}

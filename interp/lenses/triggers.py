@@ -20,7 +20,7 @@ from interp.lenses.memories import ROWS, Memories
 from interp.model.edits import in_range
 from interp.model.model import teaches
 from interp.store.recording import batches, padded
-from interp.texts import read_texts
+from interp.texts import documents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,12 +192,11 @@ def find_triggers(
     if top < 1 or sign not in (1, -1):
         raise WrongUse(f"top={top} and sign={sign}: keep at least one trigger; sign is 1 or -1.")
     names, model = memories.named(layers), memories.model
-    read = read_texts(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else texts
     kept = {r: Kept.none(top, len(memories.layers[r].values)) for r in names}
     windows: dict[int, list[int]] = {}
     seen = number = held = 0
     with tqdm(total=tokens, desc="triggers", unit=" tokens", mininterval=1, leave=False) as bar:
-        for _, group in batches(model, read, context, batch):
+        for _, group in batches(model, documents(texts), context, batch):
             inputs, real = padded(model, group)
             cache = model.record(inputs, [f"{r}.post" for r in names])
             real[:, :-1] &= inputs.mask[:, 1:]
