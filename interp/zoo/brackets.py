@@ -103,22 +103,17 @@ def examples(
 @cache
 def tokenizer() -> Any:
     """A token a bracket, after [CLS]. No [SEP] at the end: its place would tell lengths that are trained on from others."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 
-    entries = ["[PAD]", "[CLS]", "[UNK]", "(", ")"]
-    made = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
-    )
-    made.decoder = decoders.Fuse()
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", CLS)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+    return training.word_tokenizer(
+        ["[PAD]", "[CLS]", "[UNK]", "(", ")"],
+        Sequence([WhitespaceSplit(), Split(Regex("."), "isolated")]),
+        "[CLS] $A",
+        LONGEST + 1,
         pad_token="[PAD]",
         cls_token="[CLS]",
         unk_token="[UNK]",
-        model_max_length=LONGEST + 1,
     )
 
 

@@ -87,21 +87,20 @@ def lengths() -> Int[np.ndarray, "numbers"]:
 @cache
 def tokenizer() -> Any:
     """A word is a token with the space before it, as is each digit without one; hyphens, commas and "and" say nothing."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     spoken = [f" {a}:" for a in ASKED] + [f" {word}" for word in [*ONES, *TENS, "hundred", "thousand"]]
-    entries = ["<pad>", "</s>", "<unk>", *map(str, range(10)), *spoken]
-    made = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token="<unk>"))
     rules = [(r",(?=\d)", ""), (r"[\s,-]+", " "), (r" and(?= )", ""), (r"^ ?", " "), (r" (?=\d|$)", "")]
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), *(normalizers.Replace(Regex(old), new) for old, new in rules)]
-    )
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r" [^ \d]+|\d"), "isolated")
-    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+    return training.word_tokenizer(
+        ["<pad>", "</s>", "<unk>", *map(str, range(10)), *spoken],
+        pre_tokenizers.Split(Regex(r" [^ \d]+|\d"), "isolated"),
+        "$A </s>",
+        64,
+        normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(Regex(old), new) for old, new in rules)]),
+        decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
 
 

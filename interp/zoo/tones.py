@@ -117,21 +117,18 @@ def extractor() -> Any:
 @cache
 def tokenizer() -> Any:
     """A token a digit."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
 
-    entries = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(10))]
-    made = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d"), "isolated")
-    made.decoder = decoders.Fuse()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+    return training.word_tokenizer(
+        ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(10))],
+        Split(Regex(r"\d"), "isolated"),
+        "$A </s>",
+        LONGEST + 2,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=LONGEST + 2,
     )
 
 

@@ -20,6 +20,22 @@ from torch import Tensor, nn
 from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
 
 
+def word_tokenizer(
+    entries: list[str], pre: Any, single: str, length: int, normalizer: Any = None, decoder: Any = None, **named: str
+) -> Any:
+    """A tokenizer of whole entries, cut by `pre`; `single` is its template of a text, `named` its special tokens."""
+    from tokenizers import Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token=named["unk_token"]))
+    made.pre_tokenizer, made.decoder = pre, decoder or decoders.Fuse()
+    if normalizer is not None:
+        made.normalizer = normalizer
+    around = [(word, entries.index(word)) for word in single.split() if word != "$A"]
+    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **named)
+
+
 class Settings(Protocol):
     """What the loop and the optimisers read of a recipe."""
 
