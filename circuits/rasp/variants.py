@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from circuits.rasp.compile.build import Compiled
-from circuits.rasp.compile.model import Block, CompiledTransformer
+from circuits.rasp.compile.model import Block, CompiledTransformer, Stack
 from circuits.rasp.truth import Alignment, compiled_alignment
 from interp.errors import WrongUse
 
@@ -96,25 +96,16 @@ class Normed(nn.Module):
         return h
 
 
-class NormedTransformer(nn.Module):
-    """`CompiledTransformer` with pre-norm blocks and a norm before the unembedding."""
+class NormedTransformer(Stack):
+    """A compiled model with pre-norm blocks and a norm before the unembedding."""
 
     def __init__(self, model: CompiledTransformer, gain: float) -> None:
-        super().__init__()
-        self.causal, self.longest_input = model.causal, model.longest_input
-        self.embed, self.pos_embed, self.unembed = model.embed, model.pos_embed, model.unembed
-        self.blocks = nn.ModuleList(Normed(block, gain) for block in model.blocks if isinstance(block, Block))
+        blocks = (Normed(block, gain) for block in model.blocks if isinstance(block, Block))
+        super().__init__(model.embed, model.pos_embed, blocks, model.unembed, model.causal)
         self.norm = _norm(model.embed.embedding_dim, gain)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding, as Hugging Face models name it."""
-        return self.embed
-
-    def forward(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
-        """Logits over the values of the output, for each token."""
-        h = self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
-        for block in self.blocks:
-            h = block(h)
+    def logits(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
+        """What the norm of the last stream says."""
         return self.unembed(self.norm(h))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,24 +72,21 @@ class Block(nn.Module):
         return _parts(self.state_dict(), "", self.attn.heads if self.attn else 0)
 
 
-class CompiledTransformer(nn.Module):
-    """Token ids 0 … V - 1 of the vocabulary; V, the BOS, stands first."""
+class Stack(nn.Module):
+    """Embeddings of ids and positions, blocks, an unembedding. Token ids are 0 … V - 1 of the vocabulary; V, the BOS, stands first."""
 
     def __init__(
-        self, embed: Tensor, positions: Tensor, blocks: list[dict[str, Tensor]], unembed: Tensor, causal: bool
+        self,
+        embed: nn.Embedding,
+        pos_embed: nn.Embedding,
+        blocks: Iterable[nn.Module],
+        unembed: nn.Linear,
+        causal: bool,
     ) -> None:
         super().__init__()
-        self.causal, self.longest_input = causal, len(positions)
-        self.embed = nn.Embedding.from_pretrained(embed, freeze=True)
-        self.pos_embed = nn.Embedding.from_pretrained(positions, freeze=True)
-        self.blocks = nn.ModuleList(Block(block, causal) for block in blocks)
-        self.unembed = _linear(unembed)
-
-    @classmethod
-    def of(cls, weights: dict[str, Tensor], heads: list[int], causal: bool) -> CompiledTransformer:
-        """The model with this state dict, and so many heads in each block."""
-        blocks = [_parts(weights, f"blocks.{i}.", count) for i, count in enumerate(heads)]
-        return cls(weights["embed.weight"], weights["pos_embed.weight"], blocks, weights["unembed.weight"].T, causal)
+        self.causal, self.longest_input = causal, pos_embed.num_embeddings
+        self.embed, self.pos_embed, self.unembed = embed, pos_embed, unembed
+        self.blocks = nn.ModuleList(blocks)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding, as Hugging Face models name it."""
@@ -99,7 +97,27 @@ class CompiledTransformer(nn.Module):
         h = self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
         for block in self.blocks:
             h = block(h)
+        return self.logits(h)
+
+    def logits(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
+        """What the last stream says."""
         return self.unembed(h)
+
+
+class CompiledTransformer(Stack):
+    """The weights of a program."""
+
+    def __init__(
+        self, embed: Tensor, positions: Tensor, blocks: list[dict[str, Tensor]], unembed: Tensor, causal: bool
+    ) -> None:
+        tokens, places = (nn.Embedding.from_pretrained(table, freeze=True) for table in (embed, positions))
+        super().__init__(tokens, places, (Block(block, causal) for block in blocks), _linear(unembed), causal)
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], heads: list[int], causal: bool) -> CompiledTransformer:
+        """The model with this state dict, and so many heads in each block."""
+        blocks = [_parts(weights, f"blocks.{i}.", count) for i, count in enumerate(heads)]
+        return cls(weights["embed.weight"], weights["pos_embed.weight"], blocks, weights["unembed.weight"].T, causal)
 
     def sizes(self) -> dict[str, int | list[int]]:
         """Width of the stream, layers, heads and neurons by layer, and elements of all tensors."""
