@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import Failed, WrongUse
+from interp.model.causal import leak
 from interp.model.inputs import probe_inputs
 from interp.model.layouts import Layout
 from interp.model.model import Model
@@ -189,13 +190,8 @@ class Readout:
         """Whether what comes later leaves the logits at a position as they are."""
         inputs = probe_inputs(self.model.module, batch=2, length=6, seed=5)
         name = next((n for n in ("decoder_input_ids", "input_ids") if n in inputs), None)
-        if name is None or not self.per_position:
-            return False
-        ids = inputs[name].clone()
-        ids[:, -1] = torch.where(ids[:, -1] == ids[:, -2], ids[:, 0], ids[:, -2])
-        with torch.no_grad():
-            other = self.model.record(inputs | {name: ids}, "logits")["logits"]
-        return _off(other[:, 0], self._seen["logits"][:, 0]) <= CLOSE.get(self.dtype, 1e-3)
+        far = None if name is None else leak(self.model, inputs, name)
+        return far is not None and far <= CLOSE.get(self.dtype, 1e-3)
 
 
 def _one(t: Tensor, per_position: bool) -> Tensor:
