@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.errors import Failed, WrongUse
+
+if TYPE_CHECKING:
+    from interp.model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +24,28 @@ def answer(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
         print(json.dumps(result, allow_nan=False, default=str))
     else:
         show(result)
+
+
+def numbers_in(text: str, option: str) -> list[int]:
+    """Token ids as they are typed, "5,6,7". Raises `WrongUse` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise WrongUse(f"{option} takes numbers with commas between them, as 5,6,7; not {text!r}.")
+    return [int(part) for part in parts]
+
+
+def text_or_ids(model: Model, text: str | None, ids: str | None, command: str) -> str | list[int]:
+    """The text, or the ids of --ids. Raises `WrongUse` for both, for neither, and for ids that the model has not."""
+    if (text is None) == (ids is None):
+        raise WrongUse(
+            f'give a text or --ids, one of the two: {command} MODEL "a text", or {command} MODEL --ids 5,6,7.'
+        )
+    if ids is None:
+        return str(text)
+    numbers, table = numbers_in(ids, "--ids"), model.weights.get("W_E")
+    if table is not None and max(numbers) >= len(table):
+        raise WrongUse(f"token {max(numbers)} is not there: ids run from 0 to {len(table) - 1}.")
+    return numbers
 
 
 def guarded(function: F) -> F:

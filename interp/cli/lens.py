@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli import answer, guarded
+from interp.cli import answer, guarded, numbers_in, text_or_ids
 from interp.errors import Failed, WrongUse, nearest
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _forced(made: Lens, x: Any, target: str | None, as_ids: bool) -> Any:
 
     if target is None or not isinstance(made, DecoderLens):
         return x
-    return made.forced(x, torch.tensor([_numbers_in(target, "--target")]) if as_ids else target)
+    return made.forced(x, torch.tensor([numbers_in(target, "--target")]) if as_ids else target)
 
 
 def _picture(made: Lens, x: Any, sites: list[str] | None, target: str | None) -> dict[str, Any]:
@@ -182,23 +182,8 @@ def _input(model: Model, text: str | None, ids: str | None) -> Any:
     """What the model is run on."""
     import torch
 
-    if (text is None) == (ids is None):
-        raise WrongUse(
-            'give a text or --ids, one of the two: interp lens MODEL "a text", or interp lens MODEL --ids 5,6,7.'
-        )
-    if ids is None:
-        return text
-    numbers, table = _numbers_in(ids, "--ids"), model.weights.get("W_E")
-    if table is not None and max(numbers) >= len(table):
-        raise WrongUse(f"token {max(numbers)} is not there: ids run from 0 to {len(table) - 1}.")
-    return torch.tensor([numbers])
-
-
-def _numbers_in(text: str, option: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise WrongUse(f"{option} takes numbers with commas between them, as 5,6,7; not {text!r}.")
-    return [int(part) for part in parts]
+    given = text_or_ids(model, text, ids, "interp lens")
+    return given if isinstance(given, str) else torch.tensor([given])
 
 
 def _token(text: str) -> int | str:
@@ -231,7 +216,7 @@ def _made(model: Model, kind: str, weights: Path | None, target: str | None, as_
     if kind == "backward":
         return build(model, None if target is None else _token(target))
     if kind == "patchscope":
-        return build(model, _numbers_in(target, "--target") if as_ids and target is not None else target)
+        return build(model, numbers_in(target, "--target") if as_ids and target is not None else target)
     return build(model)
 
 

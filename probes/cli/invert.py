@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli import answer, guarded
-from interp.errors import WrongUse
+from interp.cli import answer, guarded, text_or_ids
 
 if TYPE_CHECKING:
-    from interp.model import Model
+    pass
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -18,17 +17,6 @@ ModelName = Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Dtype = Annotated[str, typer.Option(help="of the model: float64 tells more tokens apart than float32")]
-
-
-def _ids(model: Model, text: str | None, ids: str | None) -> list[int]:
-    if (text is None) == (ids is None):
-        raise WrongUse('give a text or --ids, one of the two: interp invert prompt MODEL "a text", say.')
-    if ids is None:
-        return model.tokens(str(text)).ids[0].tolist()
-    parts = [part.strip() for part in ids.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise WrongUse(f"--ids takes numbers with commas between them, as 5,6,7; not {ids!r}.")
-    return [int(part) for part in parts]
 
 
 @app.command()
@@ -57,7 +45,8 @@ def prompt(
     from probes.inversion import recover
 
     wrapped = load(model, device=device, dtype=dtype)
-    wanted = _ids(wrapped, text, ids)
+    given = text_or_ids(wrapped, text, ids, "interp invert prompt")
+    wanted = wrapped.tokens(given).ids[0].tolist() if isinstance(given, str) else given
     names = wrapped.names(site or f"blocks.{len(wrapped.wiring.stacks[-1].blocks) // 2}.resid_post")
     cache = wrapped.record(torch.tensor([wanted]), names)
     runs = []
