@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.kernels import lens_statistics
-from interp.kernels.lens_statistics import Found
+from interp.kernels.lens_statistics import Found, slices
 from interp.lenses.readout import Readout
 
 if TYPE_CHECKING:
@@ -44,5 +44,5 @@ def statistics(
 
 def chunks(count: int, numbers: int, like: Tensor) -> Iterator[slice]:
     """Slices of `count` tokens that need so many numbers each, within the bytes allowed."""
-    size = max(1, BYTES.get(like.device.type, 2**27) // (numbers * max(4, like.element_size())))
-    return (slice(i, min(i + size, count)) for i in range(0, max(1, count), size))
+    size = BYTES.get(like.device.type, 2**27) // (numbers * max(4, like.element_size()))
+    return slices(max(1, count), size)

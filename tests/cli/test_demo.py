@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from interp.cli.demo import MARKER, TITLES, demo
+from tests.model.shapes import tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama-type model of random weights and a byte-level tokenizer."""
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = Tokenizer(models.BPE())
@@ -30,17 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.train_from_iterator(texts(), trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny(LlamaForCausalLM, 300, 32, max_position_embeddings=512, bos_token_id=0).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
 from interp.cli.convert import convert
@@ -19,7 +19,7 @@ from interp.dictionaries import KINDS, Dictionary, DictionaryConfig, evaluate_mo
 from interp.errors import WrongUse
 from interp.files import save_tensors
 from interp.model import Replace, load
-from tests.model.shapes import module
+from tests.model.shapes import module, tiny
 
 IDS = torch.randint(3, 60, (30, 6), generator=torch.Generator().manual_seed(1))
 INPUTS = {
@@ -126,16 +126,8 @@ def test_an_encoder_over_text_has_no_next_token(tiny_folder: Path) -> None:
     D = Dictionary(DictionaryConfig(("blocks.0.resid_post",), ("blocks.0.resid_post",), 32, 32, 24, 3))
     texts = ["It was late, and no one came.", "Mr. Darcy bowed."]
     assert evaluate_model(D, causal, texts, context=16).cross_entropy["clean"] > 0
-    small = BertConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=40,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    found = evaluate_model(D, load(BertForMaskedLM(small).eval(), tokenizer=causal.tokenizer), texts, context=16)
+    encoder = load(tiny(BertForMaskedLM, 400, 32, 1, initializer_range=0.3), tokenizer=causal.tokenizer)
+    found = evaluate_model(D, encoder, texts, context=16)
     assert found.cross_entropy["clean"] != found.cross_entropy["clean"]
     assert found.kl["zero"] > 0
 

@@ -182,6 +182,13 @@ NO_SOFTMAX = ["mamba", "falcon_mamba", "mamba2"]
 
 
 @cache
+def tiny(kind: type[Any], vocabulary: int, width: int, layers: int = 2, seed: int = 0, **more: Any) -> Any:
+    """A model of that class with two heads, as it is drawn."""
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=width, intermediate_size=3 * width // 2, num_hidden_layers=layers, num_attention_heads=2)
+    return kind(kind.config_class(vocab_size=vocabulary, **sizes, **more)).eval()
+
+
 def module(name: str, dtype: torch.dtype = torch.float32, seed: int = 3) -> nn.Module:
     """One of the shapes, randomised; shared between tests, so leave it as it is."""
     kind, config, options = (BUILD | MORE)[name]

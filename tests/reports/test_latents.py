@@ -11,24 +11,16 @@ import interp
 from interp.dictionaries import Dictionary, DictionaryConfig
 from interp.errors import WrongUse
 from interp.reports.latents import Context, Latent, LatentExamples, draw_live, latent_examples, logit_effects
+from tests.model.shapes import tiny
 
 SITE, WINDOW, VOCABULARY = "blocks.1.resid_post", 3, 31
 
 
 def tiny_model(norm: bool = True) -> interp.Model:
     """A Llama-type model of random weights, with norm gains away from 1."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    module = LlamaForCausalLM(config).double().eval()
+    module = tiny(LlamaForCausalLM, VOCABULARY, 16, seed=3, max_position_embeddings=64).double()
     torch.nn.init.uniform_(module.model.norm.weight, 0.5, 2.0)
     return interp.load(module)
 
