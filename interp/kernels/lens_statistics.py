@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from interp.kernels.largest import reference as largest
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class Final(NamedTuple):
     @classmethod
     def of(cls, scores: Float[Tensor, "n vocabulary"]) -> Final:
         """Of its scores, which are overwritten."""
-        places, values = topk(scores, 1)
+        values, places = largest(scores, None, 1)
         z = _pivoted(scores, values[:, 0])
         p = z.exp()
         total = p.sum(1)
@@ -223,7 +224,7 @@ def _row_statistics(
     scores: Float[Tensor, "n vocabulary"], final: Final, wanted: Int[Tensor, "n m"], k: int
 ) -> tuple[Tensor, ...]:
     """(log s, then the fields of `Found` but the first); `scores` is overwritten."""
-    places, values = topk(scores, k)
+    values, places = largest(scores, None, k)
     best, asked_for = values[:, :1], scores.gather(1, wanted.clamp(min=0))
     product = torch.empty_like(scores)
     higher = [torch.gt(scores, own[:, None], out=product).sum(1) for own in asked_for.T]
@@ -248,25 +249,6 @@ def _row_statistics(
 def _pivoted(scores: Float[Tensor, "n vocabulary"], best: Float[Tensor, " n"]) -> Float[Tensor, "n vocabulary"]:
     """scores - max, in place; -inf becomes finite, with the same exponential."""
     return scores.sub_(best[:, None]).clamp_(min=FLOOR)
-
-
-def topk(scores: Float[Tensor, "n v"], k: int) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """(Places, values) of the k largest of each row, of equal ones the first.
-
-    The k largest lie in the k blocks with the largest maxima, of equal ones the first: one look at all scores, then at few.
-    """
-    n, v = scores.shape
-    block = 64 if v > 256 * k else 8
-    if v <= 4 * block * k:
-        values, places = scores.sort(dim=1, descending=True, stable=True)
-        return places[:, :k], values[:, :k]
-    whole = v - v % block
-    blocks = topk(scores[:, :whole].unflatten(1, (-1, block)).amax(2), k)[0].sort(dim=1).values
-    places = (blocks[..., None] * block + torch.arange(block, device=scores.device)).flatten(1)
-    rest = torch.arange(whole, v, device=scores.device).expand(n, -1)
-    places = torch.cat([places, rest], dim=1)
-    found, values = topk(scores.gather(1, places), k)
-    return places.gather(1, found), values
 
 
 def slices(count: int, size: int) -> Iterator[slice]:

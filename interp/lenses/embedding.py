@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.kernels.lens_statistics import topk
+from interp.kernels import largest
 from interp.model.compose import circuits
 from interp.model.edits import in_range
 from interp.model.model import Model
@@ -180,10 +180,10 @@ class EmbeddingSpace:
         vectors = self.vectors(weight)
         project = self.read_by if weight.rsplit(".", 1)[-1] in READERS else self.written_by
         found = [
-            topk(sign * project(part), min(k, len(self.embed)))
+            largest(sign * project(part), None, min(k, len(self.embed)))
             for part in vectors.reshape(-1, vectors.shape[-1]).split(256)
         ]
-        ids, scores = (torch.cat(t).cpu().view(*vectors.shape[:-1], -1) for t in zip(*found, strict=True))
+        scores, ids = (torch.cat(t).cpu().view(*vectors.shape[:-1], -1) for t in zip(*found, strict=True))
         return TopTokens(weight, self.inverse, ids, scores, self)
 
     # ------------------------------------------------------------ pairs of tokens

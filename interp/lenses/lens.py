@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import WrongUse
-from interp.kernels.lens_statistics import Found, topk
+from interp.kernels import largest
+from interp.kernels.lens_statistics import Found
 from interp.lenses.averages import Averages, averages
 from interp.lenses.readout import Readout, token_id
 from interp.lenses.statistics import statistics
@@ -154,8 +155,8 @@ class Lens:
         found = []
         for part in vectors.split(256):
             scores = self.logits(site or self.head.last, part).log_softmax(1)
-            found.append(topk(scores, min(k, self.head.width)))
-        return torch.cat([places for places, _ in found]).cpu(), torch.cat([values for _, values in found]).cpu()
+            found.append(largest(scores, None, min(k, self.head.width)))
+        return torch.cat([places for _, places in found]).cpu(), torch.cat([values for values, _ in found]).cpu()
 
     # ------------------------------------------------------------ what can be read
 

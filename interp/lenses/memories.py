@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import Failed, WrongUse, nearest
-from interp.kernels.lens_statistics import topk
+from interp.kernels import largest
 from interp.lenses.direct import freeze
 from interp.lenses.lens import Lens
 from interp.model.edits import Replace, in_range
@@ -186,7 +186,7 @@ class Memories:
         """
         found = []
         for part in self.values(layer, memories).split(ROWS):
-            places, best = topk(sign * self.scores(part), min(k, self.unembedding.shape[1]))
+            best, places = largest(sign * self.scores(part), None, min(k, self.unembedding.shape[1]))
             found.append((places, best, (sign * self.scores(part)).logsumexp(1, keepdim=True)))
         ids, best, total = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
         return ids, (best - total).exp()

@@ -83,3 +83,10 @@ def test_training_goes_through_it(kind: str) -> None:
     with counted() as calls:
         trainer.update(rows[:300], rows[:300])
     assert set(calls) == {("largest", "cpu")}
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+@pytest.mark.parametrize("v", [40, 300, 64 * 4 * 7 + 13, 5000])
+def test_the_largest_are_found_through_blocks(k: int, v: int) -> None:
+    z = torch.randint(50, (40, v), generator=torch.Generator().manual_seed(k)).float()
+    same(largest.forms["reference"](z, None, k), whole(z, None, k))

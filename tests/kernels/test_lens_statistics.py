@@ -12,7 +12,7 @@ import torch
 from forms import FORMS, INTERPRETED
 
 from interp.kernels import counted, lens_statistics
-from interp.kernels.lens_statistics import Found, topk
+from interp.kernels.lens_statistics import Found
 
 MODULE = sys.modules["interp.kernels.lens_statistics"]
 NUMBERS = ("top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob")
@@ -235,17 +235,6 @@ def test_few_scores_are_left_to_the_reference(n, form):
     with counted() as calls:
         lens_statistics(states, final, W, b, 1.0, 0.0, asked, 3)
     assert calls == {("lens_statistics", form): 1}
-
-
-@not_interpreted
-@pytest.mark.parametrize("k", [1, 3, 7])
-@pytest.mark.parametrize("v", [40, 300, 64 * 4 * 7 + 13, 5000])
-def test_the_largest_are_found_through_blocks(k, v):
-    z = torch.randint(50, (40, v), generator=torch.Generator().manual_seed(k)).float()
-    places, values = topk(z, k)
-    wanted = z.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(places, wanted.indices[:, :k])
-    assert torch.equal(values, wanted.values[:, :k])
 
 
 # ---------------------------------------------------------------- the Triton form's own ways
