@@ -61,7 +61,7 @@ def test_the_transpose_is_the_embedding_itself_and_no_inverse():
     keys = W["blocks.0.mlp.W_gate"].T
     assert torch.allclose(S.read_by(keys), keys @ W["W_E"].T, atol=1e-12)
     assert _off(h @ S.embed.T @ S.read_by(keys).T, h @ keys.T) > 0.1
-    other = EmbeddingSpace(S.model)  # of the same model: what is measured of it may differ in the last bit from load to load
+    other = EmbeddingSpace(S.model)  # what is measured of a model may differ in its last bit from load to load
     assert torch.equal(S.unembed, other.unembed)
     assert torch.allclose(S.written_by(keys), other.written_by(keys), atol=1e-12)
 
