@@ -23,7 +23,7 @@ class Lenses(TyperGroup):
         return super().parse_args(ctx, args if named else ["read", *args])
 
 
-app = typer.Typer(cls=Lenses, add_completion=False)
+app = typer.Typer(cls=Lenses, add_completion=False, help=lens.__doc__)
 app.command("read", epilog=ALSO)(lens)
 for name, command in OTHERS.items():
     app.command(name)(command)  # type: ignore[type-var]
