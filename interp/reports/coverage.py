@@ -27,7 +27,8 @@ softmax and no fused attention; the counts stand in the row. *Blocks*: solved, o
 checked at one site a type. ✓ passed, ✗ failed, – does not apply.
 
 (c) fails by nature where attention is not [batch, head, query, key] by position, as in Longformer's windows
-([limitations](limitations.md)). ByT5 is of type `t5`, NLLB of type `m2m_100`.
+([limitations](limitations.md)). ByT5 is of type `t5`, NLLB of type `m2m_100`;
+one block run again and again, as in Universal Transformers, is `albert`.
 
 | type | class | fed | blocks | attentions | softmaxes | repeated | {letters} | why not |
 | --- | --- | --- | --- | --- | --- | --- | {rules} | --- |
