@@ -64,6 +64,7 @@ def checked(op: str, case: Case, dtype: torch.dtype) -> dict[str, float]:
     want = OPS[op].forms["reference"](*cast(args, "cpu", torch.float64))
     got = OPS[op](*cast(args, "cuda", dtype))
     error, same = 0.0, 1.0
+    got, want = ((t,) if isinstance(t, Tensor) else t for t in (got, want))
     for a, b in zip((t.cpu() for t in got), want, strict=True):
         if a.is_floating_point():
             error = max(error, float((a.double() - b).norm() / b.norm().clamp(min=1e-12)))

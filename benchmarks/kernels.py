@@ -71,6 +71,44 @@ def _largest(name: str, n: int, m: int, k: int) -> Case:
     return Case(f"{name}: {k} of {n} × {m}", arguments, eager, (1, 1, 1), 4 * n * m)
 
 
+# ---------------------------------------------------------------- the two products of a sparse code
+
+
+def _code(n: int, d: int, m: int, k: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, indices, rows; latents differ in how often they are active, as trained ones do."""
+    torch.manual_seed(0)
+    often = torch.rand(m, device=device) ** 3
+    indices = (torch.rand(n, m, device=device) * often).topk(k).indices
+    return torch.rand(n, k, device=device), indices, torch.randn(n, d, device=device)
+
+
+def _weight_gradient(name: str, n: int, d: int, m: int, k: int) -> Case:
+    def eager(values: Tensor, indices: Tensor, rows: Tensor, m: int) -> tuple[Tensor, ...]:
+        code = values.new_zeros(len(values), m).scatter_(1, indices, values)
+        return code.T @ rows, code.sum(0)
+
+    size = f"{name}: {k} of {m} latents, {n} rows of {d}"
+    return Case(size, lambda device: (*_code(n, d, m, k, device), m), eager, (1, 1, 1), 4 * d * (n * k + m))
+
+
+def _sddmm(name: str, n: int, d: int, m: int, k: int) -> Case:
+    def arguments(device: str) -> tuple[Any, ...]:
+        _, indices, rows = _code(n, d, m, k, device)
+        return rows, torch.randn(m, d, device=device), indices
+
+    eager = lambda rows, W, indices: (rows @ W.T).gather(1, indices)  # noqa: E731
+    return Case(f"{name}: {k} of {m} latents, {n} rows of {d}", arguments, eager, (1, 1, 1), 4 * d * n * (k + 1))
+
+
+CODES = {  # rows, width, latents, active
+    "tiny": (4, 8, 64, 4),
+    "ragged": (37, 100, 1999, 7),
+    "the demo": (1024, 256, 2048, 32),
+    "training": (4096, 512, 8192, 32),
+    "wide": (256, 2048, 65536, 64),
+    "an eighth of them": (1024, 128, 512, 64),
+}
+
 CASES: dict[str, list[Case]] = {
     "lens_statistics": [
         _lens("tiny", 2, 3, 16, 61),
@@ -88,6 +126,8 @@ CASES: dict[str, list[Case]] = {
         _largest("wide", 256, 65536, 64),
         _largest("half of them", 1024, 512, 256),
     ],
+    "weight_gradient": [_weight_gradient(name, *sizes) for name, sizes in CODES.items()],
+    "sddmm": [_sddmm(name, *sizes) for name, sizes in CODES.items()],
 }
 
 

@@ -5,8 +5,8 @@
 Floor of one training step, batch B, width d, m latents (values: Bk; every sum below reads only active rows):
     FLOPs   2Bdm (encoder) + 8Bdk (decode, d values, d W_dec, d W_enc)     against 10Bdm in dense form
     bytes   4Bm written and read once by the selection, 4 gathers of 4Bkd, about 130 per pair of weights for the update
-Every sum is one row gathered in a fixed order by one thread (`embedding_bag`, over latents after a stable sort):
-no atomics, so two runs on one machine with one thread count agree bit for bit.
+Every sum goes in a fixed order by one thread (`embedding_bag`, and the ops `weight_gradient`, `sddmm`): no atomics, so
+two runs on one machine with one thread count agree bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.kernels import largest
+from interp.kernels import largest, sddmm, weight_gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -92,7 +92,7 @@ def decode_topk(
     """y = Σ_j values_j W[indices_j]."""
     if values.shape[-1] > DENSE_ABOVE * W.shape[0]:
         return dense(values, indices, W.shape[0]) @ W
-    return _AddRowGradient.apply(_gathered(values, indices, W.detach()), W, values.detach(), indices)
+    return _Decode.apply(values, indices, W)
 
 
 def dense(values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], m: int) -> Float[Tensor, "batch m"]:
@@ -102,19 +102,6 @@ def dense(values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], m: 
 
 def _gathered(weights: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     return F.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
-
-
-class _ByLatent:
-    """The code of a batch read latent by latent: weightsᵀ @ rows as a gather, each latent's rows in batch order."""
-
-    def __init__(self, weights: Tensor, indices: Tensor, m: int):
-        flat = indices.flatten()
-        order = flat.argsort(stable=True)
-        self.starts = torch.searchsorted(flat[order], torch.arange(m, device=flat.device))
-        self.row, self.weights = order // indices.shape[-1], weights.flatten()[order]
-
-    def __matmul__(self, rows: Float[Tensor, "batch d"]) -> Float[Tensor, "m d"]:
-        return F.embedding_bag(self.row, rows, self.starts, per_sample_weights=self.weights, mode="sum")
 
 
 class _Encode(torch.autograd.Function):
@@ -139,24 +126,22 @@ class _Encode(torch.autograd.Function):
         """dz = df where f fired; dW = Σ_b (x_b − b) dz_b, dc = Σ_b dz_b, db = −W dc, dx = W dz."""
         centred, W, values, indices = ctx.saved_tensors
         dz = g * (values > 0)
-        active = _ByLatent(dz, indices, W.shape[1])
-        dc = (active @ torch.ones_like(centred[:, :1])).squeeze(1)
-        dW = (active @ centred).T
+        dW, dc = weight_gradient(dz, indices, centred, W.shape[1])
         dx = _gathered(dz, indices, W.T) if ctx.needs_input_grad[0] else None
-        return dx, -(W @ dc), dW, dc, None, None
+        return dx, -(W @ dc), dW.T, dc, None, None
 
 
-class _AddRowGradient(torch.autograd.Function):
-    """y itself; on the way back it hands W[i] its gradient Σ_b value_bi g_b, and torch hands the values theirs."""
+class _Decode(torch.autograd.Function):
+    """`decode_topk`: d values_j = g · W[indices_j], dW[i] = Σ_b value_bi g_b."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, W: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices)
-        ctx.m = W.shape[0]
-        return y.view_as(y)
+    def forward(ctx: Any, values: Tensor, indices: Tensor, W: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, W)
+        return _gathered(values, indices, W)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices = ctx.saved_tensors
-        dW = _ByLatent(values, indices, ctx.m) @ g.contiguous() if ctx.needs_input_grad[1] else None
-        return g, dW, None, None
+        values, indices, W = ctx.saved_tensors
+        dvalues = sddmm(g, W, indices) if ctx.needs_input_grad[0] else None
+        dW = weight_gradient(values, indices, g, len(W))[0] if ctx.needs_input_grad[2] else None
+        return dvalues, None, dW

@@ -90,8 +90,8 @@ def _has(z: Tensor, c: Tensor | None) -> bool:
 
 
 def _plain(z: Tensor, c: Tensor | None, k: int) -> bool:
-    """Reference for k above 256, and unless values are float32 and z that or bfloat16."""
-    return k > SORTED or not _has(z, c)
+    """Reference for k above 256 or 1/64 of the row, and unless values are float32 and z that or bfloat16."""
+    return k > min(SORTED, z.shape[1] // 64) or not _has(z, c)
 
 
 def _fake(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
