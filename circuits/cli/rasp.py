@@ -109,6 +109,25 @@ def apply_weights(
     answer(results if len(results) > 1 else next(iter(results.values())), as_json, _listed)
 
 
+@app.command("draw")
+@guarded
+def draw(
+    folder: Path = FOLDER,
+    tokens: str = typer.Option(..., "--input", help="A string, or a list written as JSON."),
+    output: Path = typer.Option(..., "-o", "--output", help="The HTML file to write."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Write a page: what each head's selector selects beside where the head attends, and every value at every position."""
+    from circuits.rasp.compile.saved import load, program_sops
+    from circuits.rasp.pictures import picture
+
+    compiled = load(folder)
+    nodes = program_sops(folder / "program.rasp", list(compiled.outputs))
+    seen = picture(nodes, compiled, _input(tokens))
+    seen.write(output, f"{', '.join(nodes)} of {tokens}")
+    answer({"page": str(output), "heads": len(seen.heads), "off": seen.off}, as_json, _listed)
+
+
 @app.command("verify")
 @guarded
 def verify_weights(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:

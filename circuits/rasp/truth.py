@@ -18,7 +18,7 @@ from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.plan import Head, Plan, Scale, Table, View, level
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
-from circuits.rasp.compile.stream import Held, Stream, written
+from circuits.rasp.compile.stream import Held, Stream, component, written
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
@@ -52,7 +52,20 @@ class Truth:
 
         Raises `WrongUse` for a name that is no variable, `RaspError` where the program has no value.
         """
-        given = given or {}
+        found = self._found(tokens, given or {})
+        outputs = dict(zip(self.outputs, (self._read(output, found) for output in self.plan.outputs), strict=True))
+        return {self.names[held]: values for held, values in found.items()} | outputs
+
+    def selections(self, tokens: str | list[Atom]) -> dict[str, tuple[Bool[np.ndarray, "query key"], bool]]:
+        """Of each head, "blocks.0.attn.1": which keys a query selects, and whether it counts them (its BOS is one key more).
+
+        Raises `RaspError` where the program has no value.
+        """
+        found = self._found(tokens, {})
+        heads = {component(head, self.plan): head for head in self.plan.heads}
+        return {name: (self._selected(head, found), bool(head.width)) for name, head in heads.items()}
+
+    def _found(self, tokens: str | list[Atom], given: Mapping[str, Values]) -> dict[Held, Values]:
         for name in given:
             if name not in self.variables:
                 raise WrongUse(f"the model has no variable {name!r}.{nearest(name, self.variables)}")
@@ -71,8 +84,7 @@ class Truth:
             else:
                 for held, values in zip(written(part, self.plan), self._attended(part, found), strict=True):
                     put(held, values)
-        outputs = dict(zip(self.outputs, (self._read(output, found) for output in self.plan.outputs), strict=True))
-        return {self.names[held]: values for held, values in found.items()} | outputs
+        return found
 
     def _attended(self, head: Head, found: dict[Held, Values]) -> Iterator[Values]:
         rows = self._selected(head, found)

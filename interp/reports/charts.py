@@ -131,6 +131,35 @@ class Bars:
         return _svg(height, f"{self.title}. {told}", parts)
 
 
+@dataclass(frozen=True)
+class Matrices:
+    """Matrices side by side, of the same rows and with columns of their own; entries from 0 to 1 are shades."""
+
+    title: str
+    rows: Sequence[str]
+    parts: Mapping[str, tuple[Sequence[str], Sequence[Sequence[float]]]]
+
+    def svg(self) -> str:
+        """The picture; every square says its row, column and number."""
+        room = WIDTH / len(self.parts)
+        most = max(len(columns) for columns, _ in self.parts.values())
+        size = min(26.0, (room - 80) / most)
+        drawn = []
+        for number, (name, (columns, entries)) in enumerate(self.parts.items()):
+            left, top = number * room + 60, 46.0
+            drawn.append(_text(left, 14, name, "start", "name"))
+            drawn += [_text(left + size * (j + 0.5), top - 8, c, "middle") for j, c in enumerate(columns)]
+            for i, (row, line) in enumerate(zip(self.rows, entries, strict=True)):
+                drawn.append(_text(left - 8, top + size * (i + 0.5) + 4, row, "end"))
+                drawn += [
+                    f'<rect class="bar" x="{left + size * j:.1f}" y="{top + size * i:.1f}" width="{size - 1:.1f}" '
+                    f'height="{size - 1:.1f}" fill-opacity="{0.06 + 0.94 * x:.3f}"><title>{escape(f"{row} → {c}: {x:.3g}")}'
+                    "</title></rect>"
+                    for j, (c, x) in enumerate(zip(columns, line, strict=True))
+                ]
+        return _svg(54 + size * len(self.rows), self.title, drawn)
+
+
 def histogram(counts: Sequence[int], label: str) -> str:
     """Bars of log(1 + count), small enough to stand in a line of text."""
     high, width = math.log1p(max(counts, default=0)) or 1.0, 5

@@ -94,10 +94,14 @@ class Stack(nn.Module):
 
     def forward(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos out"]:
         """Logits over the values of the output, for each token."""
-        h = self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
+        h = self.entered(input_ids)
         for block in self.blocks:
             h = block(h)
         return self.logits(h)
+
+    def entered(self, input_ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the first block receives."""
+        return self.embed(input_ids) + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
 
     def logits(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos out"]:
         """What the last stream says."""
