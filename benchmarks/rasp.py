@@ -32,6 +32,7 @@ from circuits.rasp.batch import evaluate_batch
 from circuits.rasp.compile import compile_program
 from circuits.rasp.compile.columns import mark
 
+UNSAID = "selectors with `and` or `or` over different keys and queries"  # as the peer's process says it
 PAPER = 'load "paper_examples";'
 SHUFFLE = """
 def balance(open,close) {
@@ -210,11 +211,13 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     ]
     if not both:
         return lines
-    refused = sum("refused" in row.get("tracr", {}) for row in rows)
+    reasons = [row["tracr"]["refused"] for row in rows if "refused" in row.get("tracr", {})]
+    unsaid = sum(reason == UNSAID for reason in reasons)
     theirs = sum(row["tracr"]["wrong"] for row in both)
     wrong_in = sum(row["tracr"]["wrong"] > 0 for row in both)
     lines.append(
-        f"tracr compiles {len(both)} of them and refuses {refused}; {theirs:,} of its "
+        f"tracr compiles {len(both)} of them and refuses {len(reasons) - unsaid}; {unsaid} were not tried, since its language has "
+        f"no {UNSAID}. {theirs:,} of its "
         f"{sum(r['tracr']['positions'] for r in both):,} positions are wrong, in {wrong_in} rows."
     )
 
