@@ -1,8 +1,8 @@
 """Representational collapse: two different sequences whose last tokens come to be represented alike.
 
 ‖v_n - v*_{n+1}‖ over n, where v* is v with its last token once more, and the first n at which both are the same bits in
-a format of 16 or 8 bits. Source: Barbero et al. 2024 (arXiv:2406.04267), "Transformers need glasses!", theorem 4.2 and
-section 4 (the families, and the remedy: other tokens between).
+a format of 16 or 8 bits. Source: Barbero et al. 2024 (arXiv:2406.04267), "Transformers need glasses!", theorem 4.2, with its
+families and its remedy: other tokens between.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class Decay:
 def decay(
     distance: Sequence[int], *, at: int, d: int = 64, base: float = 10000.0, draws: int = 4096, seed: int = 0
 ) -> Decay:
-    """Proposition 3.1: for any q and r the key k = ρ^r q, turned back by its distance, gives its largest logit ‖q‖² at distance r.
+    """For any q and r the key k = ρ^r q, turned back by its distance, gives its largest logit ‖q‖² at distance r.
 
     With g_k ≠ 0 that peak is the only one in reach. Gaussian q, k give E[q · ρ^r k] = 0 at every r.
     """

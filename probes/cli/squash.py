@@ -472,3 +472,42 @@ def _show_rewrite(r: dict[str, Any]) -> None:
         f"z = s cross + (1 - s) self: off by {r['mixture']:.1e}; s by layer: "
         + ", ".join(f"{s:.3f}" for s in r["share"])
     )
+
+
+# ---------------------------------------------------------------- claims
+
+
+@app.command()
+@guarded
+def claims(
+    model: Annotated[
+        str | None, typer.Argument(help="for the claims about trained models; none: the constructed layer's")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    windows: Annotated[int, typer.Option(min=1, help="of text, for the sinks")] = 32,
+    context: Annotated[int, typer.Option(min=8, help="tokens of a window")] = 64,
+    lengths: Annotated[str, typer.Option(help="tokens of the sequences, rising")] = LENGTHS,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the papers claim beside what is measured; with -o a page with a figure for each."""
+    from probes.claims import Claims, constructed, of_model
+
+    rows = list(constructed())
+    if model is not None:
+        wrapped = _loaded(model, dtype, device)
+        given = _windows(wrapped, text, windows, context)
+        rows += of_model(wrapped, given[0][:context], given, _numbers(lengths, "--lengths"))
+    found = Claims(tuple(rows))
+    if out is not None:
+        from probes.cli.squash_page import write_page
+
+        write_page(out, found)
+    answer({"model": model, "claims": _records(found.to_frame())}, as_json, _show_claims)
+
+
+def _show_claims(result: dict[str, Any]) -> None:
+    for c in result["claims"]:
+        print(f"{c['said']} ({c['source']})\n  {c['verdict']}: {c['measured']}")
