@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 KINDS = ("products", "rollout", "context")
-LARGE = 2**27  # numbers of Jacobians, in float64, that exist at one time
+LARGE = 2**30  # bytes of Jacobians that exist at one time
+AT_ONCE = 256  # tokens whose spectral norms are taken together
 
 
 class Patterns:
@@ -208,19 +209,22 @@ class PathBound:
 
 
 @teaches
-def path_bound(model: Model, x: Any, *, pos: int = -1, bos: bool | None = None) -> PathBound:
+def path_bound(
+    model: Model, x: Any, *, pos: int = -1, probes: int | None = None, seed: int = 0, bos: bool | None = None
+) -> PathBound:
     """‖∂y_n/∂v_i‖_F ≤ ‖∂y_n/∂v_n^L‖_F Σ_paths Π_l B^l, B^l_ij = m_i (δ_ij + c_i Σ_h P^h_ij ‖W_V^h W_O^h‖ g_j), patterns held.
 
     g_j = ‖∂attn.in_j/∂v_j‖ (the paper's 1/β1), c_i the same of what stands between the heads and the stream (1, or a norm
     after the sublayer), m_i = ‖∂v'_i/∂(stream after attention)‖ (the paper's σ_ψ/β2 + 1 is an upper bound of it): spectral
-    norms of the derivatives at this run's own states. Parallel blocks: m_i δ_ij + c_i Σ_h … .
+    norms of the derivatives at this run's own states. Parallel blocks: m_i δ_ij + c_i Σ_h … . `probes`, `seed`: of the norms
+    beside the bound, as `sensitivity` takes them.
     Raises `WrongUse` for blocks that are not stream + attention + MLP with norms before them, and what `sensitivity` raises.
     """
     inputs, roles = prompts.one_prompt(model, x, bos), attentions(model)
     _check_blocks(model)
     site, y = prompts.stream(model), prompts.output(model)
-    exact = sensitivity(model, inputs, site, until=y, pos=pos, probes=0)
-    still = sensitivity(model, inputs, site, until=y, pos=pos, probes=0, held=True)
+    exact = sensitivity(model, inputs, site, until=y, pos=pos, probes=probes, seed=seed)
+    still = sensitivity(model, inputs, site, until=y, pos=pos, probes=probes, seed=seed, held=True)
     patterns, gains = Patterns(model, inputs, roles), _Gains(model, inputs, roles)
     kept = prompts.columns(inputs, site[-1], patterns.length)
     at = int(kept[exact.pos])
@@ -295,20 +299,25 @@ class _Gains:
         """‖∂y_n/∂v_n^L‖_F."""
         if self.y == self.stream[-1]:
             return self.found[self.y].shape[-1] ** 0.5
-        return float(self._rows(self.y, self.stream[-1], slice(at, at + 1)).square().sum().sqrt())
+        return float(self._rows(self.y, self.stream[-1], slice(at, at + 1)).double().norm())
 
     def _gain(self, out: str, into: str) -> Float[Tensor, " pos"]:
-        length, size = self.found[out].shape[1], self.found[out].shape[-1] * self.found[into].shape[-1]
-        step = max(1, LARGE // size)
-        parts = [self._rows(out, into, slice(i, i + step)) for i in range(0, length, step)]
-        grams = (j @ j.mT for j in parts)
-        return torch.cat([torch.linalg.eigvalsh(g)[:, -1].clamp(min=0).sqrt() for g in grams])
+        y = self.found[out]
+        step = max(1, LARGE // (y.shape[-1] * self.found[into].shape[-1] * y.element_size()))
+        parts = [self._rows(out, into, slice(i, i + step)) for i in range(0, y.shape[1], step)]
+        return torch.cat([_largest(j) for part in parts for j in part.split(AT_ONCE)])
 
     def _rows(self, out: str, into: str, where: slice) -> Float[Tensor, "pos out in"]:
         """∂out_i/∂in_i, a row for each number of `out`: all tokens at once, as none depends on another."""
         y, zero = self.found[out], self.zeros[into]
-        slopes = []
+        found = y.new_empty(len(range(y.shape[1])[where]), y.shape[-1], zero.shape[-1], device="cpu")
         for k in range(y.shape[-1]):
             (slope,) = torch.autograd.grad(y[..., k].sum(), zero, retain_graph=True)
-            slopes.append(slope[0, where].double().cpu())
-        return torch.stack(slopes, dim=1)
+            found[:, k] = slope[0, where].cpu()
+        return found
+
+
+def _largest(j: Float[Tensor, "n out in"]) -> Float[Tensor, " n"]:
+    """‖j‖_2, from the largest eigenvalue of j jᵀ."""
+    j = j.double()
+    return torch.linalg.eigvalsh(j @ j.mT)[:, -1].clamp(min=0).sqrt()

@@ -116,6 +116,8 @@ def paths(
     ids: Ids = None,
     pos: Pos = -1,
     bound: Annotated[bool, typer.Option("--bound", help="the bound on Jacobian norms, beside the exact ones")] = False,
+    probes: Probes = None,
+    seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = None,
     out: Out = None,
@@ -129,7 +131,7 @@ def paths(
     x = _prompt(wrapped, text, ids)
     result: dict[str, Any] = {"model": model, "dtype": dtype, "ids": x}
     if bound:
-        found = path_bound(wrapped, x, pos=pos)
+        found = path_bound(wrapped, x, pos=pos, probes=probes, seed=seed)
         result |= {"constants": _records(found.constants), "last": found.last, "looseness": _records(found.looseness)}
         _drawn(found.plot(), out)
         rows = found.to_frame()

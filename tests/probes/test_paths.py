@@ -98,7 +98,8 @@ def test_the_bound_is_met_where_every_step_is_a_multiple_of_the_identity(measure
 def test_long_prompts_in_pieces_give_the_same_bound(monkeypatch):
     model = load(module("llama", torch.float64))
     whole = path_bound(model, IDS).bound["blocks.0.resid_pre"]
-    monkeypatch.setattr("probes.paths.LARGE", 2 * 32 * 32)
+    monkeypatch.setattr("probes.paths.LARGE", 2 * 32 * 32 * 8)
+    monkeypatch.setattr("probes.paths.AT_ONCE", 1)
     assert torch.allclose(path_bound(model, IDS).bound["blocks.0.resid_pre"], whole, rtol=1e-12)
 
 
