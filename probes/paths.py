@@ -272,7 +272,7 @@ def _unlike(block: Block) -> str:
 
 
 class _Gains:
-    """Spectral norms of what happens at each token by itself: ‖∂out_i/∂in_i‖, values held so that no token sees another."""
+    """Spectral norms of what happens at each token by itself: ‖∂out_i/∂in_i‖, attention held so that no token sees another."""
 
     def __init__(self, model: Model, inputs: dict[str, Any], roles: list[str]) -> None:
         self.roles, self.stream, self.y = roles, prompts.stream(model), prompts.output(model)
@@ -282,7 +282,7 @@ class _Gains:
         inner = [f"{r}.{s}" for r in roles for s in ("in", "out")]
         mid = [f"{b}.resid_mid" for b in self.blocks if f"{b}.resid_mid" in self.known]
         wanted = [n for n in self.known if n in {*ends, *inner, *mid}]
-        with model.edit(*(Replace(f"{role}.v", Tensor.detach) for role in roles)):
+        with prompts.held(model), model.edit(*(Replace(f"{role}.v", Tensor.detach) for role in roles)):
             self.zeros, self.found = model.linked(inputs, wanted, self.y)
 
     def layer(self, i: int) -> tuple[Tensor, Tensor, Tensor, bool]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.errors import WrongUse
 from interp.model.edits import Replace
-from interp.model.inputs import probe_inputs
+from interp.model.inputs import first_name, probe_inputs
 from interp.model.model import Model
 from interp.model.positions import of_call
 from interp.texts import token_texts
@@ -48,9 +48,9 @@ def columns(inputs: Mapping[str, Any], site: str, length: int) -> Int[Tensor, " 
 
 def words(model: Model, inputs: Mapping[str, Any], site: str, kept: Int[Tensor, " pos"]) -> list[str]:
     """The tokens that stand at a site's columns; their numbers where the input is no text."""
-    name = "decoder_input_ids" if of_decoder(site) else "input_ids"
+    name = "decoder_input_ids" if of_decoder(site) else first_name(model.module)
     ids = inputs.get(name)
-    if ids is None or int(kept.max()) >= ids.shape[1]:
+    if ids is None or ids.is_floating_point() or int(kept.max()) >= ids.shape[1]:
         return [str(i) for i in range(len(kept))]
     return token_texts(model.tokenizer)(ids[0, kept].tolist())
 
@@ -82,14 +82,14 @@ def output(model: Model) -> str:
 @torch.no_grad()
 def check_causal(model: Model) -> None:
     """Raise `WrongUse` unless what stands at a token is made of the tokens up to it alone, and of no other input."""
-    ids = None if has_encoder(model) else probe_inputs(model.module, batch=1, length=8, seed=5).get("input_ids")
-    if ids is None:
+    given = {} if has_encoder(model) else probe_inputs(model.module, batch=1, length=8, seed=5)
+    ids = given.get(first_name(model.module))
+    if ids is None or ids.is_floating_point():
         what = "has an encoder, whose tokens look both ways" if has_encoder(model) else "reads no text"
         raise WrongUse(f"{model.id} {what}: this is about causal models, so give a decoder alone.")
     other, site = ids.clone(), stream(model)[-1]
-    other[0, -1] = torch.where(ids[0, -1] == ids[0, -2], ids[0, 0], ids[0, -2])
-    with model._bare():
-        a, b = (model.record(i, site)[site][0, :-1].double() for i in (ids, other))
+    other[0, -1] = 3 if int(ids[0, -1]) != 3 else 4
+    a, b = (model.record(i, site)[site][0, :-1].double() for i in (ids, other))
     if float((a - b).norm() / a.norm()) > CAUSAL:
         raise WrongUse(
             f"{model.id} is not causal: a later token changes what stands at earlier ones. This is about causal models, so "

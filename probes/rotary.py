@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from jaxtyping import Float, Int
 
-STEPS = 64  # positions over which a turning is measured
-STILL = 1e-5  # radians over all of them that are no turning
+STEPS = 256  # positions over which a turning is measured
+STILL = 1e-5  # of a number's own size: what it may move over all of them and still stand
 
 
 def frequencies(d: int, base: float = 10000.0, p: float = 1.0) -> Float[Tensor, " d/2"]:
@@ -104,7 +104,7 @@ def _has_queries(model: Model) -> bool:
 def _turning(q: Float[Tensor, "pos head d"]) -> Turning | None:
     """The pairing under which every pair keeps its length while it turns steadily; None where there is none."""
     scale = q.norm(dim=-1).mean()
-    moving = ((q - q[:1]).abs().amax((0, 1)) > STILL * scale).nonzero().flatten()
+    moving = ((q - q[:1]).abs().amax((0, 1)) > STILL * q.abs().amax((0, 1))).nonzero().flatten()
     if not len(moving) or len(moving) % 2:
         return None
     half = len(moving) // 2
