@@ -85,11 +85,12 @@ def family(model: Model, name: str, *, tokens: Sequence[int] | None = None, seed
     """A family in a model's own tokens: those of "1", "0", "," and the digits where each is one token, else drawn by `seed`.
 
     `tokens`: ids in place of those: one, zero, separator, and any number of digits. Raises `WrongUse` for a family that is
-    not there, fewer than three ids, and ids that are not there.
+    not there, a model that is not causal, fewer than three ids, and ids that are not there.
     """
     if name not in FAMILIES:
         raise WrongUse(f"there is no family {name!r}.{nearest(name, FAMILIES)} Families: {', '.join(FAMILIES)}.")
-    size = len(model.weights["W_E"])
+    prompts.check_causal(model)
+    size = prompts.vocabulary(model)
     start: tuple[int, ...] = ()
     given = list(tokens) if tokens is not None else _own(model) or _drawn(model, size, seed)
     if len(given) < 3 or not all(0 <= i < size for i in given):

@@ -185,7 +185,7 @@ class PathBound:
         for site, bound in self.bound.items():
             there = self.held.norms[site] > 0
             times = (bound / self.held.norms[site])[there]
-            above = float((self.exact.norms[site] > bound).double().mean())
+            above = float((self.exact.norms[site] > bound * (1 + 1e-6)).double().mean())
             rows.append([site, float(times.min()), float(times.log().mean().exp()), float(times.max()), above])
         return pd.DataFrame(rows, columns=["site", "least", "mean", "most", "exact_above"])
 

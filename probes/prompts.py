@@ -59,6 +59,15 @@ def of_decoder(site: str) -> bool:
     return site.startswith("decoder.")
 
 
+def vocabulary(model: Model) -> int:
+    """How many tokens there are. Raises `WrongUse` where neither a table of tokens nor the config says."""
+    table = model.weights.get("W_E")
+    size = getattr(model.config, "vocab_size", None) if table is None else len(table)
+    if size is None:
+        raise WrongUse(f"no table of tokens was found in {model.id}, so no tokens can be drawn for it.")
+    return size
+
+
 def has_encoder(model: Model) -> bool:
     """Whether the model is an encoder and a decoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))

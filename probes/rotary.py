@@ -85,11 +85,12 @@ def turning(model: Model) -> dict[str, Turning]:
     A prompt of one token over and over has the same state everywhere, so its queries are one vector, turned. Raises
     `WrongUse` for a model whose queries do not turn.
     """
-    roles = [n.removesuffix(".q") for n in model.names("*attn.q")] if _has_queries(model) else []
-    token = 1 + int(torch.randint(len(model.weights["W_E"]) - 1, (1,), generator=torch.Generator().manual_seed(0)))
+    roles = [n.removesuffix(".q") for n in model.names("*attn.q")] if _may_turn(model) else []
     found = {}
     if roles:
-        ids = torch.full((1, STEPS), token, device=model.device)
+        token = int(torch.randint(prompts.vocabulary(model), (1,), generator=torch.Generator().manual_seed(0)))
+        steps = min(STEPS, getattr(model.config, "max_position_embeddings", STEPS))
+        ids = torch.full((1, steps), token, device=model.device)
         cache = model.record(ids, [f"{r}.q" for r in roles])
         found = {r: t for r in roles if (t := _turning(cache[f"{r}.q"][0].double().cpu())) is not None}
     if not found:
@@ -97,8 +98,10 @@ def turning(model: Model) -> dict[str, Turning]:
     return found
 
 
-def _has_queries(model: Model) -> bool:
-    return not prompts.has_encoder(model) and any(n.endswith("attn.q") for n in model.sites())
+def _may_turn(model: Model) -> bool:
+    """There are queries, and no position stands in the stream."""
+    sites = model.sites()
+    return not prompts.has_encoder(model) and "pos_embed" not in sites and any(n.endswith("attn.q") for n in sites)
 
 
 def _turning(q: Float[Tensor, "pos head d"]) -> Turning | None:

@@ -48,8 +48,10 @@ def _loaded(model: str, dtype: str, device: str | None) -> Model:
 
 
 def _prompt(model: Model, text: str | None, ids: str | None) -> list[int]:
+    from probes.prompts import vocabulary
+
     given = _ids(model, text, ids)
-    size = len(model.weights["W_E"])
+    size = vocabulary(model)
     if max(given) >= size:
         raise WrongUse(f"token {max(given)} is not there: ids run from 0 to {size - 1}.")
     return given

@@ -46,7 +46,7 @@ def test_a_change_spreads_along_the_paths(measured):
     n = len(ids)
     Λ = torch.ones(n, n, dtype=torch.float64).tril() / torch.arange(1, n + 1)[:, None]
     wanted = torch.linalg.matrix_power(Λ + torch.eye(n, dtype=torch.float64), 3)[:, 1]
-    table = model.weights["W_E"]
+    table = model.module.embed.weight
     size = model.record(torch.tensor([ids]), "blocks.2.resid_post")["blocks.2.resid_post"][0].norm(dim=1)
     made = wanted * (table[2] - table[9]).norm() / size
     measured(float((found.change["blocks.2.resid_post"] - made).abs().max()))
