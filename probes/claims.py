@@ -12,8 +12,9 @@ from interp.model.model import Model
 from probes.collapse import REMEDY, collapse_curve, family
 from probes.paths import path_bound, paths
 from probes.rotary import decay, usage
-from probes.schemes import SCHEMES, Layer, alternating, scheme_curve
-from probes.sinks import sinks
+from probes.schemes import SCHEMES, Layer, alternating, perturbed, scheme_curve
+from probes.sinks import mean_spread, sinks
+from probes.source import rewritten, source_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GLASSES = "arXiv:2406.04267"  # Transformers need glasses!
 ROUND = "arXiv:2410.06205"  # Round and Round We Go!
 FIRST = "arXiv:2504.02732"  # Why do LLMs attend to the first token?
+RED = "arXiv:2304.04052"  # Decoder-Only or Encoder-Decoder?
 FALLS = (-1.2, -0.8)  # exponents that count as falling like 1/n
 
 
@@ -78,15 +80,17 @@ def constructed(lengths: Sequence[int] = (16, 64, 256, 1024, 4096), seed: int = 
         all(FALLS[0] < c.slope < FALLS[1] for c in others),
         none.plot(*others),
     )
-    far = [alternating(n) for n in lengths]
+    long = (400, 2000, 20000)
+    near, far = [perturbed(n, seed=seed) for n in long], [alternating(n) for n in long]
     yield Claim(
-        "Attention over more tokens is less and less different: softmaxes of logits that differ come together.",
-        f"{GLASSES}, lemmas B.1 and B.4",
-        f"Only where the logits' difference goes to 0: 1 0 1 0 … against 0 1 0 1 … stay {far[-1]:.5f} apart at every n.",
-        False,
-        _line(lengths, far, "Σ|softmax − softmax| of alternating logits"),
+        "Softmaxes whose logits come together do so themselves; where the logits stay apart they need not.",
+        f"{GLASSES}, lemmas B.1, B.2 and B.4, figure 9",
+        f"200 logits moved by up to 0.1: {near[0]:.4f} apart at {long[0]}, {near[-1]:.5f} at {long[-1]}. Logits 1 0 1 0 … "
+        f"against 0 1 0 1 …: {far[-1]:.5f} at every even n.",
+        near[-1] < near[0] / 4 and abs(far[0] - far[-1]) < 1e-9,
+        _lines(long, {"200 logits moved": near, "alternating": far}, "Σ|softmax − softmax|"),
     )
-    found = decay(range(256), at=100, seed=seed)
+    found = decay(range(256), at=100, draws=1024, seed=seed)
     peak, most = int(found.peaked.argmax()), float((found.mean / found.error).abs().max())
     yield Claim(
         "Rotary logits decay with distance.",
@@ -101,7 +105,7 @@ def constructed(lengths: Sequence[int] = (16, 64, 256, 1024, 4096), seed: int = 
 def of_model(
     model: Model, text: Sequence[int], windows: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> Iterator[Claim]:
-    """Claims about a trained model: collapse, the remedy, the bound, rollout, rotary frequencies, sinks."""
+    """Claims about a trained model: collapse, the remedy, the bound, rollout, rotary frequencies, sinks, the source."""
     curve, remedy = (collapse_curve(model, family(model, n), lengths) for n in ("repeat_last", REMEDY))
     at = curve.equal_at["bf16"]
     yield Claim(
@@ -122,6 +126,7 @@ def of_model(
     yield from _flow(model, text)
     yield from _rotary(model, text)
     yield from _sinks(model, windows)
+    yield from _source(model, text)
 
 
 def _flow(model: Model, text: Sequence[int]) -> Iterator[Claim]:
@@ -175,11 +180,44 @@ def _sinks(model: Model, windows: Sequence[Sequence[int]]) -> Iterator[Claim]:
         None,
         found[0].plot(),
     )
+    if len(ways) == 2:
+        kept, lost = (list(mean_spread(model, windows, context=context, bos=bos).values())[-1] for bos in ways)
+        yield Claim(
+            "Without the start token a changed token changes later ones more.",
+            FIRST,
+            f"{model.id}: they change by {kept:.3f} of their length with it, by {lost:.3f} without.",
+            lost > kept,
+            found[1].plot(),
+        )
 
 
-def _line(x: Sequence[int], y: Sequence[float], title: str) -> go.Figure:
+def _source(model: Model, text: Sequence[int]) -> Iterator[Claim]:
+    half = len(text) // 2
+    source, target = list(text[:half]), list(text[half:])
+    found = source_share(model, source, target, probes=16)
+    mass = found.mass.mean(0)
+    yield Claim(
+        "A decoder alone gives its source less attention the more it writes.",
+        RED,
+        f"{model.id}, {half} tokens read: a share of {float(mass[0]):.2f} at the first step, {float(mass[-1]):.2f} at step "
+        f"{len(target)}, (S + t)^{found.exponent:.2f}.",
+        bool(mass[-1] < mass[0]),
+        found.plot(),
+    )
+    made = rewritten(model, source, target)
+    yield Claim(
+        "A decoder alone is an encoder that looks back only and a decoder over its keys and its own.",
+        RED,
+        f"{model.id} in {str(model.dtype).removeprefix('torch.')}: logits off by {made.error:.1e} of the largest, what heads "
+        f"make by {made.mixture:.1e}.",
+        made.error < 1e-4,
+        made.plot(),
+    )
+
+
+def _lines(x: Sequence[int], curves: dict[str, list[float]], title: str) -> go.Figure:
     import plotly.graph_objects as go
 
-    axes = {"xaxis": {"title": "n", "type": "log"}, "yaxis": {"range": [0, 1.1 * max(y)]}}
-    figure = go.Figure(go.Scatter(x=list(x), y=list(y), mode="lines+markers"))
+    figure = go.Figure([go.Scatter(x=list(x), y=y, name=name, mode="lines+markers") for name, y in curves.items()])
+    axes = {"xaxis": {"title": "n", "type": "log"}, "yaxis": {"type": "log"}}
     return figure.update_layout(title=title, template="plotly_white", **axes)

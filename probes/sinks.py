@@ -161,3 +161,24 @@ def spread(model: Model, ids: Sequence[int], *, pos: int, token: int) -> Spread:
         change[n] = (y - x).norm(dim=1) / x.norm(dim=1)
     kept = torch.arange(len(ids))
     return Spread(change, {n: prompts.words(model, inputs[0], n, kept) for n in sites}, pos)
+
+
+def mean_spread(
+    model: Model, windows: Sequence[Sequence[int]], *, context: int = 64, bos: bool | None = None, changed: int = 4
+) -> dict[str, float]:
+    """`spread(...).later` over windows: token `changed`, counted behind the start token, is that of the next window.
+
+    Raises `WrongUse` where no token follows it, and for a single window.
+    """
+    cut = [started(model, ids, bos)[:context] for ids in windows]
+    at = changed + (bos is True)
+    if at >= min(map(len, cut)) - 1 or len(cut) < 2:
+        raise WrongUse(
+            f"token {changed} of {len(cut)} windows of {context}: give two windows, and a token with others after it."
+        )
+    rows = []
+    for x, y in zip(cut, cut[1:] + cut[:1], strict=True):
+        token = next((t for t in y[at:] + y[:at] if t != x[at]), None)
+        if token is not None:
+            rows.append(spread(model, x, pos=at, token=token).later)
+    return {site: sum(row[site] for row in rows) / len(rows) for site in rows[0]}

@@ -308,7 +308,7 @@ def _show_decay(result: dict[str, Any]) -> None:
 def sinks(
     model: ModelName,
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="of text")] = 32,
+    windows: Annotated[int, typer.Option(min=2, help="of text")] = 32,
     context: Annotated[int, typer.Option(min=8, help="tokens of a window")] = 64,
     eps: Annotated[float, typer.Option(help="mean attention above which a head is a sink")] = 0.8,
     changed: Annotated[int, typer.Option(min=1, help="the token that is changed, counted behind the start token")] = 4,
@@ -318,6 +318,7 @@ def sinks(
     as_json: AsJson = False,
 ) -> None:
     """Attention to the first token, with and without the start token, and how far one changed token spreads."""
+    from probes.sinks import mean_spread
     from probes.sinks import sinks as measured
 
     wrapped = _loaded(model, dtype, device)
@@ -329,7 +330,8 @@ def sinks(
         found = measured(wrapped, given, context=context, bos=bos)
         figure = figure or found.plot()
         told = {"rate": found.rate(eps), "mass": found.mass.mean(1).tolist(), "heads": _records(found.to_frame())}
-        result[name] = told | {"spread": _spread(wrapped, given, context, bos, changed)}
+        far = mean_spread(wrapped, given, context=context, bos=bos, changed=changed)
+        result[name] = told | {"spread": list(far.values())}
     _drawn(figure, out)
     answer(result, as_json, _show_sinks)
 
@@ -356,22 +358,6 @@ def _windows(model: Model, text: str | None, count: int, context: int) -> list[l
             "--context."
         )
     return found
-
-
-def _spread(model: Model, windows: list[list[int]], context: int, bos: bool | None, changed: int) -> list[float]:
-    """The mean change of later tokens after each block, over windows, when one early token is the next window's."""
-    from probes.sinks import spread, started
-
-    rows = []
-    for ids, other in zip(windows, windows[1:] + windows[:1], strict=True):
-        x, y = (started(model, w, bos)[:context] for w in (ids, other))
-        at = changed + (bos is True)
-        if at >= context - 1:
-            raise WrongUse(f"--changed {changed} leaves no token after it in {context}: give a smaller number.")
-        token = next((t for t in y[at:] + y[:at] if t != x[at]), None)
-        if token is not None:
-            rows.append(list(spread(model, x, pos=at, token=token).later.values()))
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _show_sinks(result: dict[str, Any]) -> None:
@@ -488,7 +474,7 @@ def claims(
         str | None, typer.Argument(help="for the claims about trained models; none: the constructed layer's")
     ] = None,
     text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    windows: Annotated[int, typer.Option(min=1, help="of text, for the sinks")] = 32,
+    windows: Annotated[int, typer.Option(min=2, help="of text, for the sinks")] = 32,
     context: Annotated[int, typer.Option(min=8, help="tokens of a window")] = 64,
     lengths: Annotated[str, typer.Option(help="tokens of the sequences, rising")] = LENGTHS,
     dtype: Dtype = "float32",
