@@ -63,7 +63,7 @@ CURVES = {
 class Geometry:
     """Curves by name: (site, value) from layer to layer; what each head's entropy is; and what it was measured on.
 
-    `chance`: what linearity independent states of this number and width would score.
+    What is of a block stands at the block's end. `chance`: what linearity independent states of this number and width would score.
     """
 
     curves: dict[str, list[tuple[str, float]]]
@@ -151,7 +151,7 @@ def geometry(
     for name, blocks in seen.sums.items():
         for b, values in zip(seen.blocks, blocks, strict=True):
             if values:
-                put(name, b, sum(values) / len(values))
+                put(name, f"{b}.resid_post", sum(values) / len(values))
     heads = _heads(seen, put)
     ordered = {name: curves[name] for name in CURVES if name in curves}
     return Geometry(ordered, heads, spread, n, len(seen.windows[0]), d / (n - 1))
@@ -273,12 +273,12 @@ def _between(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> dict[str, floa
 
 def _heads(seen: _Seen, put: Callable[[str, str, float], None]) -> Float[Tensor, "layer head"] | None:
     """Entropies of heads as shares of the most; their curves."""
-    rows = [(b, torch.stack(e).mean(0)) for b, e in zip(seen.blocks, seen.entropies, strict=True) if e]
-    for b, (entropy, share) in rows:
-        put("attention entropy", b, float(entropy.mean()))
-        put("attention entropy, share", b, float(share.mean()))
-        put("overloaded heads", b, float((share > OVERLOADED).double().mean()))
-        put("collapsed heads", b, float((share < COLLAPSED).double().mean()))
+    rows = [(f"{b}.resid_post", torch.stack(e).mean(0)) for b, e in zip(seen.blocks, seen.entropies, strict=True) if e]
+    for site, (entropy, share) in rows:
+        put("attention entropy", site, float(entropy.mean()))
+        put("attention entropy, share", site, float(share.mean()))
+        put("overloaded heads", site, float((share > OVERLOADED).double().mean()))
+        put("collapsed heads", site, float((share < COLLAPSED).double().mean()))
     return torch.stack([e[1] for _, e in rows]) if len({len(e[1]) for _, e in rows}) == 1 else None
 
 

@@ -118,10 +118,10 @@ def anisotropy(x: Float[Tensor, "n d"]) -> float:
 def two_nn(x: Float[Tensor, "n d"], keep: float = 0.2) -> float:
     """Intrinsic dimension k from μ = r₂/r₁, the distances to the two nearest: -log(1 - F(μ)) = k log μ, k by least squares.
 
-    F(μ_i) = i/n, the lowest `keep` of the μ are fitted (Facco et al. 2017; a fifth as in Razzhigaev et al. 2024). The first
-    4096 different rows are used. NaN for fewer than three, or where no fifth of them differ.
+    F(μ_i) = i/n, the lowest `keep` of the μ are fitted (Facco et al. 2017; a fifth as in Razzhigaev et al. 2024). Of the
+    first 4096 rows those that differ are used. NaN for fewer than three.
     """
-    x = torch.unique(x.double(), dim=0) if len(x) <= NEAREST else _first_distinct(x.double())
+    x = torch.unique(x[:NEAREST].double(), dim=0)
     if len(x) < 3:
         return math.nan
     near = torch.cat([_two_nearest(x, start) for start in range(0, len(x), BLOCK)])
@@ -130,10 +130,6 @@ def two_nn(x: Float[Tensor, "n d"], keep: float = 0.2) -> float:
     share = torch.arange(1, count + 1, dtype=torch.float64) / len(mu)
     log_mu, height = mu[:count].log(), -torch.log1p(-share)
     return float((log_mu @ height) / (log_mu @ log_mu))
-
-
-def _first_distinct(x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
-    return torch.unique(x[: 2 * NEAREST], dim=0)[:NEAREST]
 
 
 def _two_nearest(x: Float[Tensor, "n d"], start: int) -> Float[Tensor, "block 2"]:

@@ -206,7 +206,8 @@ def moments(model: Model, data: Any, *, context: int = 128, tokens: int = 2048, 
 
     Linear maps of attention and MLP (w² is the mean square of the weight, a bias adds its variance to both), ReLU and GELU,
     the norms. `data` as `geometry` takes it. The formulas hold for weights drawn apart from their input, so at
-    initialisation; how far training leads away from them is what one looks for.
+    initialisation; how far training leads away from them is what one looks for. Raises `WrongUse` for models without such
+    parts, and what `geometry` raises for its data.
     """
     from probes.windows import batches, of_windows
 
@@ -214,6 +215,8 @@ def moments(model: Model, data: Any, *, context: int = 128, tokens: int = 2048, 
     blocks = [n.removesuffix("resid_pre") for n in table if n.endswith("resid_pre")]
     wanted = [(b, *part) for b in blocks for part in _chain(model, table, b)]
     names = list(dict.fromkeys(b + n for b, out, source, _ in wanted for n in (out, source)))
+    if not names:
+        raise WrongUse(f"{model.id} has no attention or MLP whose input and output have names, so no formula applies.")
     rows: dict[str, list[Tensor]] = {n: [] for n in names}
     for x, keep in batches(model, data, context, tokens, batch):
         cache = model.record(x, names)
@@ -237,7 +240,7 @@ def _chain(model: Model, table: Any, block: str) -> list[tuple[str, str, str]]:
     """The parts of a block that are there."""
     there = [(out, s, how) for out, s, how in CHAIN if block + out in table and block + s in table]
     gated = f"{block}mlp.W_gate" in model.weights
-    skip = {"activation": gated}
+    skip = {"activation": gated, "norm": model.wiring.post_norm}
     return [
         (out, s, how)
         for out, s, how in there
