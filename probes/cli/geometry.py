@@ -27,6 +27,7 @@ SHEET = {  # the page's pictures, and the curves in each
     "Heads": ("attention entropy, share", "overloaded heads", "collapsed heads"),
     "Neurons": ("neurons at zero", "neuron sparsity"),
 }
+LOGARITHMIC = ("How much is written", "Norm of the stream")
 
 
 @guarded
@@ -85,7 +86,8 @@ def write_geometry(path: str | Path, seen: Geometry, facts: dict[str, str]) -> N
                 curves.append(Curve(name, [x for x, _ in points], [v for _, v in points]))
         if curves and max(c.x[-1] for c in curves) > 0:
             levels = {"linearity by chance": seen.chance} if "linearity" in names else {}
-            charts.append(LineChart(title, "block; 0: before the first", curves, levels, linear=True))
+            even = title not in LOGARITHMIC or min(min(c.y) for c in curves) <= 0
+            charts.append(LineChart(title, "blocks passed", curves, levels, linear=even))
     sites = [s for s, _ in seen.curves["norm"]]
     rows = [[name, *_row(seen, name, len(sites))] for name in seen.curves]
     header = ("curve", *(short(s) for s in sites))
@@ -116,17 +118,11 @@ def _tiles(seen: Geometry) -> list[tuple[str, str, str]]:
 
 def _show(result: dict[str, Any], out: Path | None) -> None:
     import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
 
-    names = {name: {r["site"]: r["value"] for r in rows} for name, rows in result["curves"].items()}
-    frame = pd.DataFrame(names).T.astype(float)
-    table = Table(title=f"{result['model']}: {result['tokens']:,} tokens; linearity by chance {result['chance']:.3f}")
-    table.add_column("curve")
-    for site in frame.columns:
-        table.add_column(str(site).rpartition("blocks.")[2], justify="right")
-    for name, row in frame.iterrows():
-        table.add_row(str(name), *("" if math.isnan(v) else f"{v:.3g}" for v in row))
-    Console().print(table)
+    sites = [row["site"] for row in result["curves"]["norm"]]
+    table = pd.DataFrame({n: {r["site"]: r["value"] for r in rows} for n, rows in result["curves"].items()}).T[sites]
+    table.columns = ["start", *(site.split(".")[-2] for site in sites[1:])]
+    print(f"{result['tokens']:,} tokens in {result['windows']} windows; linearity by chance: {result['chance']:.3f}")
+    print(table.astype(float).to_string(float_format=lambda v: f"{v:.3g}", na_rep=""))
     if out is not None:
         print(f"page: {out}")
