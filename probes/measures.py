@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,17 +188,21 @@ def adjacency(x: Float[Tensor, "pos d"]) -> float:
     1: the nearer position is always the more alike. The score of "position without encodings" in the form used here; of more
     than 256 positions i, 256 evenly spaced ones. NaN for fewer than three positions.
     """
+    from scipy.stats import kendalltau
+
     n = len(x)
     if n < 3:
         return math.nan
-    x = torch.nn.functional.normalize(x.double(), dim=1)
-    hits, pairs = 0.0, 0
+    x = torch.nn.functional.normalize(x.double(), dim=1).cpu()
+    order, pairs = 0.0, 0
     for i in torch.linspace(2, n - 1, min(ROWS, n - 2)).long().tolist():
-        c = x[:i] @ x[i]
-        more, same = (torch.triu(m, 1).sum() for m in (c > c[:, None], c == c[:, None]))  # [j, k]
-        hits += float(more) + 0.5 * float(same)
-        pairs += i * (i - 1) // 2
-    return hits / pairs
+        c = (x[:i] @ x[i]).numpy()
+        own, times = i * (i - 1) // 2, np.unique(c, return_counts=True)[1]
+        tied = int((times * (times - 1) // 2).sum())
+        tau = kendalltau(np.arange(i), c).statistic if tied < own else 0.0
+        order += tau * math.sqrt(own * (own - tied))  # pairs in order, less those in the other
+        pairs += own
+    return (order / pairs + 1) / 2
 
 
 # ---------------------------------------------------------------- coding rate (CRATE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 
 import pytest
 import torch
@@ -264,20 +263,21 @@ def test_the_command_prints_one_object_and_writes_a_page(tiny_folder, tmp_path, 
     assert "shorter than the window" in json.loads(capsys.readouterr().out)["error"]
 
 
-@pytest.mark.slow("4,096 tokens at once through zoo:books, patterns and all, in a process whose memory is measured")
+@pytest.mark.slow("4,096 tokens at once, patterns and all, in a process whose memory is measured")
 def test_long_windows_stay_in_memory():
+    """The width and heads of zoo:books; of its five layers two, since one layer's patterns are held at a time."""
     import subprocess
     import sys
 
     code = (
-        "import resource, interp, probes.geometry as g\n"
-        "from interp.zoo.corpus import topics\n"
-        "model = interp.load('zoo:books')\n"
-        "seen = g.geometry(model, topics().train, context=4096, tokens=4096)\n"
-        "assert seen.tokens == 4095, seen.tokens\n"
+        "import resource, torch, probes.geometry as g\n"
+        "from interp.model import load\n"
+        "from interp.zoo import books\n"
+        "model = load(books.build_model(books.Recipe(layers=2)).eval())\n"
+        "seen = g.geometry(model, torch.randint(3, 4096, (1, 4096)))\n"
+        "assert seen.tokens == 4096, seen.tokens\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 4e6  # KiB
-    assert math.isfinite(float(done.stdout))
+    assert int(done.stdout) < 4_000_000  # KiB
