@@ -49,7 +49,7 @@ def probe(
         list[str] | None, typer.Option(help="shuffled, random, or none; may be given again; default: the first two")
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="entries of a sparse probe")] = 5,
-    alpha: Annotated[float, typer.Option(min=0.0, help="of ridge")] = 1.0,
+    alpha: Annotated[float | None, typer.Option(min=0.0, help="of ridge; default: by leaving rows out")] = None,
     seed: Annotated[int, typer.Option(help="of folds, shuffled labels and random weights")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,

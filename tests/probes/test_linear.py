@@ -14,7 +14,7 @@ from interp.errors import Failed, WrongUse
 from interp.model import load
 from probes.cli.probe import probe as command
 from probes.labels import Labels, of_numbers, of_positions, of_texts, of_words, read_words, reviews, states, tagged
-from probes.linear import KINDS, cross_validate, fit, folds_of, numbered, probe, randomised
+from probes.linear import ALPHAS, KINDS, cross_validate, fit, folds_of, left_out, numbered, probe, randomised
 from tests.model.shapes import module
 
 
@@ -60,6 +60,28 @@ def test_numbers(measured):
     measured(float((fit("ridge", x, y, (), alpha=3.0).predict(x) - (z @ w + y.mean())).abs().max()))
     wide = torch.cat([x, x], 1)  # not of full rank: the same prediction
     measured(float((fit("linear", wide, y, ()).predict(wide) - fit("linear", x, y, ()).predict(x)).abs().max()))
+
+
+@pytest.mark.check(
+    "geometry ridge", formula="errors on each row by a fit to the others, by brute force", tolerance=1e-9
+)
+def test_ridge_leaves_rows_out(measured):
+    """Each row really left out, the others fitted with a column of ones without penalty."""
+    x, y = normal(30, 6), normal(30, 2, seed=1)
+    x, y = x - x.mean(0), y - y.mean(0)
+    squares, V = torch.linalg.eigh(x.T @ x)
+    for alpha in (0.1, 10.0):
+        total, penalty = 0.0, torch.diag(torch.tensor([alpha] * 6 + [0.0], dtype=x.dtype))
+        for i in range(30):
+            rest = torch.arange(30) != i
+            ones = torch.cat([x, torch.ones(30, 1, dtype=x.dtype)], 1)
+            w = torch.linalg.solve(ones[rest].T @ ones[rest] + penalty, ones[rest].T @ y[rest])
+            total += float((y[i] - ones[i] @ w).square().sum())
+        measured(abs(left_out(x @ V, squares, y, alpha) - total))
+    z = x / x.std(0, correction=0)
+    squares, V = torch.linalg.eigh(z.T @ z)
+    best = min(ALPHAS, key=lambda alpha: left_out(z @ V, squares, y[:, :1], alpha))
+    assert torch.equal(fit("ridge", x, y[:, 0], ()).W, fit("ridge", x, y[:, 0], (), alpha=best).W)
 
 
 def test_the_difference_of_means_and_the_middle():
