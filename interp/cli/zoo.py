@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from interp.zoo.regularisers import Penalty
+
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 NAME = typer.Argument(help="the model's name in the zoo, such as books or numbers")
@@ -50,24 +52,32 @@ def train(
     dtype: str | None = typer.Option(
         None, "--dtype", help="of the products: float32 or bfloat16 (default: the recipe's)"
     ),
+    penalty: str | None = typer.Option(
+        None, "--penalty", help="added to the loss: layer-cosine, seq-vcr (not of books)"
+    ),
+    penalty_weight: float = typer.Option(0.1, "--penalty-weight", help="times the penalty"),
     resume: bool = typer.Option(False, "--resume", help="go on with the run in the folder"),
     dry_run: bool = typer.Option(False, "--dry-run", help="only say how much will be read and written, and how long"),
     as_json: bool = JSON,
 ) -> None:
     """Train a model of the zoo, deterministically; a killed run goes on with --resume to the same weights."""
     from interp.zoo import books, training
+    from interp.zoo.regularisers import Penalty
 
     recipe_name = zoo.recipe_name(name)
     _readable(recipe_name, text)
+    if penalty is not None and recipe_name == "books":
+        raise WrongUse("books is trained without a penalty: take one of " + ", ".join(zoo.RECIPES[1:]) + ".")
+    added = None if penalty is None else Penalty(penalty, penalty_weight)
     out = Path(name) if out is None else out
     check_keys([dtype or "bfloat16"], ("float32", "bfloat16"), "the list of dtypes")
-    recipe = _recipe(recipe_name, out, resume, {"steps": steps, "seed": seed, "dtype": dtype})
+    recipe = _recipe(recipe_name, out, resume, {"steps": steps, "seed": seed, "dtype": dtype}, added)
     if dry_run:
         return answer(_plan(recipe_name, recipe, device), as_json, _show)
     if recipe_name == "books":
         books.train(text or "", out, recipe, device=device)
     else:
-        training.train(recipe_name, zoo.task(recipe_name), out, recipe, device=device)
+        training.train(recipe_name, zoo.task(recipe_name), out, recipe, device=device, penalty=added)
     with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
         last = {key: float(value) for key, value in list(csv.DictReader(file))[-1].items()}
     return answer({"path": str(out), "seed": recipe.seed} | last, as_json, _show)
@@ -168,7 +178,7 @@ def _readable(name: str, text: Path | None) -> None:
         raise WrongUse(f"{text}/{empty[0]}.txt is too short to hold out a part of it: remove it or give more text.")
 
 
-def _recipe(name: str, out: Path, resume: bool, asked: dict[str, int | str | None]) -> Any:
+def _recipe(name: str, out: Path, resume: bool, asked: dict[str, int | str | None], penalty: Penalty | None) -> Any:
     """The recipe of the run: the one that `out` was begun with, or a new one for a folder without a run."""
     from interp.zoo import books
 
@@ -180,8 +190,10 @@ def _recipe(name: str, out: Path, resume: bool, asked: dict[str, int | str | Non
     if "recipe.json" not in begun:
         return replace(new, **changes)
     saved = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
-    check_keys(saved, [*asdict(new), "about"], f"{out / 'recipe.json'}")
-    numbers = {key: value for key, value in saved.items() if key != "about"}
+    check_keys(saved, [*asdict(new), "about", "penalty"], f"{out / 'recipe.json'}")
+    numbers = {key: value for key, value in saved.items() if key not in ("about", "penalty")}
+    if saved.get("penalty") != (None if penalty is None else asdict(penalty)):
+        raise WrongUse(f"the run in {out} has the penalty {saved.get('penalty')}: resume it as it was begun.")
     recipe = books.read_recipe(numbers) if name == "books" else replace(new, **numbers)
     for key, value in changes.items():
         if value != saved[key]:

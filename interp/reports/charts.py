@@ -33,30 +33,35 @@ class Curve:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over a common x, y > 0 on a logarithmic axis; `levels` are dashed lines across, by name."""
+    """Curves over a common x; `levels` are dashed lines across, by name. The y axis is logarithmic, y > 0, unless `linear`."""
 
     title: str
     x_label: str
     curves: Sequence[Curve]
     levels: Mapping[str, float] = field(default_factory=dict)
     height: int = 300
+    linear: bool = False
 
     def svg(self) -> str:
         """The picture."""
         top, bottom, left, right = 14, self.height - 40, 46, WIDTH - LABELS
         values = [*(y for c in self.curves for y in c.y), *self.levels.values()]
         low, high = min(values) / 1.12, max(values) * 1.12
+        if self.linear:
+            room = 0.06 * (max(values) - min(values)) or 0.5
+            low, high = min(values) - room, max(values) + room
         last = max(x for c in self.curves for x in c.x)
 
         def at_x(x: float) -> float:
             return left + (right - left) * x / last
 
         def at_y(y: float) -> float:
-            return bottom - (bottom - top) * math.log(y / low) / math.log(high / low)
+            share = (y - low) / (high - low) if self.linear else math.log(y / low) / math.log(high / low)
+            return bottom - (bottom - top) * share
 
         parts = [
             _line(left, at_y(t), right, at_y(t), "grid") + _text(left - 8, at_y(t) + 4, f"{t:g}", "end")
-            for t in _ticks(low, high)
+            for t in (_even(low, high) if self.linear else _ticks(low, high))
         ]
         parts += [_text(at_x(x), bottom + 18, f"{x:,.0f}", "middle") for x in _steps(last)]
         parts.append(_text((left + right) / 2, self.height - 4, self.x_label, "middle"))
@@ -186,6 +191,13 @@ def _ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten between the ends."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [t for p in powers for m in (1, 2, 5) if low <= (t := float(f"{m}e{p}")) <= high]
+
+
+def _even(low: float, high: float) -> list[float]:
+    """Round numbers between the ends, four to eight of them."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 4))
+    size = next(m * power for m in (1, 2, 5, 10) if m * power * 8 >= high - low)
+    return [float(f"{size * i:.6g}") for i in range(math.ceil(low / size), math.floor(high / size) + 1)]
 
 
 def _steps(last: float) -> list[float]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
+from interp.zoo.regularisers import Penalty
 
 
 def word_tokenizer(
@@ -144,10 +145,11 @@ def _log(path: Path, step: int, row: dict[str, Any]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def begin(out: Path, recipe: Any, about: dict[str, Any] | None = None) -> None:
+def begin(out: Path, recipe: Any, about: dict[str, Any] | None = None, penalty: Penalty | None = None) -> None:
     """Write the recipe of a run, and with what it is run, to `out/recipe.json`."""
     told = {"command": command_line(out), "python": sys.version.split()[0], "torch": torch.__version__}
-    write_json(out / "recipe.json", asdict(recipe) | {"about": (about or {}) | told})
+    added = {} if penalty is None else {"penalty": asdict(penalty)}
+    write_json(out / "recipe.json", asdict(recipe) | added | {"about": (about or {}) | told})
 
 
 def descend(
@@ -238,26 +240,42 @@ class Task(Protocol):
         """An input of the model's, by default one that is held out, and the right answer."""
 
 
-def loss_of(model: Any, inputs: dict[str, Tensor], dtype: str) -> Tensor:
-    """The model's own loss, its products in `dtype`."""
+def loss_of(model: Any, inputs: dict[str, Tensor], dtype: str, penalty: Penalty | None = None) -> Tensor:
+    """The model's own loss, its products in `dtype`, and a penalty on its hidden states (a decoder's, of two stacks)."""
     device = next(model.parameters()).device
+    given = {name: t.to(device) for name, t in inputs.items()}
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        return model(**{name: t.to(device) for name, t in inputs.items()}).loss
+        if penalty is None:
+            return model(**given).loss
+        out = model(**given, output_hidden_states=True)
+    states = getattr(out, "hidden_states", None) or out.decoder_hidden_states
+    mask = given.get("attention_mask")
+    real = mask.bool() if mask is not None and mask.shape == states[0].shape[:2] else None
+    return out.loss + penalty([s.float() for s in states], real)
 
 
-def train(name: str, task: Task, out: str | Path, recipe: Any, save_every: int = 200, device: str = "cpu") -> Path:
+def train(
+    name: str,
+    task: Task,
+    out: str | Path,
+    recipe: Any,
+    save_every: int = 200,
+    device: str = "cpu",
+    penalty: Penalty | None = None,
+) -> Path:
     """Train a small model into `out`, going on from `out/state.safetensors` if it is there; returns `out`.
 
-    Writes `metrics.csv`, and at the end the weights in bfloat16 as a Hugging Face checkpoint.
+    Writes `metrics.csv`, and at the end the weights in bfloat16 as a Hugging Face checkpoint. A `penalty` on hidden states
+    is added to the loss; `recipe.json` says so under "penalty".
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     task.prepare(recipe, out)
-    begin(out, recipe)
+    begin(out, recipe, penalty=penalty)
     model = task.build_model(recipe).to(device).train()
 
     def loss(step: int) -> float:
-        lost = loss_of(model, task.batch(recipe, step), recipe.dtype)
+        lost = loss_of(model, task.batch(recipe, step), recipe.dtype, penalty)
         lost.backward()
         return lost.item()
 
