@@ -57,6 +57,70 @@ class Finder(Stack):
         return h
 
 
+class Parts:
+    """The directions of the stream, and the layers in their terms."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes, self.names = nodes, Names()
+        names = self.names
+        self.distance = names.number("distance")
+        names.writer = "pos_embed"
+        self.index, self.square, self.one = names.number("index"), names.number("index²"), names.bit("one")
+        self.parent = names.number("parent")
+        names.at("blocks.1.mlp", "blocks.1.resid_post")
+        self.visited = names.bit("visited")
+        names.at("blocks.0.attn.0", "blocks.0.resid_mid", "blocks.2.resid_pre")
+        self.u = names.number("u")
+        names.until = "blocks.1.resid_mid"
+        self.at_u = names.number("distance[u]")
+        names.at("blocks.0.mlp", "blocks.0.resid_post", "blocks.1.resid_mid")
+        self.hot = names.bit("hot")
+        names.at("blocks.1.attn.0", "blocks.1.resid_mid", "blocks.1.resid_mid")
+        self.edge = names.number("edge")
+        names.at("blocks.1.mlp", "blocks.1.resid_post", "blocks.2.resid_pre")
+        self.better = names.bit("better")
+
+    def choose(self) -> Layer:
+        """Layer 1: the unvisited node u with the least distance, and whether it is this one: [i - u = 0]."""
+        head = {"W_Q": self.names.zeros(1, -1, 1), "W_K": self.names.zeros(1, -1, 1)}
+        head |= {"W_V": self.names.zeros(1, -1, 2), "W_O": self.names.zeros(1, 2, -1)}
+        head["W_Q"][0, self.one] = SHARP
+        order = torch.tensor([self.nodes, 1.0, 2 * self.nodes * FAR], dtype=torch.float64)
+        head["W_K"][0, [self.distance, self.index, self.visited], 0] = -order
+        head["W_V"][0, [self.index, self.distance], [0, 1]] = 1.0
+        head["W_O"][0, [0, 1], [self.u, self.at_u]] = 1.0
+        mlp = Neurons(self.names.width)
+        mlp.step({self.index: 1.0, self.u: -1.0}, 0.0, 0, {self.hot: 1.0})
+        mlp.step({self.index: 1.0, self.u: -1.0}, 0.0, 1, {self.hot: -1.0})
+        return head | mlp.weights()
+
+    def relax(self) -> Layer:
+        """Layer 2: the edges from u, and the distances by way of them."""
+        head = {"W_Q": self.names.zeros(1, -1, 2), "W_K": self.names.zeros(1, -1, 2)}
+        head |= {"W_V": self.names.zeros(1, -1, 1), "W_O": self.names.zeros(1, 1, -1)}
+        head["W_Q"][0, [self.index, self.one], [0, 1]] = torch.tensor([2 * SHARP, -SHARP], dtype=torch.float64)
+        head["W_K"][0, [self.index, self.square], [0, 1]] = 1.0  # 2β i j - β j²
+        head["W_V"][0, self.hot] = head["W_O"][0, 0, self.edge] = 1.0
+        mlp = Neurons(self.names.width)
+        gain = {self.distance: 1.0, self.at_u: -1.0, self.edge: -1.0}
+        mlp.add(gain, 0.0, {self.distance: -1.0, self.better: 1.0})
+        mlp.add(gain, -1.0, {self.better: -1.0})
+        mlp.add({self.hot: 1.0, self.visited: -1.0}, 0.0, {self.visited: 1.0})
+        for gone in (self.hot, self.edge, self.at_u):
+            mlp.copy(gone, {gone: -1.0})
+        return head | mlp.weights()
+
+    def follow(self) -> Layer:
+        """Layer 3: u - parent, shut off by 1 - [better]."""
+        mlp = Neurons(self.names.width)
+        for sign in (1.0, -1.0):
+            reads = {self.u: sign, self.parent: -sign, self.better: float(self.nodes)}
+            mlp.add(reads, -float(self.nodes), {self.parent: sign})
+        for gone in (self.u, self.better):
+            mlp.copy(gone, {gone: -1.0})
+        return mlp.weights()
+
+
 def build(nodes: int = 16, loops: int | None = None) -> Machine:
     """The machine for graphs of at most `nodes` nodes; `loops` is how many it visits, all if not given.
 
@@ -64,65 +128,21 @@ def build(nodes: int = 16, loops: int | None = None) -> Machine:
     """
     if not 1 <= nodes <= 128:
         raise WrongUse(f"{nodes} nodes are asked for: give 1 to 128, so that float32 tells their logits apart")
-    names = Names()
-    distance = names.number("distance")
-    names.writer = "pos_embed"
-    index, square, one = names.number("index"), names.number("index²"), names.bit("one")
-    parent = names.number("parent")
-    names.at("blocks.1.mlp", "blocks.1.resid_post")
-    visited = names.bit("visited")
-    names.at("blocks.0.attn.0", "blocks.0.resid_mid", "blocks.2.resid_pre")
-    u, at_u = names.number("u"), names.number("distance[u]")
-    names.at("blocks.0.mlp", "blocks.0.resid_post", "blocks.1.resid_mid")
-    hot = names.bit("hot")
-    names.at("blocks.1.attn.0", "blocks.1.resid_mid", "blocks.1.resid_mid")
-    edge = names.number("edge")
-    names.at("blocks.1.mlp", "blocks.1.resid_post", "blocks.2.resid_pre")
-    better = names.bit("better")
-
-    least = {"W_Q": names.zeros(1, -1, 1), "W_K": names.zeros(1, -1, 1)}
-    least |= {"W_V": names.zeros(1, -1, 2), "W_O": names.zeros(1, 2, -1)}
-    least["W_Q"][0, one] = SHARP
-    least["W_K"][0, [distance, index, visited], 0] = -torch.tensor([nodes, 1.0, 2 * nodes * FAR], dtype=torch.float64)
-    least["W_V"][0, [index, distance], [0, 1]] = 1.0
-    least["W_O"][0, [0, 1], [u, at_u]] = 1.0
-    same = Neurons(names.width)  # [i - u = 0]
-    same.step({index: 1.0, u: -1.0}, 0.0, 0, {hot: 1.0})
-    same.step({index: 1.0, u: -1.0}, 0.0, 1, {hot: -1.0})
-
-    along = {"W_Q": names.zeros(1, -1, 2), "W_K": names.zeros(1, -1, 2)}
-    along |= {"W_V": names.zeros(1, -1, 1), "W_O": names.zeros(1, 1, -1)}
-    along["W_Q"][0, [index, one], [0, 1]] = torch.tensor([2 * SHARP, -SHARP], dtype=torch.float64)
-    along["W_K"][0, [index, square], [0, 1]] = 1.0  # 2β i j - β j²
-    along["W_V"][0, hot] = along["W_O"][0, 0, edge] = 1.0
-    relax = Neurons(names.width)
-    gain = {distance: 1.0, at_u: -1.0, edge: -1.0}
-    relax.add(gain, 0.0, {distance: -1.0, better: 1.0})
-    relax.add(gain, -1.0, {better: -1.0})
-    relax.add({hot: 1.0, visited: -1.0}, 0.0, {visited: 1.0})
-    for gone in (hot, edge, at_u):
-        relax.copy(gone, {gone: -1.0})
-
-    follow = Neurons(names.width)
-    for sign in (1.0, -1.0):  # u - parent where better, as [better] opens what 1 - [better] shuts
-        follow.add({u: sign, parent: -sign, better: float(nodes)}, -float(nodes), {parent: sign})
-    for gone in (u, better):
-        follow.copy(gone, {gone: -1.0})
-
-    blocks = [Block(least | same.weights(), False), GraphBlock(along | relax.weights()), Block(follow.weights(), False)]
+    parts = Parts(nodes)
+    names = parts.names
+    blocks = [Block(parts.choose(), False), GraphBlock(parts.relax()), Block(parts.follow(), False)]
     unembed = names.zeros(-1, 2)
-    unembed[[distance, parent], [0, 1]] = 1.0
+    unembed[[parts.distance, parts.parent], [0, 1]] = 1.0
     start = names.zeros(1, -1)
-    start[0, distance] = -FAR
-    places = Places({"index": index, "square": square, "one": one}, names.width)
-    places.table[0, parent] = 1.0  # at first a node is its own parent
-    places.table[2, distance] = FAR
+    start[0, parts.distance] = -FAR
+    places = Places({"index": parts.index, "square": parts.square, "one": parts.one}, names.width)
+    places.table[0, parts.parent] = 1.0  # at first a node is its own parent
+    places.table[2, parts.distance] = FAR
     options = {"nodes": nodes, "loops": nodes if loops is None else loops}
     model = Finder(linear(start), places, blocks, linear(unembed), causal=False, loops=options["loops"])
     graph = torch.full((1, min(nodes, 6), min(nodes, 6)), FAR)
-    return Machine(
-        "graphs", options, model, names.variables, {"input_ids": torch.ones(1, len(graph[0]), 1), "graph": graph}
-    )
+    example = {"input_ids": torch.ones(1, len(graph[0]), 1), "graph": graph}
+    return Machine("graphs", options, model, names.variables, example)
 
 
 def inputs_of(lengths: list[Int[Tensor, "node node"]], sources: list[int]) -> dict[str, Tensor]:

@@ -84,8 +84,6 @@ class GraphBlock(Block):
 class Places(nn.Module):
     """Numbers of the positions 0 … n - 1, by name, each written into its direction of the stream."""
 
-    KNOWN = ("fraction", "even", "rest", "first", "later", "index", "square", "one")
-
     def __init__(self, names: dict[str, int], d_model: int) -> None:
         super().__init__()
         self.names = list(names)
@@ -94,6 +92,7 @@ class Places(nn.Module):
         self.register_buffer("table", table)
 
     def forward(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+        """What the stream gets of each position, which may depend on how many there are."""
         i = positions.to(self.table.dtype)
         n = len(positions)
         known = {

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import interp
 from circuits.rasp.compile.model import Stack
-from circuits.rasp.compile.saved import check_empty
 from circuits.rasp.compile.stream import Variable
-from interp.errors import Failed, WrongUse, check_keys, nearest
-from interp.files import load_tensors, save_tensors, write_json
-from interp.model import Model
+from interp.errors import WrongUse, check_keys, nearest
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-KIND, FORMAT = "machine", 1
-FIELDS = ("interp_model", "format", "machine", "options", "variables")
 MACHINES = ("parity", "first", "subleq", "graphs", "permutation", "descent", "connectivity")
 
 
@@ -139,53 +131,3 @@ def build(name: str, **options: Any) -> Machine:
     check_keys(options, known, f"the machine {name!r}")
     made: Machine = module_of(name).build(**options)
     return made
-
-
-def save(machine: Machine, folder: Path) -> None:
-    """Write weights, options, and what the directions hold. Raises `WrongUse` for a folder that is in use."""
-    check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", machine.model.state_dict())
-    write_json(
-        folder / "config.json",
-        {
-            "interp_model": KIND,
-            "format": FORMAT,
-            "machine": machine.name,
-            "options": machine.options,
-            "variables": [asdict(variable) for variable in machine.variables],
-        },
-    )
-
-
-def load(folder: Path) -> Machine:
-    """The saved machine, with the weights of the folder. Raises `WrongUse` for a folder that holds none, `Failed` for another format."""
-    if not (folder / "config.json").is_file():
-        raise WrongUse(f"{folder} holds no machine: make one with `interp machine NAME -o {folder}`")
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("interp_model") != KIND or config.get("format") != FORMAT:
-        raise Failed(f"{folder} holds no machine of format {FORMAT}: make it again with `interp machine NAME -o DIR`")
-    check_keys(config, FIELDS, f"{folder}/config.json")
-    machine = build(config["machine"], **config["options"])
-    weights, _ = load_tensors(folder / "model.safetensors")
-    try:
-        machine.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise Failed(f"the weights of {folder} do not fit its options: {error}") from error
-    machine.variables = [Variable(**variable) for variable in config["variables"]]
-    return machine
-
-
-def opened(folder: Path) -> Model:
-    """What `interp.load` makes of the folder of a machine."""
-    return wrapped(load(folder))
-
-
-def wrapped(machine: Machine) -> Model:
-    """The model with a site for each variable, [batch, pos, value] or, of a number, [batch, pos, 1], and for each vector."""
-    model = interp.load(machine.model)
-    parts = {v.name: (v.ready, v.directions) for v in machine.variables}
-    parts |= {name: (found[0].ready, machine.directions(name)) for name, found in machine.vectors.items()}
-    model.name_parts(parts)
-    model.id = machine.name
-    return model
