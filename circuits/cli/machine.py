@@ -42,10 +42,10 @@ def _parsed(pair: str, options: Any) -> tuple[str, Any]:
         value = json.loads(text)
     except ValueError:
         raise WrongUse(f"--set {pair!r}: the value should be a number, true or false") from None
-    default = options[key].default if key in options else None
-    number = type(value) in (int, float)
-    if default is not None and not (type(value) is type(default) or (isinstance(default, float) and number)):
-        raise WrongUse(f"--set {pair!r}: {key} is a {type(default).__name__}, such as {json.dumps(default)}")
+    default = options[key].default if key in options else value
+    kind = int if default is None else type(default)
+    if type(value) is not kind and (kind, type(value)) != (float, int):
+        raise WrongUse(f"--set {pair!r}: {key} is {'true or false' if kind is bool else f'a number ({kind.__name__})'}")
     return key, value
 
 

@@ -32,7 +32,7 @@ def build(layer_norm: bool = False, log_n: bool = False, sharpness: float = 1.0,
         places["later"] = names.bit("[i≠1]")  # so that all positions have the same length
     names.at("blocks.0.mlp", "blocks.0.resid_post")
     mark = names.bit("mark")
-    names.at("blocks.1.attn.0", "blocks.1.resid_mid")
+    names.at("blocks.1.attn.0", "blocks.1.resid_mid" if layer_norm else "blocks.1.resid_post")
     answer = names.number("first")
 
     marks = {

@@ -62,8 +62,8 @@ class GraphAttention(Attention):
     def forward(  # type: ignore[override]
         self, h: Float[Tensor, "batch pos d_model"], graph: Float[Tensor, "batch pos pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        found = super().forward(h)
-        return graph.mT @ found
+        """What the heads write together."""
+        return self.o(graph.mT @ self.z(h))
 
 
 class GraphBlock(Block):

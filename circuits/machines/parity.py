@@ -37,7 +37,7 @@ def build(layer_norm: bool = False, log_n: bool = False, sharpness: float = 1.0,
     ones, share = names.number("ones/n"), names.number("1/n")
     names.at("blocks.0.mlp", "blocks.0.resid_post")
     here = names.number("[i=ones]/n")
-    names.at("blocks.1.attn.0", "blocks.1.resid_mid")
+    names.at("blocks.1.attn.0", "blocks.1.resid_mid" if layer_norm else "blocks.1.resid_post")
     odd = names.number("odd")
 
     first = {name: names.zeros(1, -1, 1) for name in ("W_Q", "W_K")}

@@ -24,8 +24,12 @@ class Attention(nn.Module):
 
     def forward(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the heads write together."""
+        return self.o(self.z(h))
+
+    def z(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos width"]:
+        """What each head takes from where it looks, side by side."""
         z = self.pattern(h) @ self._split(self.v(h))
-        return self.o(z.transpose(1, 2).flatten(2))
+        return z.transpose(1, 2).flatten(2)
 
     def pattern(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch head query key"]:
         """Who attends to whom."""
