@@ -24,7 +24,7 @@ import torch
 
 from circuits.machines.layers import GraphBlock, Places
 from circuits.machines.machine import Machine, Names
-from circuits.machines.neurons import Neurons
+from circuits.machines.neurons import Layer, Neurons
 from circuits.rasp.compile.model import Block, Stack, linear
 from interp.errors import WrongUse
 

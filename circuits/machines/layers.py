@@ -6,13 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from circuits.rasp.compile.model import Attention, Block
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from torch import Tensor
 
 
 class LogAttention(Attention):
@@ -83,6 +82,8 @@ class GraphBlock(Block):
 
 class Places(nn.Module):
     """Numbers of the positions 0 … n - 1, by name, each written into its direction of the stream."""
+
+    table: Tensor
 
     def __init__(self, names: dict[str, int], d_model: int) -> None:
         super().__init__()

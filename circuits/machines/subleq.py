@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from circuits.machines.machine import Machine, Names
 from circuits.machines.neurons import Layer, Neurons
@@ -33,7 +33,6 @@ from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from torch import Tensor
 
 SHARP = 20.0  # λ: e^-2λ is 4e-18
 
@@ -41,9 +40,11 @@ SHARP = 20.0  # λ: e^-2λ is 4e-18
 class Words(nn.Module):
     """Ids to bits of the stream: 0 … 2^N - 1 are words, 2^N + p a CPU whose counter is p."""
 
+    table: Tensor
+
     def __init__(self, word: list[int], counter: list[int], cpu: int, slot: int, d_model: int) -> None:
         super().__init__()
-        self.bits, self.cpu, self.slot = len(word), cpu, slot
+        self.bits, self.kinds = len(word), [cpu, slot]
         table = torch.zeros(2, len(word), d_model)
         table[0, range(len(word)), word] = 1.0
         table[1, range(len(counter)), counter] = 1.0
@@ -55,8 +56,7 @@ class Words(nn.Module):
         signs = 2 * bits.to(self.table.dtype) - 1
         cpu = (ids >= 2**self.bits).to(signs).unsqueeze(-1)
         h = (1 - cpu) * (signs @ self.table[0]) + cpu * (signs @ self.table[1])
-        kinds = torch.cat([cpu, 1 - cpu], -1)
-        return h.index_add(-1, torch.tensor([self.cpu, self.slot], device=ids.device), kinds)
+        return h.index_add(-1, torch.tensor(self.kinds, device=ids.device), torch.cat([cpu, 1 - cpu], -1))
 
 
 class Subleq(Stack):
