@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from circuits.machines.layers import LinearAttention
-from circuits.machines.machine import Machine, Names
+from circuits.machines.machine import Machine, Names, held
 from circuits.rasp.compile.model import Block, Stack, linear
 from interp.errors import WrongUse
 
@@ -99,7 +99,7 @@ def run(machine: Machine, arguments: list[str]) -> dict[str, Any]:
         or len(asked) != options["x"]
     ):
         raise WrongUse(f"x has {options['x']} entries and y {options['y']}: set others with x=… and y=…")
-    w = descended(points, targets, options["rate"], options["steps"])
+    w = descended(points, targets, held(options["rate"]), options["steps"])
     answer = predicted(machine, points, targets, torch.tensor(asked))
     return {"prediction": answer.tolist(), "gradient_descent": (w @ torch.tensor(asked)).tolist()}
 
@@ -116,7 +116,7 @@ def check(machine: Machine, tasks: int = 100) -> list[dict[str, Any]]:
             data = torch.randn(count + 1, options["x"] + options["y"], generator=generator, dtype=torch.float64)
             points, targets = data[:count, : options["x"]], data[:count, options["x"] :]
             query = data[count, : options["x"]]
-            wanted = descended(points, targets, options["rate"], options["steps"]) @ query
+            wanted = descended(points, targets, held(options["rate"]), options["steps"]) @ query
             largest = max(largest, (predicted(model, points, targets, query) - wanted).abs().max().item())
         rows.append({"examples": count, "steps": options["steps"], "tasks": tasks, "largest_difference": largest})
     return rows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.machines.machine import Machine, Names
+from circuits.machines.machine import Machine, Names, held
 from circuits.machines.strings import answered, checked, string_machine
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def margin(machine: Machine, bits: Int[Tensor, "string n"]) -> Float[Tensor, "st
 
     if machine.options["layer_norm"]:
         common, there = scale(torch.full_like(marked, 2.0)), scale(2 + marked)
-    logit = machine.options["sharpness"] * common * there
+    logit = held(machine.options["sharpness"]) * common * there
     if machine.options["log_n"]:
         logit = logit * torch.tensor(n + 1.0, dtype=torch.float64).log()
     found = there / 2 * logit.exp() / (logit.exp() + n)

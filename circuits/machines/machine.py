@@ -115,6 +115,11 @@ class Machine:
         return found[name]
 
 
+def held(x: float) -> float:
+    """x as weights in float32 hold it: what closed forms reckon with."""
+    return float(torch.tensor(x, dtype=torch.float32))
+
+
 def module_of(name: str) -> ModuleType:
     """The module of a machine: its `build`, `run` and `check`. Raises `WrongUse` for a name that no machine has."""
     if name not in MACHINES:

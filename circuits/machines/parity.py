@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.machines.machine import Machine, Names
+from circuits.machines.machine import Machine, Names, held
 from circuits.machines.strings import answered, checked, string_machine
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def margin(machine: Machine, bits: Int[Tensor, "string n"]) -> Float[Tensor, "st
     """
     n, k = bits.shape[1] + 1, bits.sum(1).double()
     evens = n - n // 2
-    c = machine.options["sharpness"] * (
+    c = held(machine.options["sharpness"]) * (
         torch.tensor(float(n), dtype=torch.float64).log() if machine.options["log_n"] else 1.0
     )
     common = special = cls = torch.ones_like(k)

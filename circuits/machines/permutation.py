@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.machines.machine import Machine, Names
+from circuits.machines.machine import Machine, Names, held
 from circuits.rasp.compile.model import CompiledTransformer
 from interp.errors import WrongUse
 
@@ -118,7 +118,7 @@ def least_margin(machine: Machine) -> float:
     Z = e^β + seen - 1; positions that look for nothing hold the mean of what they see. Layer 2 is a softmax of
     β goal_i + β [a symbol], and the margin is the weight of the right symbol minus that of all others.
     """
-    n, b, causal = machine.options["n"], machine.options["sharpness"], machine.options["causal"]
+    n, b, causal = machine.options["n"], held(machine.options["sharpness"]), machine.options["causal"]
     place = torch.arange((3 if machine.options["scratch"] else 2) * n)
     symbol = (place >= n) & (place < 2 * n)
     seen = (place + 1 if causal else torch.full_like(place, len(place))).double()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from interp.errors import WrongUse, nearest
+from interp.errors import Failed, WrongUse, nearest
 
 
 @dataclass
@@ -32,6 +32,17 @@ class Integers:
         a, b, c = word % n, word // n % n, word // n**2 % n
         self.memory[b] = (self.memory[b] - self.memory[a]) % 2**self.bits
         self.counter = c if signed(self.memory[b], self.bits) <= 0 else (self.counter + 1) % n
+
+
+def halting(program: Program, bits: int, most: int = 100_000) -> tuple[list[int], int]:
+    """The memory where a program halts, and after how many instructions. Raises `Failed` if it does not."""
+    machine, before = Integers(list(program.memory), bits), (0, program.memory)
+    for count in range(most):
+        machine.step()
+        if before == (machine.counter, machine.memory):
+            return machine.memory, count
+        before = machine.counter, list(machine.memory)
+    raise Failed(f"the program has not halted after {most:,} instructions")
 
 
 def signed(word: int, bits: int) -> int:
