@@ -113,16 +113,19 @@ def margins(machine: Machine, bits: Int[Tensor, "string n"], right: Int[Tensor, 
     return logits.gather(1, right.unsqueeze(1)).squeeze(1) - logits.gather(1, 1 - right.unsqueeze(1)).squeeze(1)
 
 
+LONG = (100, 1000)
+
+
 def checked(
     machine: Machine,
     truth: Callable[[Any], Any],
     margin: Callable[[Any], Any],
     longest: int,
 ) -> list[dict[str, Any]]:
-    """For each length, all strings: how many are wrong, the least margin, what the closed form says it is, and how far they differ."""
-    rows = []
-    for n in range(1, longest + 1):
-        bits = strings(n)
+    """For each length to `longest` all strings, for `LONG` ones 64: how many are wrong, the least margin, and what the closed form says."""
+    generator, rows = torch.Generator().manual_seed(0), []
+    for n in [*range(1, longest + 1), *LONG]:
+        bits = strings(n) if n <= longest else torch.randint(2, (64, n), generator=generator)
         found, said = margins(machine, bits, truth(bits)).double(), margin(bits)
         rows.append(
             {

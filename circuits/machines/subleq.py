@@ -9,9 +9,10 @@ Position 0 is the CPU, position 1 + j the memory word j of n = 2^L; a bit is -1 
     layer 3   each word attends to the CPU if b is its place, else to all words, and adds the change it finds there
               MLP: counter = c if flag, else next; everything else at the CPU is set back to 0, words are rounded to ±1
 
-The right position's logit is 2λ above the others', so what is read is right to 2n e^-2λ. Bit i of B - A, with
+The right position's logit is at least 2λ above the others', so what is read is right to 2n e^-2λ. Bit i of B - A, with
 S = Σ_{j≤i} 2^j (B_j + 1 - A_j) + 1, is [S ≥ 2^i] - [S ≥ 2^(i+1)] + [S ≥ 3·2^i]; a threshold is two neurons, a ramp
-between S = T - ¾ and T - ¼. Ramps return whole numbers for what is near one, so that errors do not add up.
+between S = T - ¾ and T - ¼: errors below 2^-(N+3) in every bit make no difference and are gone after the loop, so that
+none add up.
 
 The paper has 13 layers and keeps instructions apart from the memory; here they are words like others (see programs.py).
 """
@@ -150,8 +151,8 @@ class Parts:
         mlp = Neurons(width)
         for p, then, otherwise in zip(self.counter, self.c, self.next, strict=True):
             for sign in (1.0, -1.0):
-                mlp.add({then: sign, p: -sign, self.flag: 2.0}, -2.0, {p: sign})
-                mlp.add({otherwise: sign, p: -sign, self.flag: -2.0}, 0.0, {p: sign})
+                mlp.add({then: sign, p: -sign, self.flag: 4.0}, -4.0, {p: sign})
+                mlp.add({otherwise: sign, p: -sign, self.flag: -4.0}, 0.0, {p: sign})
         scratch = [*self.a, *self.b, *self.c, *self.next, *self.at_a, *self.at_b, *self.change, self.flag]
         for direction in scratch:
             mlp.copy(direction, {direction: -1.0})

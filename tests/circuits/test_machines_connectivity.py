@@ -51,6 +51,10 @@ def test_the_stream_holds_the_powers_that_its_labels_say():
     assert all(bool((p >= 0).all()) for p in machine.model.parameters())  # no weight is negative
 
 
+def test_a_single_node_is_connected_to_itself():
+    assert connected(build("connectivity", nodes=1), torch.zeros(1, 1, 1, dtype=torch.long)).tolist() == [[[True]]]
+
+
 def test_bfloat16_says_the_same():
     """A sign needs no precision, and bfloat16 reaches as far as float32."""
     machine = build("connectivity", nodes=12, layers=2)

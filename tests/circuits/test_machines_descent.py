@@ -57,6 +57,11 @@ def test_a_softmax_is_no_step():
     assert (weights @ targets).item() == pytest.approx(1.0)
 
 
+def test_without_examples_nothing_is_learnt():
+    machine = build("descent")
+    assert predicted(machine, torch.zeros(0, 3), torch.zeros(0, 2), torch.ones(3)).tolist() == [0.0, 0.0]
+
+
 def test_in_words():
     machine = build("descent", x=2, y=1, rate=1.0)
     found = run(machine, ["1,0:2", "0,1:4", "1,1"])
