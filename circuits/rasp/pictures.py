@@ -128,7 +128,7 @@ def picture(nodes: dict[str, SOp], compiled: Compiled, tokens: str | list[Atom])
     ids, truth, model = compiled.ids([tokens]), Truth(nodes, compiled), compiled.model
     values, selections = truth.values(tokens), truth.selections(tokens)
     attention: dict[str, Tensor] = {}
-    h = model.entered(ids)
+    h = model.stream(ids)
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         if block.attn is not None:

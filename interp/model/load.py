@@ -29,9 +29,10 @@ def load(
     `dtype` defaults to the checkpoint's; on a CPU, 16-bit weights are widened to float32, which is exact. A live model
     keeps its mode, dtype, config and requires_grad; `device` and `dtype` must be left out for it. `example` is an input
     of a live model (a tensor, or a dict of its arguments) whose kind cannot be told from it: its sites are solved and
-    proven on random inputs like it. A folder whose config has `interp_model` is opened by the entry point of that name in
-    the group `interp.models`. Raises `WrongUse` for a name that is none of these, `Failed` for a folder whose checkpoint
-    is missing, cut, or does not fit its config (the tensors are named).
+    proven on random inputs like it. By default it is the module's own attribute `example`, if it has one. A folder whose
+    config has `interp_model` is opened by the entry point of that name in the group `interp.models`. Raises `WrongUse` for
+    a name that is none of these, `Failed` for a folder whose checkpoint is missing, cut, or does not fit its config (the
+    tensors are named).
     """
     if isinstance(source, Model):
         return source
@@ -41,6 +42,9 @@ def load(
                 "a live model is taken as it is: move or cast it yourself, then load it without device and dtype."
             )
         model = Model(source, tokenizer)
+        own = getattr(source, "example", None)
+        if example is None and isinstance(own, (dict, Tensor)):
+            example = own
         if example is not None:
             name = first_name(model.module)
             EXAMPLES[model.module] = {name: example} if isinstance(example, Tensor) else dict(example)
