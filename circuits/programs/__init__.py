@@ -1,0 +1,25 @@
+"""Transformer programs: models that are trained and then are a program (Friedman, Wettig & Chen 2023)."""
+
+from circuits.programs.measure import Scores, measure
+from circuits.programs.printing import printed
+from circuits.programs.program import Head, Program, Table, load
+from circuits.programs.simplify import Simplified, simplify
+from circuits.programs.tasks import TASKS, Task, task
+from circuits.programs.training import Recipe, train
+
+__all__ = [
+    "TASKS",
+    "Head",
+    "Program",
+    "Recipe",
+    "Scores",
+    "Simplified",
+    "Table",
+    "Task",
+    "load",
+    "measure",
+    "printed",
+    "simplify",
+    "task",
+    "train",
+]

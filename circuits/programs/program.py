@@ -1,0 +1,197 @@
+"""A program: variables at every position, each made by a head or a table from variables before it, and votes for labels.
+
+A categorical variable has one of `size` values, written as 0, 1, …; a count is a number. Heads:
+
+    closest   x_i = value[the nearest j with key_j = wanted(query_i)]     the position itself only if no other has it; of two
+                                                                          equally near the earlier; without any, j = 0
+    count     x_i = Σ_j number_j [key_j = wanted(query_i)]
+
+A table gives a value for each pair of values; counts above `length` are read as `length`. The label is the one with most
+votes, of equals the first. Source: Friedman, Wettig & Chen 2023, sections 3.1-3.3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.errors import WrongUse, check_keys
+from interp.files import write_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
+TOKENS, POSITIONS, ONES = "tokens", "positions", "ones"
+CLOSEST, COUNT = "closest", "count"
+NOTHING, NEVER = -1, -2  # sought: no key at all; the query has this value on no input
+CHUNK = 4096  # inputs run at once
+
+
+@dataclass(frozen=True)
+class Head:
+    """`wanted[v]` is the key that a query of value v seeks."""
+
+    name: str
+    kind: str
+    query: str
+    key: str
+    value: str
+    wanted: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The variables it depends on."""
+        return (self.query, self.key, self.value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """`values[a][b]` for values (or counts) a, b of the two variables; `NEVER` where they occur on no input together."""
+
+    name: str
+    first: str
+    second: str
+    values: tuple[tuple[int, ...], ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The variables it depends on."""
+        return (self.first, self.second)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in order, and votes[variable][value][label]; a count has one row of votes, which it multiplies."""
+
+    task: str
+    vocabulary: tuple[str, ...]
+    labels: tuple[str, ...]
+    length: int
+    size: int
+    causal: bool
+    steps: tuple[Head | Table, ...]
+    votes: dict[str, tuple[tuple[int, ...], ...]]
+    bias: tuple[int, ...]
+
+    def is_count(self, name: str) -> bool:
+        """Whether the variable is a number."""
+        return name == ONES or any(s.name == name and isinstance(s, Head) and s.kind == COUNT for s in self.steps)
+
+    def variables(
+        self, tokens: Int[np.ndarray, "batch pos"], real: Bool[np.ndarray, "batch pos"]
+    ) -> dict[str, Int[np.ndarray, "batch pos"]]:
+        """Every variable at every position; what stands at positions that are not real means nothing."""
+        n = tokens.shape[1]
+        seen = real[:, None, :] & (np.tri(n, dtype=bool) if self.causal else True)
+        near = n - nearness(n)
+        found = {
+            TOKENS: tokens,
+            POSITIONS: np.broadcast_to(np.arange(n), tokens.shape),
+            ONES: np.ones_like(tokens),
+        }
+        for step in self.steps:
+            if isinstance(step, Table):
+                a, b = (np.minimum(found[name], self.length) for name in step.reads)
+                found[step.name] = np.array(step.values)[a, b]
+                continue
+            wanted = np.array(step.wanted)[found[step.query]]
+            match = (wanted[:, :, None] == found[step.key][:, None, :]) & seen
+            if step.kind == COUNT:
+                found[step.name] = (match * found[step.value][:, None, :]).sum(-1)
+            else:
+                found[step.name] = np.take_along_axis(found[step.value], (match * near).argmax(-1), axis=1)
+        return found
+
+    def run(
+        self, tokens: Int[np.ndarray, "batch pos"], real: Bool[np.ndarray, "batch pos"]
+    ) -> Int[np.ndarray, "batch pos"]:
+        """The label at every position, as a place in `labels`."""
+        parts = [self._labels(tokens[i : i + CHUNK], real[i : i + CHUNK]) for i in range(0, len(tokens), CHUNK)]
+        return np.concatenate(parts) if parts else np.zeros(tokens.shape, np.int64)
+
+    def _labels(self, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
+        found = self.variables(tokens, real)
+        score = np.zeros((*tokens.shape, len(self.labels)), np.int64) + np.array(self.bias)
+        for name, rows in self.votes.items():
+            votes = np.array(rows)
+            score += found[name][..., None] * votes[0] if self.is_count(name) else votes[found[name]]
+        return score.argmax(-1)
+
+    def names(self, name: str) -> tuple[Any, ...]:
+        """What the values of a categorical variable are called: tokens, positions, or numbers of a table's own."""
+        step = next((s for s in self.steps if s.name == name), None)
+        if isinstance(step, Head):
+            return self.names(step.value)
+        return self.vocabulary if name == TOKENS else tuple(range(self.size))
+
+    def live(self) -> set[str]:
+        """The variables that votes depend on."""
+        needed = set(self.votes)
+        for step in reversed(self.steps):
+            if step.name in needed:
+                needed.update(step.reads)
+        return needed
+
+    def save(self, path: str | Path) -> None:
+        """Write the program as JSON."""
+        write_text(path, json.dumps(_plain(self), ensure_ascii=False) + "\n")
+
+
+def nearness(length: int) -> Int[np.ndarray, "query key"]:
+    """The place of a key in a query's order of preference: nearer first, of two the earlier, the position itself last."""
+    order = [sorted(range(length), key=lambda j: (j == i, abs(i - j), j)) for i in range(length)]
+    return np.argsort(np.array(order), axis=1)
+
+
+def _plain(program: Program) -> dict[str, Any]:
+    return {"format": 1, **asdict(program)}
+
+
+def load(path: str | Path) -> Program:
+    """Read what `save` wrote. Raises `WrongUse` for anything else."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WrongUse(f"{path} is no program.json: {error}") from None
+    if not isinstance(told, dict) or told.pop("format", None) != 1:
+        raise WrongUse(f"{path} is no program.json of format 1.")
+    check_keys(told, Program.__dataclass_fields__, str(path))
+    told["steps"] = tuple(_step(step) for step in told["steps"])
+    told["votes"] = {name: tuple(map(tuple, rows)) for name, rows in told["votes"].items()}
+    return Program(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+
+
+def _step(told: dict[str, Any]) -> Head | Table:
+    if "kind" in told:
+        return Head(**(told | {"wanted": tuple(told["wanted"])}))
+    return Table(**(told | {"values": tuple(map(tuple, told["values"]))}))
+
+
+def without(program: Program, name: str, instead: str | None = None) -> Program | None:
+    """The program without a variable: read by nobody, or read as `instead`; None where a reader has no other."""
+    if instead is None and any(name in step.reads for step in program.steps):
+        return None
+    votes = {k: v for k, v in program.votes.items() if k != name}
+    if instead is not None and name in program.votes:
+        rows = program.votes[name]
+        old = votes.get(instead, tuple((0,) * len(program.labels) for _ in rows))
+        votes[instead] = tuple(tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in zip(rows, old, strict=True))
+    steps = tuple(_renamed(s, name, instead) for s in program.steps if s.name != name)
+    return replace(program, steps=steps, votes=votes)
+
+
+def _renamed(step: Head | Table, name: str, instead: str | None) -> Head | Table:
+    fields = ("query", "key", "value") if isinstance(step, Head) else ("first", "second")
+    changed: dict[str, Any] = {f: instead for f in fields if instead is not None and getattr(step, f) == name}
+    return replace(step, **changed)
+
+
+def readers(program: Program) -> Iterator[tuple[str, str]]:
+    """Pairs (who reads, what)."""
+    for step in program.steps:
+        yield from ((step.name, name) for name in step.reads)

@@ -1,0 +1,25 @@
+"""How each task is learnt, and the programs that ship."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from circuits.programs.training import Recipe
+from interp.errors import check_keys
+
+LEARNT = Path(__file__).with_name("learnt")  # a folder a program
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(task: str, given: dict[str, Any] | None = None) -> Recipe:
+    """The task's recipe with what is `given` instead. Raises `WrongUse` for a setting that there is not."""
+    check_keys(given or {}, [f.name for f in fields(Recipe)], "the recipe")
+    return replace(RECIPES.get(task, Recipe()), **(given or {}))
+
+
+def shipped() -> dict[str, Path]:
+    """Folders of the programs that ship, by task."""
+    return {file.parent.name: file.parent for file in sorted(LEARNT.glob("*/program.json"))}
