@@ -72,7 +72,9 @@ def train(
 @guarded
 def printed(
     program: Annotated[str, PROGRAM],
-    rasp: Annotated[bool, typer.Option("--rasp", help="as RASP, whose s-op `labels` has the label at each position")] = False,
+    rasp: Annotated[
+        bool, typer.Option("--rasp", help="as RASP, whose s-op `labels` has the label at each position")
+    ] = False,
     whole: Annotated[bool, typer.Option("--whole", help="with what makes no difference on any input")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write to this file")] = None,
 ) -> None:
@@ -86,7 +88,7 @@ def printed(
     if rasp:
         from circuits.programs.rasp_text import rasp_text
 
-        text = rasp_text(small)
+        text = rasp_text(small, named(found.task))
     else:
         text = _python(small, folder)
     if out is None:
@@ -100,7 +102,9 @@ def printed(
 def run(
     program: Annotated[str, PROGRAM],
     tokens: Annotated[str | None, typer.Option("--input", help="letters, or a list of tokens written as JSON")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="every input of the task, and how often the file is right")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="every input of the task, and how often the file is right")
+    ] = False,
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """The labels a printed program gives an input; or, with --all, how often they are right."""
@@ -129,7 +133,12 @@ def tasks(as_json: Annotated[bool, AS_JSON] = False) -> None:
 
     known = shipped()
     told = {name: {"about": task.about, "ships": name in known} for name, task in TASKS.items()}
-    answer(told, as_json, lambda rows: [print(f"{n:18} {r['about']}{' (ships)' * r['ships']}") for n, r in rows.items()])
+    answer(told, as_json, _told_tasks)
+
+
+def _told_tasks(told: dict[str, Any]) -> None:
+    for name, row in told.items():
+        print(f"{name:18} {row['about']}{' (ships)' * row['ships']}")
 
 
 def _body(text: str) -> tuple[str, ...]:

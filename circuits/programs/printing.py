@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from circuits.programs.program import COUNT, NEVER, NOTHING, ONES, TOKENS, Head, Program, Table
+from circuits.programs.program import COUNT, NEVER, ONES, TOKENS, Head, Program, Table
 from circuits.programs.tasks import END
 
 WIDTH = 88
@@ -28,7 +28,8 @@ COUNT_CODE = '''def count(wanted, keys, values):
     """At each position the sum of the values whose key is the wanted one.{note}"""
     found = []
     for {i}want in {wanted}:
-        found.append(sum(v for k, v in zip({keys}, values, strict={strict}) if k == want))
+        pairs = zip({keys}, values, strict={strict})
+        found.append(sum(v for k, v in pairs if k == want))
     return found'''
 
 MAIN = """if __name__ == "__main__":
@@ -132,7 +133,7 @@ def _nested(names: Sequence[str], rows: Mapping[Any, Mapping[Any, Any]], indent:
 def _choice(program: Program, step: Head | Table) -> str:
     if isinstance(step, Head):
         queries, keys = program.names(step.query), program.names(step.key)
-        wanted = [None if w == NOTHING else w if w == NEVER else keys[w] for w in step.wanted[: len(queries)]]
+        wanted = [keys[w] if 0 <= w < len(keys) else None for w in step.wanted[: len(queries)]]
         values = {queries[q]: w for q, w in enumerate(wanted) if step.wanted[q] != NEVER}
         head = f"def {step.name}_seeks({step.query}):"
         about = f'    """Which {step.key} a position with these {step.query} looks for."""'

@@ -82,6 +82,10 @@ class Program:
         """Whether the variable is a number."""
         return name == ONES or any(s.name == name and isinstance(s, Head) and s.kind == COUNT for s in self.steps)
 
+    def as_read(self, name: str, values: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """What a table reads of a variable."""
+        return np.minimum(values, self.length) if self.is_count(name) else values
+
     def variables(
         self, tokens: Int[np.ndarray, "batch pos"], real: Bool[np.ndarray, "batch pos"]
     ) -> dict[str, Int[np.ndarray, "batch pos"]]:
@@ -96,7 +100,7 @@ class Program:
         }
         for step in self.steps:
             if isinstance(step, Table):
-                a, b = (np.minimum(found[name], self.length) for name in step.reads)
+                a, b = (self.as_read(name, found[name]) for name in step.reads)
                 found[step.name] = np.array(step.values)[a, b]
                 continue
             wanted = np.array(step.wanted)[found[step.query]]
@@ -161,9 +165,10 @@ def load(path: str | Path) -> Program:
     if not isinstance(told, dict) or told.pop("format", None) != 1:
         raise WrongUse(f"{path} is no program.json of format 1.")
     check_keys(told, Program.__dataclass_fields__, str(path))
-    told["steps"] = tuple(_step(step) for step in told["steps"])
-    told["votes"] = {name: tuple(map(tuple, rows)) for name, rows in told["votes"].items()}
-    return Program(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    read["steps"] = tuple(_step(step) for step in told["steps"])
+    read["votes"] = {name: tuple(map(tuple, rows)) for name, rows in told["votes"].items()}
+    return Program(**read)
 
 
 def _step(told: dict[str, Any]) -> Head | Table:

@@ -128,7 +128,7 @@ def _without_branches(program: Program, batch: Batch) -> Program:
         if isinstance(step, Head):
             steps.append(_trimmed(step, present[step.query], present[step.key]))
             continue
-        a, b = (np.minimum(found[name], program.length).astype(np.int64) for name in step.reads)
+        a, b = (program.as_read(name, found[name]).astype(np.int64) for name in step.reads)
         wide = len(step.values[0])
         pairs = set(np.unique(a * wide + b).tolist())
         rows = enumerate(step.values)
@@ -149,7 +149,7 @@ def _bounded(program: Program) -> Program:
     steps: list[Head | Table] = []
     for step in program.steps:
         if isinstance(step, Table):
-            a, b = ({min(v, program.length) for v in could[name]} for name in step.reads)
+            a, b = (set(program.as_read(name, np.array(list(could[name]))).tolist()) for name in step.reads)
             same = step.first == step.second
             values = tuple(
                 tuple(v if i in a and j in b and (i == j or not same) else NEVER for j, v in enumerate(row))

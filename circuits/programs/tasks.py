@@ -214,7 +214,7 @@ TASKS = {
         Task("reverse", "the letters from last to first", _FIVE, _FIVE, 6, lambda body: [*body[::-1]], end=True),
         Task("histogram", "how often each letter occurs", _SIX, _COUNTS, 7, _histogram),
         Task("double_histogram", "how many letters occur as often as this", _SIX, _COUNTS[:6], 7, _double_histogram),
-        Task("sort", "the letters in order", _FIVE, _FIVE, 6, lambda body: sorted(body), end=True),
+        Task("sort", "the letters in order", _FIVE, _FIVE, 6, lambda body: [*sorted(body)], end=True),
         Task("most_frequent", "each letter once, the most frequent first", _SIX, (*_SIX, START), 7, _most_frequent),
         _dyck_task("dyck1", ("()",)),
         _dyck_task("dyck2", ("()", "{}")),
