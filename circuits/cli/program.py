@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 PROGRAM = typer.Argument(help="folder of a run, or a task whose program ships")
+SMALL = "simplified.json"
 AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
@@ -60,6 +61,7 @@ def train(
     wanted = named(task)
     best = trained(wanted, out, recipe(task, {k: v for k, v in given.items() if v is not None}), resume)
     small = simplify(best, wanted)
+    small.program.save(out / SMALL)
     file = out / f"{task}.py"
     write_text(file, _python(small.program, out))
     scores = measure(file, wanted).told()
@@ -79,18 +81,16 @@ def printed(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write to this file")] = None,
 ) -> None:
     """Print a program as Python that runs alone, or as RASP."""
-    from circuits.programs import simplify
     from circuits.programs import task as named
     from interp.files import write_text
 
-    found, folder = _opened(program)
-    small = found if whole else simplify(found, named(found.task)).program
+    found, folder = _opened(program, "program.json" if whole else SMALL)
     if rasp:
         from circuits.programs.rasp_text import rasp_text
 
-        text = rasp_text(small, named(found.task))
+        text = rasp_text(found, named(found.task))
     else:
-        text = _python(small, folder)
+        text = _python(found, folder)
     if out is None:
         print(text, end="")
     else:
@@ -158,18 +158,18 @@ def _python(program: Program, folder: Path) -> str:
     return printed(program, named(program.task).about, f"Learnt by `{recipe['command']}`.")
 
 
-def _opened(program: str) -> tuple[Program, Path]:
+def _opened(program: str, file: str = SMALL) -> tuple[Program, Path]:
     from circuits.programs import load
     from circuits.programs.recipes import shipped
 
     known = shipped()
     folder = known.get(program, Path(program))
-    if not (folder / "program.json").is_file():
+    if not (folder / file).is_file():
         raise WrongUse(
             f"{program} is no folder of a finished run, and no program of that name ships.{nearest(program, known)} "
             f"There ship: {', '.join(known) or 'none'}. `interp program train TASK -o FOLDER` makes one."
         )
-    return load(folder / "program.json"), folder
+    return load(folder / file), folder
 
 
 def _list(told: dict[str, Any]) -> None:

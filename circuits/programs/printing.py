@@ -78,8 +78,7 @@ def _text(value: Any) -> str:
 def _spread(before: str, brackets: str, items: Iterable[str], after: str = "", indent: str = "") -> list[str]:
     """Items in brackets: on one line, or one a line where that is too long."""
     items = list(items)
-    comma = "," if brackets == "()" and len(items) == 1 else ""
-    line = f"{indent}{before}{brackets[0]}{', '.join(items)}{comma}{brackets[1]}{after}"
+    line = f"{indent}{before}{brackets[0]}{', '.join(items)}{brackets[1]}{after}"
     if len(line) <= WIDTH:
         return [line]
     inside = [f"{indent}    {item}," for item in items]
@@ -195,19 +194,16 @@ def _label(program: Program) -> list[str]:
 
 
 def _counting(program: Program) -> list[str]:
-    names = list(program.votes)
-    lines = [*_spread("def label", "()", names, ":")] if len(names) != 1 else [f"def label({names[0]}):"]
-    lines += ['    """The label with most votes; of equals the first."""', "    votes = ["]
-    parts = [f"{n} * {n.upper()}_VOTES[i]" if program.is_count(n) else f"{n.upper()}_VOTES[{n}][i]" for n in names]
-    lines += [
-        "        BIAS[i]",
-        *(f"        + {part}" for part in parts),
-        "        for i in range(len(LABELS))",
-        "    ]",
-    ]
-    if len(names) < 2:
-        joined = " + ".join(["BIAS[i]", *parts])
-        lines[-3 - len(parts) - 1 :] = [f"    votes = [{joined} for i in range(len(LABELS))]"]
+    lines = _spread("def label", "()", program.votes, ":")
+    lines += ['    """The label with most votes; of equals the first."""', "    votes = list(BIAS)"]
+    lines.append("    for i in range(len(LABELS)):")
+    for name in program.votes:
+        votes = f"{name.upper()}_VOTES"
+        lines.append(
+            f"        votes[i] += {name} * {votes}[i]"
+            if program.is_count(name)
+            else f"        votes[i] += {votes}[{name}][i]"
+        )
     return [*lines, "    return LABELS[votes.index(max(votes))]"]
 
 

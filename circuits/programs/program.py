@@ -13,7 +13,6 @@ votes, of equals the first. Source: Friedman, Wettig & Chen 2023, sections 3.1-3
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,26 +176,18 @@ def _step(told: dict[str, Any]) -> Head | Table:
     return Table(**(told | {"values": tuple(map(tuple, told["values"]))}))
 
 
-def without(program: Program, name: str, instead: str | None = None) -> Program | None:
-    """The program without a variable: read by nobody, or read as `instead`; None where a reader has no other."""
-    if instead is None and any(name in step.reads for step in program.steps):
-        return None
+def instead(program: Program, name: str, other: str) -> Program:
+    """The program with `other` read and voting in place of the step `name`, which is gone."""
     votes = {k: v for k, v in program.votes.items() if k != name}
-    if instead is not None and name in program.votes:
-        rows = program.votes[name]
-        old = votes.get(instead, tuple((0,) * len(program.labels) for _ in rows))
-        votes[instead] = tuple(tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in zip(rows, old, strict=True))
-    steps = tuple(_renamed(s, name, instead) for s in program.steps if s.name != name)
+    if name in program.votes:
+        both = zip(program.votes[name], votes.get(other, program.votes[name]), strict=True)
+        added = tuple(tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in both)
+        votes[other] = added if other in votes else program.votes[name]
+    steps = tuple(_renamed(step, name, other) for step in program.steps if step.name != name)
     return replace(program, steps=steps, votes=votes)
 
 
-def _renamed(step: Head | Table, name: str, instead: str | None) -> Head | Table:
+def _renamed(step: Head | Table, name: str, other: str) -> Head | Table:
     fields = ("query", "key", "value") if isinstance(step, Head) else ("first", "second")
-    changed: dict[str, Any] = {f: instead for f in fields if instead is not None and getattr(step, f) == name}
+    changed: dict[str, Any] = {f: other for f in fields if getattr(step, f) == name}
     return replace(step, **changed)
-
-
-def readers(program: Program) -> Iterator[tuple[str, str]]:
-    """Pairs (who reads, what)."""
-    for step in program.steps:
-        yield from ((step.name, name) for name in step.reads)

@@ -22,4 +22,4 @@ def recipe(task: str, given: dict[str, Any] | None = None) -> Recipe:
 
 def shipped() -> dict[str, Path]:
     """Folders of the programs that ship, by task."""
-    return {file.parent.name: file.parent for file in sorted(LEARNT.glob("*/program.json"))}
+    return {file.parent.name: file.parent for file in sorted(LEARNT.glob("*/simplified.json"))}

@@ -23,7 +23,7 @@ from circuits.programs.program import (
     Head,
     Program,
     Table,
-    without,
+    instead,
 )
 from circuits.programs.tasks import Batch, Task
 
@@ -114,8 +114,7 @@ def _without_copies(program: Program, batch: Batch) -> Program:
             if alike and not program.is_count(other):
                 alike = program.names(other) == program.names(step.name)
             if alike and np.array_equal(found[other], found[step.name]):
-                smaller = without(program, step.name, other)
-                return _without_copies(alive(smaller), batch) if smaller else program
+                return _without_copies(alive(instead(program, step.name, other)), batch)
     return program
 
 

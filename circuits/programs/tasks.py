@@ -172,7 +172,7 @@ def _brackets(pairs: Sequence[str], length: int) -> Callable[[np.random.Generato
         stack: list[str] = []
         while half or stack:
             if half and (not stack or rng.random() < 0.5):
-                pair = pairs[rng.integers(len(pairs))]
+                pair = pairs[int(rng.integers(len(pairs)))]
                 made.append(pair[0])
                 stack.append(pair[1])
                 half -= 1
