@@ -28,7 +28,9 @@ from circuits.programs.program import (
     TOKENS,
     Head,
     Program,
+    Step,
     Table,
+    Words,
     nearness,
 )
 from circuits.programs.tasks import Task
@@ -55,11 +57,14 @@ class Shape:
     labels: int
     causal: bool
     readable: bool
+    words: int = 0
+    """variables that sort the tokens into kinds; 0: tokens are told apart"""
+    kinds: int = 0
 
     @property
     def size(self) -> int:
         """Values of a categorical variable."""
-        return max(self.vocabulary, self.length)
+        return max(self.kinds if self.words else self.vocabulary, self.length)
 
     @property
     def heads(self) -> int:
@@ -69,7 +74,7 @@ class Shape:
     def categorical(self, layer: int) -> list[str]:
         """Names of the categorical variables before a layer."""
         made = [n for i in range(layer) for n in self.names(i, CLOSEST) + self.names(i, "table")]
-        return [TOKENS, POSITIONS, *made]
+        return [*([f"word_{i}" for i in range(self.words)] or [TOKENS]), POSITIONS, *made]
 
     def counts(self, layer: int) -> list[str]:
         """Names of the counts before a layer."""
@@ -82,7 +87,7 @@ class Shape:
 
     def choices(self) -> dict[str, tuple[int, ...]]:
         """What is learnt as logits of choices, over the last dimension."""
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, tuple[int, ...]] = {"words": (self.words, self.vocabulary, self.size)}
         for i in range(self.layers):
             cats, counts = len(self.categorical(i)), len(self.counts(i))
             found[f"{i}.read"] = (2 * self.heads + self.closest, cats)
@@ -180,7 +185,11 @@ class Relaxed:
                 return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
             return ((logits if g is None else logits + g[name]) / temperature).softmax(-1)
 
-        inputs = torch.stack([self.eye[tokens], self.eye[:n].expand(batch, n, -1)]).view(1, 2, -1).expand(seeds, -1, -1)
+        places = self.eye[:n].expand(batch, n, -1).reshape(1, 1, -1).expand(seeds, -1, -1)
+        told = self.eye[tokens].view(1, 1, -1).expand(seeds, -1, -1)
+        if shape.words:
+            told = choice("words", p["words"])[:, :, tokens].flatten(2)
+        inputs = torch.cat([told, places], 1)
         stream = [inputs]  # each [seed, variable, batch pos value]
         numbers = [torch.ones(seeds, 1, batch * n, dtype=parameters.dtype)]  # each [seed, variable, batch pos]
         seen = self.visible * real[:, None, :].to(parameters.dtype)  # [batch, query, key]
@@ -261,7 +270,10 @@ class Relaxed:
         """The program of one seed: the likeliest of every choice, and the readout in hundredths."""
         shape = self.shape
         p = {k: v[seed] for k, v in split(parameters, shape.choices() | shape.weights()).items()}
-        steps: list[Head | Table] = []
+        steps: list[Step] = []
+        if shape.words:
+            kinds = p["words"].argmax(-1).tolist()
+            steps += [Words(name, tuple(row)) for name, row in zip(shape.categorical(0), kinds, strict=False)]
         for i in range(shape.layers):
             steps += self._read_heads(i, p)
             steps += self._read_tables(i, p)

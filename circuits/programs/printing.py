@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from circuits.programs.program import COUNT, NEVER, ONES, TOKENS, Head, Program, Table
-from circuits.programs.tasks import END
+from circuits.programs.program import COUNT, NEVER, ONES, TOKENS, Head, Program, Step, Table, Words
+from circuits.programs.tasks import END, UNKNOWN
 
 WIDTH = 88
 
@@ -129,7 +129,23 @@ def _nested(names: Sequence[str], rows: Mapping[Any, Mapping[Any, Any]], indent:
     return lines + _branches(names[1], merged[-1][1], indent)
 
 
-def _choice(program: Program, step: Head | Table) -> str:
+def _words(program: Program, step: Words) -> str:
+    lists: dict[int, list[str]] = {}
+    for word, kind in zip(program.vocabulary, step.kinds, strict=True):
+        lists.setdefault(kind, []).append(word)
+    name = step.name.upper()
+    lines = [
+        f"{name}_LISTS = {{",
+        *(f"    {k}: {_text(' '.join(lists[k]))}," for k in sorted(lists)),
+        "}",
+        f"{name} = {{",
+    ]
+    return "\n".join([*lines, f"    word: kind for kind, words in {name}_LISTS.items() for word in words.split()", "}"])
+
+
+def _choice(program: Program, step: Step) -> str:
+    if isinstance(step, Words):
+        return _words(program, step)
     if isinstance(step, Head):
         queries, keys = program.names(step.query), program.names(step.key)
         wanted = [keys[w] if 0 <= w < len(keys) else None for w in step.wanted[: len(queries)]]
@@ -240,7 +256,10 @@ def _run(program: Program) -> str:
     return "\n".join([*lines, f"    return labels[1:{'-1' if end else ''}]"])
 
 
-def _step(program: Program, step: Head | Table) -> list[str]:
+def _step(program: Program, step: Step) -> list[str]:
+    if isinstance(step, Words):
+        kinds = step.name.upper()
+        return [f"    {step.name} = [{kinds}.get(token, {kinds}[{_text(UNKNOWN)}]) for token in tokens]"]
     if isinstance(step, Head):
         wanted = f"wanted = [{step.name}_seeks(x) for x in {step.query}]"
         return [f"    {wanted}", f"    {step.name} = {step.kind}(wanted, {step.key}, {step.value})"]

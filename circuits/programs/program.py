@@ -64,6 +64,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Words:
+    """`kinds[t]` is the value of token t: words are sorted into kinds where there are too many to tell them all apart."""
+
+    name: str
+    kinds: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The variables it depends on."""
+        return (TOKENS,)
+
+
+Step = Words | Head | Table
+
+
+@dataclass(frozen=True)
 class Program:
     """Steps in order, and votes[variable][value][label]; a count has one row of votes, which it multiplies."""
 
@@ -73,7 +89,7 @@ class Program:
     length: int
     size: int
     causal: bool
-    steps: tuple[Head | Table, ...]
+    steps: tuple[Step, ...]
     votes: dict[str, tuple[tuple[int, ...], ...]]
     bias: tuple[int, ...]
 
@@ -98,6 +114,9 @@ class Program:
             ONES: np.ones_like(tokens),
         }
         for step in self.steps:
+            if isinstance(step, Words):
+                found[step.name] = np.array(step.kinds)[tokens]
+                continue
             if isinstance(step, Table):
                 a, b = (self.as_read(name, found[name]) for name in step.reads)
                 found[step.name] = np.array(step.values)[a, b]
@@ -170,7 +189,9 @@ def load(path: str | Path) -> Program:
     return Program(**read)
 
 
-def _step(told: dict[str, Any]) -> Head | Table:
+def _step(told: dict[str, Any]) -> Step:
+    if "kinds" in told:
+        return Words(told["name"], tuple(told["kinds"]))
     if "kind" in told:
         return Head(**(told | {"wanted": tuple(told["wanted"])}))
     return Table(**(told | {"values": tuple(map(tuple, told["values"]))}))
@@ -187,7 +208,9 @@ def instead(program: Program, name: str, other: str) -> Program:
     return replace(program, steps=steps, votes=votes)
 
 
-def _renamed(step: Head | Table, name: str, other: str) -> Head | Table:
+def _renamed(step: Step, name: str, other: str) -> Step:
+    if isinstance(step, Words):
+        return step
     fields = ("query", "key", "value") if isinstance(step, Head) else ("first", "second")
     changed: dict[str, Any] = {f: other for f in fields if getattr(step, f) == name}
     return replace(step, **changed)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.programs.program import CHUNK, COUNT, NEVER, NOTHING, ONES, POSITIONS, TOKENS, Head, Program, Table
+from circuits.programs.program import CHUNK, COUNT, NEVER, NOTHING, ONES, POSITIONS, TOKENS, Head, Program, Table, Words
 from circuits.programs.tasks import END, START, Task
 from circuits.rasp.batch import evaluate_batch
 from circuits.rasp.interpreter import run
@@ -26,7 +26,9 @@ def rasp_text(program: Program, task: Task) -> str:
     example = [START, *islice(cycle(task.letters), task.longest), *([END] if task.end else [])]
     lines = [f"# {task.about}", f"set example {json.dumps(example, ensure_ascii=False)}"]
     for step in program.steps:
-        if isinstance(step, Table):
+        if isinstance(step, Words):
+            lines.append(f"{step.name} = {_map(dict(zip(program.vocabulary, step.kinds, strict=True)), 'tokens')};")
+        elif isinstance(step, Table):
             lines += _table(program, step)
         else:
             lines += _head(program, step, step.name in single)

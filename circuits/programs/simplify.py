@@ -22,7 +22,9 @@ from circuits.programs.program import (
     TOKENS,
     Head,
     Program,
+    Step,
     Table,
+    Words,
     instead,
 )
 from circuits.programs.tasks import Batch, Task
@@ -122,8 +124,11 @@ def _without_branches(program: Program, batch: Batch) -> Program:
     """Mark what occurs on no input."""
     found = {n: v[batch.real] for n, v in _all_variables(program, batch).items()}
     present = {n: set(np.unique(v).tolist()) for n, v in found.items()}
-    steps: list[Head | Table] = []
+    steps: list[Step] = []
     for step in program.steps:
+        if isinstance(step, Words):
+            steps.append(step)
+            continue
         if isinstance(step, Head):
             steps.append(_trimmed(step, present[step.query], present[step.key]))
             continue
@@ -145,8 +150,12 @@ def _bounded(program: Program) -> Program:
     """The same from what each variable could be, taken by itself."""
     could: dict[str, set[int]] = {TOKENS: set(range(len(program.vocabulary))), ONES: {1}}
     could[POSITIONS] = set(range(program.length))
-    steps: list[Head | Table] = []
+    steps: list[Step] = []
     for step in program.steps:
+        if isinstance(step, Words):
+            steps.append(step)
+            could[step.name] = set(step.kinds)
+            continue
         if isinstance(step, Table):
             a, b = (set(program.as_read(name, np.array(list(could[name]))).tolist()) for name in step.reads)
             same = step.first == step.second

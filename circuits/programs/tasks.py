@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
 START, END = "<s>", "</s>"
+UNKNOWN = "<unk>"  # the letter, of tasks that have it, that all others are read as
 MOST = 1_000_000  # inputs that are all tried
 Body = tuple[str, ...]
 Answer = Callable[[Sequence[str]], list[str | None]]  # None: the position is not asked for
@@ -92,6 +93,10 @@ class Task:
             for n, row in zip(lengths, picks, strict=True)
         ]
 
+    def checked(self, rng: np.random.Generator, count: int) -> list[Body]:
+        """What seeds are compared on."""
+        return self.draw(rng, count)
+
     def tested(self, fresh: int = 50_000, seed: int = 10_000) -> Iterable[Body]:
         """What a program is judged on: every body, or `fresh` drawn ones that no training draws."""
         return self.draw(np.random.default_rng([seed]), fresh) if self.drawn else self.everything()
@@ -107,7 +112,8 @@ class Task:
             if not 1 <= n <= self.longest:
                 raise WrongUse(f"{self.name} takes 1 to {self.longest} tokens, not {n}.")
             try:
-                tokens[i, 1 : n + 1] = [place[token] for token in body]
+                other = place.get(UNKNOWN)
+                tokens[i, 1 : n + 1] = [place[t] if other is None else place.get(t, other) for t in body]
             except KeyError as error:
                 raise WrongUse(f"{self.name} has no token {error}. It has: {' '.join(self.letters)}.") from None
             real[i, : n + 1 + self.end] = True

@@ -57,14 +57,20 @@ class Recipe:
     """tables a layer of two categorical variables"""
     count_tables: int = 1
     """tables a layer of two counts"""
+    words: int = 0
+    """variables that sort tokens into kinds, each anew; 0: tokens are told apart"""
+    kinds: int = 0
+    """how many kinds; at least as many as there are positions"""
     readable: bool = False
     """the label is read from one variable, not voted for by all"""
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.steps, self.batch, self.layers, self.closest) < 1:
             raise WrongUse("seeds, steps, batch, layers and closest must be at least 1.")
-        if min(self.count, self.tables, self.count_tables, self.seed) < 0:
-            raise WrongUse("count, tables, count_tables and seed must not be negative.")
+        if min(self.count, self.tables, self.count_tables, self.words, self.kinds, self.seed) < 0:
+            raise WrongUse("count, tables, count_tables, words, kinds and seed must not be negative.")
+        if bool(self.words) != bool(self.kinds):
+            raise WrongUse("words and kinds go together: both 0, or both not.")
         if not 0 < self.cold <= self.hot or self.lr <= 0:
             raise WrongUse("the temperatures need 0 < cold <= hot, and lr must be positive.")
 
@@ -76,7 +82,7 @@ class Recipe:
         """The sizes of the model for a task."""
         made = (self.layers, self.closest, self.count, self.tables, self.count_tables)
         sizes = (len(task.vocabulary), task.length, len(task.labels))
-        return Shape(*made, *sizes, causal=task.causal, readable=self.readable)
+        return Shape(*made, *sizes, task.causal, self.readable, self.words, self.kinds)
 
 
 def uniform(seeds: range, step: int, count: int, dtype: torch.dtype) -> Float[Tensor, "seed count"]:
@@ -173,7 +179,7 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
     if state.exists():
         learner.load(state)
         rows = _rows(out / "metrics.csv", learner.step)
-    checks = task.encode(task.draw(np.random.default_rng([CHECKS]), CHECKED))
+    checks = task.encode(task.checked(np.random.default_rng([CHECKS]), CHECKED))
     bar = tqdm(
         range(learner.step, recipe.steps), initial=learner.step, total=recipe.steps, desc=out.name, mininterval=5
     )
