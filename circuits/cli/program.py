@@ -12,13 +12,16 @@ from interp.cli import answer, guarded
 from interp.errors import WrongUse, nearest
 
 if TYPE_CHECKING:
-    from circuits.programs import Program
+    from circuits.programs import Program, Task
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 PROGRAM = typer.Argument(help="folder of a run, or a task whose program ships")
 SMALL = "simplified.json"
 AS_JSON = typer.Option("--json", help="print one JSON object")
+
+
+DATA = typer.Option(help="labelled text, for the tasks that are learnt from it")
 
 
 def _setting(text: str) -> Any:
@@ -45,20 +48,22 @@ def train(
     readable: Annotated[
         bool | None, typer.Option("--readable/--votes", help="read the label from one variable, or let all vote")
     ] = None,
+    words: Annotated[int | None, _setting("variables that sort words into kinds")] = None,
+    kinds: Annotated[int | None, _setting("kinds of words")] = None,
+    data: Annotated[Path | None, DATA] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Learn a task from random parameters, print the best seed's program as Python, and say how often that file is right."""
     given = {"seed": seed, "seeds": seeds, "steps": steps, "batch": batch, "lr": lr, "hot": hot, "cold": cold}
     given |= {"layers": layers, "closest": closest, "count": count, "tables": tables, "count_tables": count_tables}
-    given |= {"readable": readable}
+    given |= {"readable": readable, "words": words, "kinds": kinds}
     from circuits.programs import measure, simplify
-    from circuits.programs import task as named
     from circuits.programs import train as trained
     from circuits.programs.recipes import recipe
     from interp.files import write_json, write_text
 
-    wanted = named(task)
+    wanted = _task(task, data)
     best = trained(wanted, out, recipe(task, {k: v for k, v in given.items() if v is not None}), resume)
     small = simplify(best, wanted)
     small.program.save(out / SMALL)
@@ -77,18 +82,18 @@ def printed(
     rasp: Annotated[
         bool, typer.Option("--rasp", help="as RASP, whose s-op `labels` has the label at each position")
     ] = False,
+    data: Annotated[Path | None, DATA] = None,
     whole: Annotated[bool, typer.Option("--whole", help="with what makes no difference on any input")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write to this file")] = None,
 ) -> None:
     """Print a program as Python that runs alone, or as RASP."""
-    from circuits.programs import task as named
     from interp.files import write_text
 
     found, folder = _opened(program, "program.json" if whole else SMALL)
     if rasp:
         from circuits.programs.rasp_text import rasp_text
 
-        text = rasp_text(found, named(found.task))
+        text = rasp_text(found, _task(found.task, data))
     else:
         text = _python(found, folder)
     if out is None:
@@ -102,6 +107,7 @@ def printed(
 def run(
     program: Annotated[str, PROGRAM],
     tokens: Annotated[str | None, typer.Option("--input", help="letters, or a list of tokens written as JSON")] = None,
+    data: Annotated[Path | None, DATA] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="every input of the task, and how often the file is right")
     ] = False,
@@ -109,18 +115,17 @@ def run(
 ) -> None:
     """The labels a printed program gives an input; or, with --all, how often they are right."""
     from circuits.programs import measure
-    from circuits.programs import task as named
     from circuits.programs.measure import outputs
 
     if (tokens is None) != everything:
         raise WrongUse("give one of --input TOKENS and --all.")
     found, folder = _opened(program)
-    task, file = named(found.task), folder / f"{found.task}.py"
+    file = folder / f"{found.task}.py"
     if everything:
-        answer(measure(file, task).told(), as_json, _list)
+        answer(measure(file, _task(found.task, data)).told(), as_json, _list)
         return
     body = _body(str(tokens))
-    task.encode([body])
+    found.check(body)
     answer({"labels": outputs(file, [body])[0]}, as_json, lambda told: print(*told["labels"]))
 
 
@@ -129,16 +134,31 @@ def run(
 def tasks(as_json: Annotated[bool, AS_JSON] = False) -> None:
     """What there is to learn, and which programs ship."""
     from circuits.programs import TASKS
+    from circuits.programs.labelled import KINDS
     from circuits.programs.recipes import shipped
 
     known = shipped()
-    told = {name: {"about": task.about, "ships": name in known} for name, task in TASKS.items()}
+    abouts = {name: task.about for name, task in TASKS.items()} | KINDS
+    told = {name: {"about": about, "ships": name in known} for name, about in abouts.items()}
     answer(told, as_json, _told_tasks)
 
 
 def _told_tasks(told: dict[str, Any]) -> None:
     for name, row in told.items():
         print(f"{name:18} {row['about']}{' (ships)' * row['ships']}")
+
+
+def _task(name: str, data: Path | None) -> Task:
+    from circuits.programs import task
+    from circuits.programs.labelled import KINDS, labelled
+
+    if name not in KINDS:
+        if data is not None:
+            raise WrongUse(f"{name} is not learnt from a file: leave --data out, or name {' or '.join(KINDS)}.")
+        return task(name)
+    if data is None:
+        raise WrongUse(f"{name} is learnt from labelled text: give --data FILE.")
+    return labelled(name, data)
 
 
 def _body(text: str) -> tuple[str, ...]:
@@ -151,11 +171,12 @@ def _body(text: str) -> tuple[str, ...]:
 
 def _python(program: Program, folder: Path) -> str:
     """The text of the file, with the command that made the program."""
-    from circuits.programs import printed
-    from circuits.programs import task as named
+    from circuits.programs import TASKS, printed
+    from circuits.programs.labelled import KINDS
 
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    return printed(program, named(program.task).about, f"Learnt by `{recipe['command']}`.")
+    about = TASKS[program.task].about if program.task in TASKS else KINDS[program.task]
+    return printed(program, about, f"Learnt by `{recipe['command']}`.")
 
 
 def _opened(program: str, file: str = SMALL) -> tuple[Program, Path]:

@@ -13,12 +13,14 @@ votes, of equals the first. Source: Friedman, Wettig & Chen 2023, sections 3.1-3
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from circuits.programs.tasks import END, START, UNKNOWN
 from interp.errors import WrongUse, check_keys
 from interp.files import write_text
 
@@ -150,6 +152,16 @@ class Program:
         if isinstance(step, Head):
             return self.names(step.value)
         return self.vocabulary if name == TOKENS else tuple(range(self.size))
+
+    def check(self, body: Sequence[str]) -> None:
+        """Raise `WrongUse` for a body that is empty, too long, or has a token that the program does not know."""
+        inner = [token for token in self.vocabulary if token not in (START, END)]
+        longest = self.length - (len(self.vocabulary) - len(inner))
+        if not 1 <= len(body) <= longest:
+            raise WrongUse(f"{self.task} takes 1 to {longest} tokens, not {len(body)}.")
+        for token in body:
+            if token not in inner and UNKNOWN not in inner:
+                raise WrongUse(f"{self.task} has no token {token!r}. It has: {' '.join(inner)}.")
 
     def live(self) -> set[str]:
         """The variables that votes depend on."""

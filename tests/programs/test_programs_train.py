@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from circuits.cli.program import app
 from circuits.programs import TASKS, Recipe, load, train
 from circuits.programs import training as module
+from circuits.programs.labelled import KINDS, labelled
 from circuits.programs.measure import measure, outputs
 from circuits.programs.recipes import RECIPES, recipe, shipped
 from interp.errors import Failed, WrongUse
@@ -103,11 +104,57 @@ def test_the_command_trains_prints_and_runs(tmp_path):
 
 
 def test_tasks_and_recipes_are_known():
-    assert set(told("tasks")) == set(TASKS)
-    assert set(RECIPES) <= set(TASKS)
+    assert set(told("tasks")) == set(TASKS) | set(KINDS)
+    assert set(RECIPES) <= set(TASKS) | set(KINDS)
     assert recipe("reverse", {"seed": 4}).seed == 4
     with pytest.raises(WrongUse, match="'sed'"):
         recipe("reverse", {"sed": 4})
+
+
+def sentences(count: int) -> list[str]:
+    """Tags that follow from a word and the one before it."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(9)] + ["the", "a"]
+    rows = []
+    for _ in range(count):
+        row = [words[i] for i in rng.integers(len(words), size=rng.integers(2, 7))]
+        tags = [
+            "D" if w in ("the", "a") else "N" if i and row[i - 1] in ("the", "a") else "V" for i, w in enumerate(row)
+        ]
+        rows.append(" ".join(f"{w}/{t}" for w, t in zip(row, tags, strict=True)))
+    return rows
+
+
+def test_tagging_and_classification_are_read_from_files(tmp_path):
+    """Splits, unknown words, cutting, and a few steps of the command; the printed file agrees with the program."""
+    file = tmp_path / "tags.txt"
+    file.write_text("\n".join(sentences(300)) + "\nrare/V the/D\n", encoding="utf-8")
+    task = labelled("tagging", file, length=4)
+    assert task.labels == ("D", "N", "V") and task.letters[-1] == "<unk>" and len(task.letters) == 12
+    assert len(task.held_out) == pytest.approx(len(task.compared) * 10 / 9, abs=2)
+    assert task.held_out[-1] == ("rare", "the") and task.answer(("rare", "the")) == ["V", "D"]
+    assert task.encode([("rare", "the")]).tokens[0, 1] == len(task.letters)
+    assert not set(task.held_out) & set(task.draw(np.random.default_rng(0), 2000))
+    small = ["--seeds", 2, "--steps", 5, "--batch", 8, "--layers", 1, "--words", 2]
+    made = told("train", "tagging", "--data", file, "-o", tmp_path / "run", *small)
+    program, wide = load(tmp_path / "run" / "simplified.json"), labelled("tagging", file)
+    assert program.steps[0].kinds != program.steps[1].kinds
+    batch = wide.encode(wide.held_out)
+    found = program.run(batch.tokens, batch.real)
+    said = outputs(tmp_path / "run" / "tagging.py", wide.held_out)
+    assert said == [[wide.labels[v] for v in row[1 : len(b) + 1]] for b, row in zip(wide.held_out, found, strict=True)]
+    assert made["inputs"] == len(wide.held_out)
+    assert len(told("run", tmp_path / "run", "--input", '["the", "unheard"]')["labels"]) == 2
+    assert "give --data FILE" in refused("run", tmp_path / "run", "--all")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{'ab'[i % 2]}\tword{i % 7} and word{i} more" for i in range(40)), encoding="utf-8")
+    classes = labelled("classification", texts)
+    assert classes.labels == ("a", "b") and classes.answer(classes.held_out[0])[1:] == [None] * 3
+    assert (classes.encode(classes.held_out).labels >= 0).sum() == len(classes.held_out)
+    for kind, line in (("tagging", "no tags here"), ("classification", "no tab here")):
+        texts.write_text(f"{line}\n" * 30, encoding="utf-8")
+        with pytest.raises(WrongUse, match="a line of a file for"):
+            labelled(kind, texts)
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
