@@ -5,6 +5,7 @@ from circuits.programs.printing import printed
 from circuits.programs.program import Head, Program, Table, load
 from circuits.programs.simplify import Simplified, simplify
 from circuits.programs.tasks import TASKS, Task, task
+from circuits.programs.trace import Trace, trace
 from circuits.programs.training import Recipe, train
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "Simplified",
     "Table",
     "Task",
+    "Trace",
     "load",
     "measure",
     "printed",
     "simplify",
     "task",
+    "trace",
     "train",
 ]

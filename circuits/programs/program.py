@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from interp.errors import WrongUse, check_keys
 from interp.files import write_text
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jaxtyping import Bool, Int
 
 TOKENS, POSITIONS, ONES = "tokens", "positions", "ones"
@@ -49,6 +50,16 @@ class Head:
         """The variables it depends on."""
         return (self.query, self.key, self.value)
 
+    @property
+    def branches(self) -> int:
+        """Queries that occur."""
+        return sum(w != NEVER for w in self.wanted)
+
+    @property
+    def sort(self) -> str:
+        """What kind of step it is."""
+        return self.kind
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,6 +75,13 @@ class Table:
         """The variables it depends on."""
         return (self.first, self.second)
 
+    @property
+    def branches(self) -> int:
+        """Pairs that occur."""
+        return sum(v != NEVER for row in self.values for v in row)
+
+    sort: ClassVar[str] = "table"
+
 
 @dataclass(frozen=True)
 class Words:
@@ -76,6 +94,13 @@ class Words:
     def reads(self) -> tuple[str, ...]:
         """The variables it depends on."""
         return (TOKENS,)
+
+    @property
+    def branches(self) -> int:
+        """Tokens that it sorts."""
+        return len(self.kinds)
+
+    sort: ClassVar[str] = "words"
 
 
 Step = Words | Head | Table
@@ -170,6 +195,15 @@ class Program:
             if step.name in needed:
                 needed.update(step.reads)
         return needed
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a step: what it is, what it reads, how many values it treats by themselves, whether it votes."""
+        import pandas as pd
+
+        rows = [
+            {"step": s.name, "kind": s.sort, "reads": ", ".join(s.reads), "branches": s.branches} for s in self.steps
+        ]
+        return pd.DataFrame([row | {"votes": row["step"] in self.votes} for row in rows])
 
     def save(self, path: str | Path) -> None:
         """Write the program as JSON."""

@@ -48,12 +48,10 @@ class Simplified:
 
 def size_of(program: Program) -> dict[str, int]:
     """Heads, tables, branches (values that a head or table treats by themselves) and variables with votes."""
-    heads = [s for s in program.steps if isinstance(s, Head)]
-    tables = [s for s in program.steps if isinstance(s, Table)]
-    branches = sum(v != NEVER for s in heads for v in s.wanted) + sum(
-        v != NEVER for s in tables for r in s.values for v in r
-    )
-    return {"heads": len(heads), "tables": len(tables), "branches": branches, "votes": len(program.votes)}
+    heads = sum(isinstance(s, Head) for s in program.steps)
+    tables = sum(isinstance(s, Table) for s in program.steps)
+    branches = sum(s.branches for s in program.steps)
+    return {"heads": heads, "tables": tables, "branches": branches, "votes": len(program.votes)}
 
 
 def simplify(program: Program, task: Task) -> Simplified:
