@@ -192,12 +192,13 @@ class Relaxed:
         inputs = torch.cat([told, places], 1)
         stream = [inputs]  # each [seed, variable, batch pos value]
         numbers = [torch.ones(seeds, 1, batch * n, dtype=parameters.dtype)]  # each [seed, variable, batch pos]
+        hard = temperature is None
         seen = self.visible * real[:, None, :].to(parameters.dtype)  # [batch, query, key]
         for i in range(shape.layers):
-            picked, counted = self._heads(i, p, choice, stream, numbers, seen)
+            picked, counted = self._heads(i, p, choice, stream, numbers, seen, hard)
             stream.append(picked)
             numbers.append(counted)
-            stream.append(self._tables(i, p, choice, stream, numbers, batch * n, temperature is None))
+            stream.append(self._tables(i, p, choice, stream, numbers, batch * n, hard))
         x = torch.cat(stream, 1).view(seeds, -1, batch * n, shape.size)
         if shape.readable:
             gate = choice("out.read", p["out.read"])
@@ -207,7 +208,7 @@ class Relaxed:
         logits = p["out.bias"] + wide @ p["out.categorical"] + torch.cat(numbers, 1).transpose(1, 2) @ p["out.count"]
         return logits.view(seeds, batch, n, -1)
 
-    def _heads(self, i, p, choice, stream, numbers, seen):  # type: ignore[no-untyped-def]
+    def _heads(self, i, p, choice, stream, numbers, seen, hard):  # type: ignore[no-untyped-def]
         """What the heads of a layer make: values of the closest match, and counts."""
         shape = self.shape
         seeds, a, h, d = len(stream[0]), shape.closest, shape.heads, shape.size
@@ -218,17 +219,18 @@ class Relaxed:
         sought = query.reshape(seeds * h, -1, d) @ choice(f"{i}.wanted", p[f"{i}.wanted"]).view(seeds * h, d, d)
         match = sought.view(seeds * h * batch, n, d) @ key.reshape(-1, n, d).transpose(1, 2)
         match = match.view(seeds, h, batch, n, n) * seen
-        picked = self._closest(match[:, :a], value).reshape(seeds, a, -1)
+        picked = self._closest(match[:, :a], value, hard).reshape(seeds, a, -1)
         if not shape.count:
             return picked, numbers[0][:, :0]
         number = choice(f"{i}.number", p[f"{i}.number"]) @ torch.cat(numbers, 1)
         counted = match[:, a:] @ number.view(seeds, -1, batch, n, 1)
         return picked, counted.reshape(seeds, shape.count, -1)
 
-    def _closest(self, match, value):  # type: ignore[no-untyped-def]
+    def _closest(self, match, value, hard):  # type: ignore[no-untyped-def]
         """The value at the first match in each query's order of preference, at position 0 without any."""
-        missed = torch.log1p(-(1 - LEAST) * match)
+        missed = torch.log1p(-(1 - LEAST) * match.clamp(max=1))
         first = match * torch.einsum("shbij,ijk->shbik", missed, self.before).exp()
+        first = first.round() if hard else first
         return first @ value + (1 - first.sum(-1, keepdim=True)) * value[..., :1, :]
 
     def _tables(self, i, p, choice, stream, numbers, many, hard):  # type: ignore[no-untyped-def]

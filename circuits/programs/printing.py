@@ -191,6 +191,8 @@ def _single(program: Program) -> str | None:
 
 
 def _label(program: Program) -> list[str]:
+    if not program.votes:
+        return []
     name = _single(program)
     if name:
         best = [_best([v + b for v, b in zip(row, program.bias, strict=True)]) for row in program.votes[name]]

@@ -12,6 +12,8 @@ from interp.errors import check_keys
 LEARNT = Path(__file__).with_name("learnt")  # a folder a program
 
 RECIPES = {
+    "histogram": Recipe(steps=2000, batch=64, layers=1, closest=1, count=4),
+    "sort": Recipe(steps=3000, batch=64, layers=1, closest=1, count=6, tables=0, count_tables=0),
     "tagging": Recipe(words=4, kinds=33),
     "classification": Recipe(words=4, kinds=33),
 }

@@ -54,7 +54,7 @@ class Task:
     kinds: tuple[tuple[str, ...], ...] = ()
     """the letters that may stand at positions 0, 1, 0, 1, … if not all may"""
     drawn: Callable[[np.random.Generator], Body] | None = None
-    """how bodies are drawn, if not every length equally often and letters uniform; a program is then judged on drawn ones"""
+    """how bodies are drawn, if not every length equally often; a program is then judged on drawn ones"""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -82,15 +82,18 @@ class Task:
             yield from itertools.product(*self._allowed(length))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Body]:
-        """Bodies of every length equally often, letters uniform; or as the task draws them."""
+        """Bodies of every length and of every number of different letters equally often; or as the task draws them."""
         if self.drawn:
             return [self.drawn(rng) for _ in range(count)]
-        lengths = rng.integers(1, self.longest + 1, size=count).tolist()
-        picks = rng.integers(2**31, size=(count, self.longest)).tolist()
         allowed = self._allowed(self.longest)
+        most = max(map(len, allowed))
+        lengths = rng.integers(1, self.longest + 1, size=count).tolist()
+        orders = rng.random((count, most)).argsort(1)
+        picks = rng.integers(2**31, size=(count, self.longest)) % rng.integers(1, most + 1, size=(count, 1))
+        rows = np.take_along_axis(orders, picks, axis=1).tolist()
         return [
             tuple(a[p % len(a)] for a, p in zip(allowed[:n], row, strict=False))
-            for n, row in zip(lengths, picks, strict=True)
+            for n, row in zip(lengths, rows, strict=True)
         ]
 
     def checked(self, rng: np.random.Generator, count: int) -> list[Body]:

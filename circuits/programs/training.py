@@ -9,6 +9,7 @@ seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 INPUTS, CHECKS = 1_000_000, 1_000_001  # streams of random numbers that are no seed's
 SAVE_EVERY = 250
-CHECKED = 1000  # inputs that seeds are compared on
+CHECKED = 2000  # inputs that seeds are compared on
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,9 @@ def accuracy(program: Program, batch: Batch) -> float:
 def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool = False) -> Program:
     """Train all seeds and leave the best one's program in `out/program.json`; with `resume`, go on with what is there.
 
-    The best is the one whose program has most labels right on 1,000 inputs drawn beside training. Writes recipe.json, and
+    The best is the one whose program has most labels right on 2,000 inputs drawn beside training. Writes recipe.json, and
     metrics.csv with a row every 250 steps: temperature, each seed's loss and its program's accuracy. Stops early when a program
-    has all of the 1,000 right. A finished run is not repeated. Raises `WrongUse` for a folder of another run.
+    has all of them right, and all inputs there are, where these can be run. A finished run is not repeated. Raises `WrongUse` for a folder of another run.
     """
     from tqdm.auto import tqdm
 
@@ -192,12 +193,22 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         rows.append(_row(learner, lost, right))
         _write_rows(out / "metrics.csv", rows)
         learner.save(state)
-        if max(right) == 1:
+        if max(right) == 1 and _perfect(learner.program(int(np.argmax(right))), task):
             break
     best = learner.program(int(np.argmax(right)))
     best.save(out / "program.json")
     state.unlink()
     return best
+
+
+@functools.lru_cache(maxsize=1)
+def _everything(task: Task) -> Batch:
+    return task.encode(list(task.everything()))
+
+
+def _perfect(program: Program, task: Task) -> bool:
+    """Whether all inputs have all labels right; of tasks with too many inputs nothing more is known."""
+    return not task.countable or accuracy(program, _everything(task)) == 1
 
 
 def _row(learner: Learner, lost: list[float], right: list[float]) -> dict[str, Any]:
