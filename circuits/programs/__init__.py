@@ -3,6 +3,7 @@
 from circuits.programs.measure import Scores, measure
 from circuits.programs.printing import printed
 from circuits.programs.program import Head, Program, Table, load
+from circuits.programs.recipes import recipe, shipped
 from circuits.programs.simplify import Simplified, simplify
 from circuits.programs.tasks import TASKS, Task, task
 from circuits.programs.trace import Trace, trace
@@ -21,6 +22,8 @@ __all__ = [
     "load",
     "measure",
     "printed",
+    "recipe",
+    "shipped",
     "simplify",
     "task",
     "trace",

@@ -165,7 +165,8 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
 
     The best is the one whose program has most labels right on 2,000 inputs drawn beside training. Writes recipe.json, and
     metrics.csv with a row every 250 steps: temperature, each seed's loss and its program's accuracy. Stops early when a program
-    has all of them right, and all inputs there are, where these can be run. A finished run is not repeated. Raises `WrongUse` for a folder of another run.
+    has all of them right, and all inputs there are where these can be run. A finished run is not repeated. Raises `WrongUse`
+    for a folder of another run.
     """
     from tqdm.auto import tqdm
 

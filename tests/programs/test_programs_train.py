@@ -36,6 +36,7 @@ def refused(*words: object) -> str:
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SAVE_EVERY", 10)
+    monkeypatch.setattr(module, "CHECKED", 50)
     task = tiny("histogram", 3)
     whole = train(task, tmp_path / "whole", SMALL)
     update, steps = module.Learner.update, []
