@@ -2,6 +2,7 @@
 
     L = Σ_seeds mean CE(label, logits),   τ falls from `hot` to `cold` geometrically,   Adam
 
+In the last fifth of the steps every choice is made, and the readout alone learns what to make of the program's variables.
 What a step draws is a function of (seed, step), the inputs of the step alone: a run that was stopped goes on to the same bytes, and a
 seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023, section 3.4; lengths are balanced here.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 INPUTS, CHECKS = 1_000_000, 1_000_001  # streams of random numbers that are no seed's
 SAVE_EVERY = 250
+CHOSEN = 0.8  # of the steps, after which choices are made
 CHECKED = 2000  # inputs that seeds are compared on
 
 
@@ -75,9 +78,18 @@ class Recipe:
         if not 0 < self.cold <= self.hot or self.lr <= 0:
             raise WrongUse("the temperatures need 0 < cold <= hot, and lr must be positive.")
 
-    def temperature(self, step: int) -> float:
-        """τ at a step."""
-        return self.hot * (self.cold / self.hot) ** (step / max(self.steps - 1, 1))
+    @property
+    def chosen(self) -> int:
+        """The step from which on every choice is made."""
+        return math.ceil(CHOSEN * self.steps)
+
+    def temperature(self, step: int) -> float | None:
+        """τ at a step; None: choices are made."""
+        return None if step >= self.chosen else self.hot * (self.cold / self.hot) ** (step / self.chosen)
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step: it falls to 0 on a straight line while the readout learns alone."""
+        return self.lr * min(1.0, (self.steps - step) / (self.steps - self.chosen + 1))
 
     def shape(self, task: Task) -> Shape:
         """The sizes of the model for a task."""
@@ -107,8 +119,8 @@ class Learner:
 
     def loss(self, batch: Batch) -> Float[Tensor, "seed"]:
         """The cross-entropy of each seed, in nats a label, with this step's noise."""
-        noise = gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
         at = self.recipe.temperature(self.step)
+        noise = None if at is None else gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
         logits = self.model(self.parameters, *_tensors(batch), at, noise)
         labels = torch.from_numpy(batch.labels).expand(len(logits), -1, -1)
         lost = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=-1, reduction="none")
@@ -120,6 +132,9 @@ class Learner:
         lost = self.loss(self.task.encode(bodies))
         self.adam.zero_grad(set_to_none=True)
         lost.sum().backward()
+        if self.step == self.recipe.chosen:
+            self.adam.state.clear()  # or what was learnt last would go on moving the choices
+        self.adam.param_groups[0]["lr"] = self.recipe.rate(self.step)
         self.adam.step()
         self.step += 1
         return lost.tolist()
@@ -213,7 +228,8 @@ def _perfect(program: Program, task: Task) -> bool:
 
 
 def _row(learner: Learner, lost: list[float], right: list[float]) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": learner.step, "temperature": f"{learner.recipe.temperature(learner.step - 1):.4f}"}
+    at = learner.recipe.temperature(learner.step - 1)
+    row: dict[str, Any] = {"step": learner.step, "temperature": 0 if at is None else f"{at:.4f}"}
     for seed, loss, share in zip(learner.seeds, lost, right, strict=True):
         row |= {f"loss_{seed}": f"{loss:.4f}", f"right_{seed}": f"{share:.4f}"}
     return row

@@ -14,6 +14,7 @@ from circuits.programs import TASKS, Recipe, load, train
 from circuits.programs import training as module
 from circuits.programs.labelled import KINDS, labelled
 from circuits.programs.measure import measure, outputs
+from circuits.programs.model import split
 from circuits.programs.recipes import RECIPES, recipe, shipped
 from interp.errors import Failed, WrongUse
 from tests.programs.test_programs import tiny
@@ -61,9 +62,25 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["10", "20", "30", "40"]
-    assert float(rows[-1]["temperature"]) == pytest.approx(SMALL.cold, abs=1e-3)
+    assert [float(row["temperature"]) for row in rows[2:]] == [pytest.approx(3 * 300 ** (-29 / 32), abs=1e-4), 0]
     with pytest.raises(WrongUse, match=r"lr 0\.05, not 0\.1"):
         train(task, tmp_path / "whole", Recipe(**(vars(SMALL) | {"lr": 0.1})), resume=True)
+
+
+def test_at_the_end_the_readout_learns_alone():
+    """After the choices are made, only votes move, and their loss is that of the program."""
+    made = module.Learner(tiny("sort", 3), SMALL)
+    made.step = SMALL.chosen - 1
+    made.update()
+    before, program = made.parameters.detach().clone(), made.program(0)
+    rates = []
+    for _ in range(4):
+        made.update()
+        rates.append(made.adam.param_groups[0]["lr"])
+    moved = split(made.parameters.detach() != before, made.shape.choices() | made.shape.weights())
+    assert {name for name, part in moved.items() if part.any()} == {"out.categorical", "out.count", "out.bias"}
+    assert made.program(0).steps == program.steps and made.program(0).votes != program.votes
+    assert sorted(rates, reverse=True) == rates and SMALL.rate(SMALL.chosen - 1) == SMALL.lr > rates[0]
 
 
 def test_a_damaged_state_is_named(tmp_path):
