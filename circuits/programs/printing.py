@@ -103,12 +103,18 @@ def _asks(name: str, values: Sequence[Any], indent: str) -> list[str]:
 
 
 def _branches(name: str, values: Mapping[Any, Any], indent: str) -> list[str]:
-    """`if` and `return` for a map from values to results."""
-    *others, last = _groups(values)
+    """`if` and `return` for a map from values to results; `return name` where most give themselves."""
+    same = [v for v, result in values.items() if type(v) is type(result) and v == result]
+    if len(same) < max(2, len(values) / 2):
+        *others, (last, _) = _groups(values)
+        end = f"{indent}return {_text(last)}"
+    else:
+        others = _groups({v: result for v, result in values.items() if v not in same})
+        end = f"{indent}return {name}"
     lines = []
     for result, members in others:
         lines += [*_asks(name, members, indent), f"{indent}    return {_text(result)}"]
-    return [*lines, f"{indent}return {_text(last[0])}"]
+    return [*lines, end]
 
 
 def _nested(names: Sequence[str], rows: Mapping[Any, Mapping[Any, Any]], indent: str) -> list[str]:

@@ -91,7 +91,9 @@ def _score(program: Program, name: str, values: Int[np.ndarray, "places"]) -> In
 def _without_votes(program: Program, batch: Batch) -> Program:
     """Take votes away, the weakest first, wherever no label changes."""
     asked = batch.labels >= 0
-    values = {n: v[asked] for n, v in _all_variables(program, batch).items() if n in program.votes}
+    found = {n: v[asked] for n, v in _all_variables(program, batch).items()}
+    program = _folded(program, found)
+    values = {n: v for n, v in found.items() if n in program.votes}
     score = np.array(program.bias, dtype=np.int32) + sum(_score(program, n, v) for n, v in values.items())
     label, few = score.argmax(-1), slice(None, None, max(len(score) // FEW, 1))
     for name in sorted(values, key=lambda n: np.ptp(_score(program, n, values[n][few]), -1).sum()):
@@ -103,6 +105,37 @@ def _without_votes(program: Program, batch: Batch) -> Program:
             score -= votes
             program = replace(program, votes={n: v for n, v in program.votes.items() if n != name})
     return alive(program)
+
+
+def _folded(program: Program, found: dict[str, np.ndarray]) -> Program:
+    """Move votes of a variable that another categorical one determines to that one; of a constant, to the bias."""
+    before = [TOKENS, POSITIONS, *(s.name for s in program.steps if not program.is_count(s.name))]
+    for name in [n for n in reversed([*before, *found]) if n in program.votes]:
+        if name not in program.votes:
+            continue
+        votes = {n: rows for n, rows in program.votes.items() if n != name}
+        score, values = np.array(program.votes[name]), found[name]
+        if (values == values[:1]).all():
+            told = score[0] * int(values[0]) if program.is_count(name) else score[values[0]]
+            program = replace(program, votes=votes, bias=tuple((np.array(program.bias) + told).tolist()))
+            continue
+        for other in before[: before.index(name)] if name in before else before:
+            if not _depends(program, other, name):
+                first = np.zeros(program.size, dtype=np.int64)
+                first[found[other]] = values
+                if (first[found[other]] == values).all():
+                    told = first[:, None] * score[0] if program.is_count(name) else score[first]
+                    rows = np.array(votes.get(other, np.zeros_like(told))) + told
+                    votes[other] = tuple(map(tuple, rows.tolist()))
+                    program = replace(program, votes=votes)
+                    break
+    return program
+
+
+def _depends(program: Program, name: str, on: str) -> bool:
+    """Whether a variable is computed from another."""
+    live = replace(program, votes={name: ()}).live()
+    return on in live
 
 
 def _without_copies(program: Program, batch: Batch) -> Program:

@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_the_loss(measured):
         sides = []
         for sign in (1, -1):
             made.parameters.data = here + sign * 1e-6 * way
-            sides.append(float(made.loss(batch)))
+            sides.append(made.loss(batch).item())
         far = max(far, abs((sides[0] - sides[1]) / 2e-6 - float((slope * way).sum())) / float(way.norm()))
     measured(far)
 
