@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuits.programs.tasks import Body, Task
 from interp.errors import Failed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Scores:
     whole: float
     majority: float
     by_length: dict[int, float]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The share of right labels by the length of the body."""
+        import pandas as pd
+
+        return pd.DataFrame({"length": list(self.by_length), "right": list(self.by_length.values())})
 
     def told(self) -> dict[str, Any]:
         """As JSON."""

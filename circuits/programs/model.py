@@ -33,6 +33,7 @@ from circuits.programs.program import (
     Words,
     nearness,
 )
+from circuits.programs.readout import VOTE
 from circuits.programs.tasks import Task
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 HIDDEN = 32  # neurons of a table's MLP
 LEAST = 1e-6  # what is left of 1 - s at s = 1: a first match stays differentiable
-VOTE = 100  # votes are the readout's weights in hundredths
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     L = Σ_seeds mean CE(label, logits),   τ falls from `hot` to `cold` geometrically,   Adam
 
-In the last fifth of the steps every choice is made, and the readout alone learns what to make of the program's variables.
+At the end every choice is made, and the readout is fitted anew to the program's own variables (`readout.py`).
 What a step draws is a function of (seed, step), the inputs of the step alone: a run that was stopped goes on to the same bytes, and a
 seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023, section 3.4; lengths are balanced here.
 """
@@ -10,9 +10,7 @@ seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023
 from __future__ import annotations
 
 import csv
-import functools
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from circuits.programs.model import Relaxed, Shape, gumbel, initial, total
 from circuits.programs.program import Program, load
+from circuits.programs.readout import everything, fitted
 from circuits.programs.tasks import Batch, Task
 from interp.errors import Failed, WrongUse
 from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 INPUTS, CHECKS = 1_000_000, 1_000_001  # streams of random numbers that are no seed's
 SAVE_EVERY = 250
-CHOSEN = 0.8  # of the steps, after which choices are made
+REFITTED = 2  # seeds whose readout is fitted at the end
 CHECKED = 2000  # inputs that seeds are compared on
 
 
@@ -78,18 +77,9 @@ class Recipe:
         if not 0 < self.cold <= self.hot or self.lr <= 0:
             raise WrongUse("the temperatures need 0 < cold <= hot, and lr must be positive.")
 
-    @property
-    def chosen(self) -> int:
-        """The step from which on every choice is made."""
-        return math.ceil(CHOSEN * self.steps)
-
-    def temperature(self, step: int) -> float | None:
-        """τ at a step; None: choices are made."""
-        return None if step >= self.chosen else self.hot * (self.cold / self.hot) ** (step / self.chosen)
-
-    def rate(self, step: int) -> float:
-        """The learning rate at a step: it falls to 0 on a straight line while the readout learns alone."""
-        return self.lr * min(1.0, (self.steps - step) / (self.steps - self.chosen + 1))
+    def temperature(self, step: int) -> float:
+        """τ at a step."""
+        return self.hot * (self.cold / self.hot) ** (step / max(self.steps - 1, 1))
 
     def shape(self, task: Task) -> Shape:
         """The sizes of the model for a task."""
@@ -120,7 +110,7 @@ class Learner:
     def loss(self, batch: Batch) -> Float[Tensor, "seed"]:
         """The cross-entropy of each seed, in nats a label, with this step's noise."""
         at = self.recipe.temperature(self.step)
-        noise = None if at is None else gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
+        noise = gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
         logits = self.model(self.parameters, *_tensors(batch), at, noise)
         labels = torch.from_numpy(batch.labels).expand(len(logits), -1, -1)
         lost = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=-1, reduction="none")
@@ -132,9 +122,6 @@ class Learner:
         lost = self.loss(self.task.encode(bodies))
         self.adam.zero_grad(set_to_none=True)
         lost.sum().backward()
-        if self.step == self.recipe.chosen:
-            self.adam.state.clear()  # or what was learnt last would go on moving the choices
-        self.adam.param_groups[0]["lr"] = self.recipe.rate(self.step)
         self.adam.step()
         self.step += 1
         return lost.tolist()
@@ -178,10 +165,10 @@ def accuracy(program: Program, batch: Batch) -> float:
 def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool = False) -> Program:
     """Train all seeds and leave the best one's program in `out/program.json`; with `resume`, go on with what is there.
 
-    The best is the one whose program has most labels right on 2,000 inputs drawn beside training. Writes recipe.json, and
-    metrics.csv with a row every 250 steps: temperature, each seed's loss and its program's accuracy. Stops early when a program
-    has all of them right, and all inputs there are where these can be run. A finished run is not repeated. Raises `WrongUse`
-    for a folder of another run.
+    Seeds are compared on 2,000 inputs drawn beside training; the readouts of the best two are fitted, and the better is kept.
+    Writes recipe.json, and metrics.csv with a row every 250 steps: temperature, each seed's loss and its program's accuracy.
+    Stops early when a program has all of them right, and all inputs there are where these can be run. A finished run is not
+    repeated. Raises `WrongUse` for a folder of another run.
     """
     from tqdm.auto import tqdm
 
@@ -211,25 +198,20 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         learner.save(state)
         if max(right) == 1 and _perfect(learner.program(int(np.argmax(right))), task):
             break
-    best = learner.program(int(np.argmax(right)))
+    ranked = np.argsort(right)[::-1][:REFITTED]
+    best = max((fitted(learner.program(int(i)), task) for i in ranked), key=lambda program: accuracy(program, checks))
     best.save(out / "program.json")
     state.unlink()
     return best
 
 
-@functools.lru_cache(maxsize=1)
-def _everything(task: Task) -> Batch:
-    return task.encode(list(task.everything()))
-
-
 def _perfect(program: Program, task: Task) -> bool:
     """Whether all inputs have all labels right; of tasks with too many inputs nothing more is known."""
-    return not task.countable or accuracy(program, _everything(task)) == 1
+    return not task.countable or accuracy(program, everything(task)) == 1
 
 
 def _row(learner: Learner, lost: list[float], right: list[float]) -> dict[str, Any]:
-    at = learner.recipe.temperature(learner.step - 1)
-    row: dict[str, Any] = {"step": learner.step, "temperature": 0 if at is None else f"{at:.4f}"}
+    row: dict[str, Any] = {"step": learner.step, "temperature": f"{learner.recipe.temperature(learner.step - 1):.4f}"}
     for seed, loss, share in zip(learner.seeds, lost, right, strict=True):
         row |= {f"loss_{seed}": f"{loss:.4f}", f"right_{seed}": f"{share:.4f}"}
     return row
