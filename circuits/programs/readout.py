@@ -2,9 +2,9 @@
 
     min_W  Σ_rows w (-log softmax(x W)_label) / Σ w + λ |W|²,   x: one-hots of the variables at a position, counts, and 1
 
-by L-BFGS on drawn inputs, equal rows taken together with w the root of how often they occur; where all inputs can be run, rows of
-those that are still wrong are added and it is fitted again. Of one variable: the commonest label at each of its values, and the
-variable with which that is right most often.
+by L-BFGS on drawn inputs, equal rows taken together with w the root of how often they occur; where all inputs can be run, rows
+of those that are still wrong are added and it is fitted again. A variable without which there are no more errors has no votes.
+If one variable alone is read: the commonest label at each of its values, and the variable with which that is right most often.
 """
 
 from __future__ import annotations
@@ -28,18 +28,42 @@ VOTE = 100  # votes are weights in hundredths
 
 
 def fitted(program: Program, task: Task) -> Program:
-    """The program with the votes that suit its variables best."""
+    """The program with the votes that suit its variables best, of as few variables as are as often right."""
     batch = task.encode(task.draw(np.random.default_rng([STREAM]), FITTED))
     if len(program.votes) == 1:
         return _best_variable(program, batch)
+    program = _fitted(program, task, batch)
+    least, wrong = _errors(program, batch), _all_errors(program, task)
+    for name in sorted(program.votes, key=lambda n: np.ptp(program.votes[n])):
+        if len(program.votes) > 1:
+            fewer = _fitted(
+                replace(program, votes={n: v for n, v in program.votes.items() if n != name}), task, batch, least
+            )
+            if _errors(fewer, batch) <= least and _all_errors(fewer, task) <= wrong:
+                program = fewer
+    return program
+
+
+def _fitted(program: Program, task: Task, batch: Batch, most: int | None = None) -> Program:
+    """Fit, and fit again with what is wrong; not again if there are more than `most` errors on the drawn inputs."""
     rows = _rows(program, batch)
     for _ in range(ROUNDS):
         program = _voting(program, *np.unique(rows, axis=0, return_counts=True))
+        if not task.countable or (most is not None and _errors(program, batch) > most):
+            break
         wrong = _wrong(program, task)
-        if wrong is None or not len(wrong.tokens):
+        if not len(wrong.tokens):
             break
         rows = np.concatenate([rows, _rows(program, wrong)])
     return program
+
+
+def _errors(program: Program, batch: Batch) -> int:
+    return int(((program.run(batch.tokens, batch.real) != batch.labels) & (batch.labels >= 0)).sum())
+
+
+def _all_errors(program: Program, task: Task) -> int:
+    return _errors(program, everything(task)) if task.countable else 0
 
 
 def _rows(program: Program, batch: Batch) -> Int[np.ndarray, "row variable"]:
@@ -53,10 +77,8 @@ def _rows(program: Program, batch: Batch) -> Int[np.ndarray, "row variable"]:
     return np.concatenate(parts)
 
 
-def _wrong(program: Program, task: Task) -> Batch | None:
-    """Inputs of all that have a wrong label, at most as many as are drawn; None where there are too many to try."""
-    if not task.countable:
-        return None
+def _wrong(program: Program, task: Task) -> Batch:
+    """Inputs of all that have a wrong label, at most as many as are drawn."""
     batch = everything(task)
     bad = ((program.run(batch.tokens, batch.real) != batch.labels) & (batch.labels >= 0)).any(1)
     few = np.flatnonzero(bad)[:: max(int(bad.sum()) // FITTED, 1)]
