@@ -1,0 +1,33 @@
+"""How each task is learnt, and the programs that ship."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from circuits.programs.training import Recipe
+from interp.errors import check_keys
+
+LEARNT = Path(__file__).with_name("learnt")  # a folder a program
+
+RECIPES = {
+    "histogram": Recipe(steps=1000, batch=64, layers=1, closest=1, count=3, tables=0),
+    "sort": Recipe(steps=1000, batch=64, layers=1, closest=1, count=6, tables=0, count_tables=0),
+    "reverse": Recipe(steps=2500, batch=64, closest=4, count=1, tables=2, count_tables=0),
+    "dyck1": Recipe(steps=1500, batch=64, closest=2, count=3),
+    "induction": Recipe(steps=1500, batch=64, closest=2, count=0, tables=0, count_tables=0),
+    "tagging": Recipe(words=4, kinds=33),
+    "classification": Recipe(words=4, kinds=33),
+}
+
+
+def recipe(task: str, given: dict[str, Any] | None = None) -> Recipe:
+    """The task's recipe with what is `given` instead. Raises `WrongUse` for a setting that there is not."""
+    check_keys(given or {}, [f.name for f in fields(Recipe)], "the recipe")
+    return replace(RECIPES.get(task, Recipe()), **(given or {}))
+
+
+def shipped() -> dict[str, Path]:
+    """Folders of the programs that ship, by task."""
+    return {file.parent.name: file.parent for file in sorted(LEARNT.glob("*/simplified.json"))}

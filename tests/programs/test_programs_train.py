@@ -1,0 +1,192 @@
+"""Training: resumed to the same bytes, refused folders, a task that is learnt; and `interp program`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from circuits.cli.program import app
+from circuits.programs import TASKS, Recipe, load, readout, train
+from circuits.programs import training as module
+from circuits.programs.labelled import KINDS, labelled
+from circuits.programs.measure import measure, outputs
+from circuits.programs.program import COUNT, Head, Program
+from circuits.programs.readout import fitted
+from circuits.programs.recipes import RECIPES, recipe, shipped
+from interp.errors import Failed, WrongUse
+from tests.programs.test_programs import tiny
+
+RUNNER = CliRunner()
+SMALL = Recipe(seeds=2, steps=40, batch=16, layers=1, seed=3)
+
+
+def told(*words: object) -> dict:
+    done = RUNNER.invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def refused(*words: object) -> str:
+    done = RUNNER.invoke(app, list(map(str, words)))
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY", 10)
+    monkeypatch.setattr(module, "CHECKED", 50)
+    monkeypatch.setattr(readout, "STEPS", 10)
+    task = tiny("histogram", 3)
+    whole = train(task, tmp_path / "whole", SMALL)
+    update, steps = module.Learner.update, []
+
+    def killed(learner):
+        steps.append(learner.step)
+        if len(steps) == 27:
+            raise KeyboardInterrupt
+        return update(learner)
+
+    monkeypatch.setattr(module.Learner, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, tmp_path / "cut", SMALL)
+    assert not (tmp_path / "cut" / "program.json").exists()
+    with pytest.raises(WrongUse, match="add --resume"):
+        train(task, tmp_path / "cut", SMALL)
+    assert train(task, tmp_path / "cut", SMALL, resume=True) == whole
+    assert steps[26:29] == [26, 20, 21]
+    for name in ("program.json", "metrics.csv", "recipe.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (tmp_path / "cut" / "state.safetensors").exists()
+    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["10", "20", "30", "40"]
+    assert float(rows[-1]["temperature"]) == pytest.approx(SMALL.cold, abs=1e-3)
+    with pytest.raises(WrongUse, match=r"lr 0\.05, not 0\.1"):
+        train(task, tmp_path / "whole", Recipe(**(vars(SMALL) | {"lr": 0.1})), resume=True)
+
+
+def test_a_readout_that_can_be_right_becomes_right():
+    """Sort from planted counts of each letter and the position: a concave sum, so votes exist that are right on every input."""
+    task = tiny("sort", 4)
+    d = task.length + 1
+    heads = tuple(Head(f"count_{i}", COUNT, "positions", "tokens", "ones", (i + 1,) * d) for i in range(5))
+    zero = {h.name: ((0,) * 5,) for h in heads} | {"positions": tuple((0,) * 5 for _ in range(d))}
+    program = Program("sort", task.vocabulary, task.labels, task.length, d, False, heads, zero, (0,) * 5)
+    batch = task.encode(list(task.everything()))
+    assert module.accuracy(program, batch) < 0.5
+    assert module.accuracy(fitted(program, task), batch) == 1
+    one = replace(program, votes={"positions": zero["positions"]})
+    read = fitted(one, task)
+    assert len(read.votes) == 1 and module.accuracy(read, batch) > 0.3
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    made = module.Learner(tiny("sort", 3), SMALL)
+    (tmp_path / "state.safetensors").write_bytes(b"no")
+    with pytest.raises(Failed, match="Delete the folder"):
+        made.load(tmp_path / "state.safetensors")
+
+
+def test_the_command_trains_prints_and_runs(tmp_path):
+    """`histogram` for a few steps: the files it leaves, the same bytes again, and all that can be asked of them."""
+    small = ["--seeds", 2, "--steps", 3, "--batch", 8, "--layers", 1, "--closest", 1, "--count", 1, "--readable"]
+    made = told("train", "reverse", "-o", tmp_path / "a", *small)
+    assert made["inputs"] == 19_530 and made["every"] and 0 <= made["tokens"] <= 1
+    assert set(made["by_length"]) == set("123456")
+    file = tmp_path / "a" / "reverse.py"
+    assert told("train", "reverse", "-o", tmp_path / "b", *small)["tokens"] == made["tokens"]
+    lines = file.read_text().splitlines()
+    other = (tmp_path / "b" / "reverse.py").read_text().splitlines()
+    assert [a for a, b in zip(lines, other, strict=True) if a != b] in (
+        [],
+        [lines[2]],
+    )  # the command, which names no folder
+    assert told("run", tmp_path / "a", "--all")["tokens"] == made["tokens"]
+    assert len(told("run", tmp_path / "a", "--input", "abc")["labels"]) == 3
+    assert (
+        told("run", tmp_path / "a", "--input", '["a","b"]')["labels"]
+        == told("run", tmp_path / "a", "--input", "ab")["labels"]
+    )
+    assert RUNNER.invoke(app, ["print", str(tmp_path / "a")]).stdout == file.read_text()
+    assert "labels = " in RUNNER.invoke(app, ["print", str(tmp_path / "a"), "--rasp"]).stdout
+    RUNNER.invoke(app, ["print", str(tmp_path / "a"), "--whole", "-o", str(tmp_path / "whole.py")])
+    program = load(tmp_path / "a" / "program.json")
+    assert all(step.name in (tmp_path / "whole.py").read_text() for step in program.steps)
+    assert "one of --input" in refused("run", tmp_path / "a")
+    assert "no token 'z'" in refused("run", tmp_path / "a", "--input", "az")
+    assert "train TASK -o FOLDER" in refused("run", tmp_path / "none", "--input", "a")
+    assert "Did you mean 'reverse'" in refused("train", "revers", "-o", tmp_path / "c")
+
+
+def test_tasks_and_recipes_are_known():
+    assert set(told("tasks")) == set(TASKS) | set(KINDS)
+    assert set(RECIPES) <= set(TASKS) | set(KINDS)
+    assert recipe("reverse", {"seed": 4}).seed == 4
+    with pytest.raises(WrongUse, match="'sed'"):
+        recipe("reverse", {"sed": 4})
+
+
+def sentences(count: int) -> list[str]:
+    """Tags that follow from a word and the one before it."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(9)] + ["the", "a"]
+    rows = []
+    for _ in range(count):
+        row = [words[i] for i in rng.integers(len(words), size=rng.integers(2, 7))]
+        tags = [
+            "D" if w in ("the", "a") else "N" if i and row[i - 1] in ("the", "a") else "V" for i, w in enumerate(row)
+        ]
+        rows.append(" ".join(f"{w}/{t}" for w, t in zip(row, tags, strict=True)))
+    return rows
+
+
+def test_tagging_and_classification_are_read_from_files(tmp_path):
+    """Splits, unknown words, cutting, and a few steps of the command; the printed file agrees with the program."""
+    file = tmp_path / "tags.txt"
+    file.write_text("\n".join(sentences(300)) + "\nrare/V the/D\n", encoding="utf-8")
+    task = labelled("tagging", file, length=4)
+    assert task.labels == ("D", "N", "V") and task.letters[-1] == "<unk>" and len(task.letters) == 12
+    assert len(task.held_out) == pytest.approx(len(task.compared) * 10 / 9, abs=2)
+    assert task.held_out[-1] == ("rare", "the") and task.answer(("rare", "the")) == ["V", "D"]
+    assert task.encode([("rare", "the")]).tokens[0, 1] == len(task.letters)
+    assert not set(task.held_out) & set(task.draw(np.random.default_rng(0), 2000))
+    small = ["--seeds", 2, "--steps", 5, "--batch", 8, "--layers", 1, "--words", 2]
+    made = told("train", "tagging", "--data", file, "-o", tmp_path / "run", *small)
+    program, wide = load(tmp_path / "run" / "simplified.json"), labelled("tagging", file)
+    assert program.steps[0].kinds != program.steps[1].kinds
+    batch = wide.encode(wide.held_out)
+    found = program.run(batch.tokens, batch.real)
+    said = outputs(tmp_path / "run" / "tagging.py", wide.held_out)
+    assert said == [[wide.labels[v] for v in row[1 : len(b) + 1]] for b, row in zip(wide.held_out, found, strict=True)]
+    assert made["inputs"] == len(wide.held_out)
+    assert len(told("run", tmp_path / "run", "--input", '["the", "unheard"]')["labels"]) == 2
+    assert "give --data FILE" in refused("run", tmp_path / "run", "--all")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{'ab'[i % 2]}\tword{i % 7} and word{i} more" for i in range(40)), encoding="utf-8")
+    classes = labelled("classification", texts)
+    assert classes.labels == ("a", "b") and classes.answer(classes.held_out[0])[1:] == [None] * 3
+    assert (classes.encode(classes.held_out).labels >= 0).sum() == len(classes.held_out)
+    for kind, line in (("tagging", "no tags here"), ("classification", "no tab here")):
+        texts.write_text(f"{line}\n" * 30, encoding="utf-8")
+        with pytest.raises(WrongUse, match="a line of a file for"):
+            labelled(kind, texts)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_a_program_that_ships_does_what_is_said_of_it(name):
+    """On 2,000 drawn inputs, within five standard errors at each length; the file is the program's."""
+    folder, task = shipped()[name], TASKS[name]
+    said = json.loads((folder / "scores.json").read_text())
+    bodies = task.draw(np.random.default_rng(3), 2000)
+    found = measure(folder / f"{name}.py", task, bodies)
+    for length, share in found.by_length.items():
+        expected, count = said["by_length"][str(length)], sum(len(b) == length for b in bodies)
+        assert abs(share - expected) <= 5 * (expected * (1 - expected) / count) ** 0.5, length
+    assert RUNNER.invoke(app, ["print", name]).stdout == (folder / f"{name}.py").read_text()
+    ran = told("run", name, "--input", json.dumps(bodies[0]))["labels"]
+    assert ran == outputs(folder / f"{name}.py", bodies[:1])[0]
