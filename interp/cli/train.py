@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Train a sparse dictionary.")
 
-MODEL = typer.Argument(help="zoo:books, a folder, or a hub id; none with --store or --rows")
+MODEL = typer.Argument(
+    help="zoo:books, a folder, or a hub id; none with --store or --rows; crosscoder: also several, 'MODEL + MODEL'"
+)
 OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
@@ -43,6 +45,10 @@ LATENTS = typer.Option(help="latents in the dictionary")
 STEPS = typer.Option(help="training steps")
 BATCH = typer.Option(help="rows a step")
 LR = typer.Option(help="learning rate; default: the kind's")
+END_TO_END = typer.Option(
+    "--end-to-end", help="train on what the MODEL predicts with the site replaced (KL), not on the site"
+)
+DOWNSTREAM = typer.Option(help="with --end-to-end: β, weight of the streams after later blocks")
 SKIP = typer.Option("--skip", help="transcoder: add a linear path from input to output")
 SEED = typer.Option(help="of the weights and of every shuffle")
 CONFIG = typer.Option("--config", help="YAML or JSON file: settings of the run and of its kind; options win over it")
@@ -77,6 +83,8 @@ def _command(shape: str) -> Callable[..., None]:
         batch: Annotated[int | None, BATCH] = None,
         lr: Annotated[float | None, LR] = None,
         skip: Annotated[bool, SKIP] = False,
+        end_to_end: Annotated[bool, END_TO_END] = False,
+        downstream: Annotated[float | None, DOWNSTREAM] = None,
         seed: Annotated[int | None, SEED] = None,
         config: Annotated[Path | None, CONFIG] = None,
         resume: Annotated[bool, RESUME] = False,
@@ -92,6 +100,7 @@ def _command(shape: str) -> Callable[..., None]:
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
+        given |= {"end_to_end": end_to_end or None, "downstream": downstream}
         wanted, watch = _settings(config, given), watches(tensorboard, wandb)
         check_shape(shape, wanted, target or targets)
         _check_from(shape, model, store, rows, site, targets, stream)
@@ -103,7 +112,9 @@ def _command(shape: str) -> Callable[..., None]:
         else:
             there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
             both = ends(there.model.names, shape, str(site), target)
-            if dry_run:
+            if wanted.end_to_end:
+                source = there.windows(*both, stream)
+            elif dry_run:
                 source, before = there.like(*both), there.planned([*both[0], *both[1]])
             else:
                 source = StoreSource(there.rows([*both[0], *both[1]], stream, out, wanted.order, resume), *both)
