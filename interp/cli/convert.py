@@ -13,7 +13,9 @@ from interp.errors import WrongUse, check_keys
 
 @guarded
 def convert(
-    where: Annotated[str, typer.Argument(metavar="IN", help="a dictionary: folder, file, zoo:books/sae, hub:REPO/FOLDER, saelens:…")],
+    where: Annotated[
+        str, typer.Argument(metavar="IN", help="a dictionary: folder, file, zoo:books/sae, hub:REPO/FOLDER, saelens:…")
+    ],
     out: Annotated[Path, typer.Argument(help="folder to write")],
     to: Annotated[
         str, typer.Option(help="interp, saelens, sparsify, dictionary_learning, gemma_scope or circuit_tracer")

@@ -310,8 +310,9 @@ def load_dictionary(
     """Read a dictionary: one of ours, of another library, or from the hub (docs/interop.md).
 
     `where`: what `Dictionary.save` or a training run wrote; a folder or file of SAELens, dictionary_learning, sparsify,
-    circuit-tracer or Gemma Scope; "zoo:books/sae", one that is bundled; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID". Raises `WrongUse` if there is no
-    dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or cannot be fetched.
+    circuit-tracer or Gemma Scope; "zoo:books/sae", one that is bundled; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID".
+    Raises `WrongUse` if there is no dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or
+    cannot be fetched.
     """
     from interp.interop.hub import opened
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.dictionaries.sources import RowsSource, Source
 from interp.dictionaries.sparse import Code
-from interp.errors import WrongUse
+from interp.errors import Failed, WrongUse
 from interp.sites import of_model
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
     """Measure a dictionary on every row of `source` once; all sums in float64.
 
     FVU is the textbook's: the numerator holds a constant error too, the denominator is about the mean, which a pass of
-    its own finds. Raises `WrongUse` if the widths differ.
+    its own finds. Raises `WrongUse` if the widths differ, `Failed` for rows that are infinite or not numbers.
     """
     if (source.d_in, source.d_out) != (D.config.d_in, D.config.d_out):
         raise WrongUse(
@@ -93,7 +93,8 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
     mean = torch.stack([y.double().sum(0) for _, y in source.once(batch)]).sum(0) / source.rows
     fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_dec.device)
     total = torch.zeros(9, dtype=torch.float64)
-    for x, y in source.once(batch):
+    for number, (x, y) in enumerate(source.once(batch)):
+        _check_finite(number * batch, {source.reads: x, source.writes: y})
         x = x.to(fired.device, D.b_dec.dtype)
         code = D.active(x)
         fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired))
@@ -110,6 +111,14 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
         shrinkage=1 - _over(written, wanted),
         density=fired.cpu() / source.rows,
     )
+
+
+def _check_finite(before: int, rows: Mapping[tuple[str, ...], Tensor]) -> None:
+    for sites, x in rows.items():
+        bad = (~torch.isfinite(x).all(-1)).nonzero().flatten()
+        if len(bad):
+            where, row = ", ".join(sites), before + int(bad[0])
+            raise Failed(f"NaN or infinite activations at {where}, row {row}: nothing can be measured on such rows.")
 
 
 def _nothing(x: Tensor) -> Code:
