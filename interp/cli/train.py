@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
-from interp.cli.activations import Activations, check_shape, ends, names_in
+from interp.cli.activations import Activations, Ends, check_shape, ends, names_in
 from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.cli.train_lens import train_lens
 from interp.errors import Failed, WrongUse
@@ -96,7 +96,7 @@ def _command(shape: str) -> Callable[..., None]:
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
         from interp import ranks
-        from interp.dictionaries import StoreSource, plan, train
+        from interp.dictionaries import plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
@@ -112,12 +112,7 @@ def _command(shape: str) -> Callable[..., None]:
         else:
             there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
             both = ends(there.model.names, shape, str(site), target)
-            if wanted.end_to_end:
-                source = there.windows(*both, stream)
-            elif dry_run:
-                source, before = there.like(*both), there.planned([*both[0], *both[1]])
-            else:
-                source = StoreSource(there.rows([*both[0], *both[1]], stream, out, wanted.order, resume), *both)
+            source, before = of_model(there, both, wanted, stream, out, resume, dry_run)
         if dry_run:
             return answer(added(plan(wanted, source, device), before), as_json, _show)
         train(wanted, source, out, resume, device, watch=watch)
@@ -170,6 +165,20 @@ def _check_from(
         raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
     if shape == "transcoder" and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
+
+
+def of_model(
+    there: Activations, both: Ends, config: TrainConfig, stream: bool, out: Path, resume: bool, dry_run: bool
+) -> tuple[Source, dict[str, float]]:
+    """The rows of a model: text itself for training end to end, noise and what recording will take for a dry run."""
+    from interp.dictionaries import StoreSource
+
+    sites = [*both[0], *both[1]]
+    if config.end_to_end:
+        return there.windows(*both, stream), {}
+    if dry_run:
+        return there.like(*both), there.planned(sites)
+    return StoreSource(there.rows(sites, stream, out, config.order, resume), *both), {}
 
 
 def added(training: dict[str, float], recording: dict[str, float]) -> dict[str, float]:

@@ -54,10 +54,9 @@ class Given(Dictionary):
         self.whole, self.mine = [whole], mine  # a list: its parameters are not this one's again
         self.others = {s: others[s].flatten(2) for s, m in zip(c.reads, mine, strict=True) if not m}
         columns = torch.tensor(mine).repeat_interleave(torch.tensor(c.widths_in)).nonzero().flatten()
-        start, stop = int(columns[0]), int(columns[-1]) + 1  # a model's sites stand side by side
-        parts = {"W_enc": whole.W_enc[start:stop], "b_enc": whole.b_enc, "W_dec": whole.W_dec[:, start:stop]}
-        for name, part in (parts | {"b_dec": whole.b_dec[start:stop]}).items():
-            setattr(self, name, nn.Parameter(part.detach().contiguous()))
+        parts = {"W_enc": whole.W_enc[columns], "b_enc": whole.b_enc, "W_dec": whole.W_dec[:, columns]}
+        for name, part in (parts | {"b_dec": whole.b_dec[columns]}).items():
+            setattr(self, name, nn.Parameter(part.detach()))
         if c.activation == "jumprelu":
             self.threshold = whole.threshold
 
