@@ -154,7 +154,7 @@ def test_a_run_that_is_stopped_ends_in_the_same_bytes(model: Model, tmp_path: Pa
     for file in ("weights.safetensors", "state.safetensors", "metrics.csv", "config.json"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes(), file
     other = Windows(model, [SITE], [SITE], TEXTS[1:], tokens=500, context=20)
-    with pytest.raises(WrongUse, match="was trained with source (rows|text)="):
+    with pytest.raises(WrongUse, match=r"was trained with source (rows|text)="):
         train(config, other, tmp_path / "cut", resume=True, command="c")
 
 
