@@ -184,7 +184,7 @@ def test_a_store_of_another_width_is_refused(store: Store, tmp_path: Path) -> No
     train_many({"a": config()}, StoreSource(store, "early"), tmp_path)
     before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
     with StoreWriter(tmp_path / "other", widths={"early": 4}, expected_rows=64) as writer:
-        writer.append({"early": torch.randn(store.rows, 4)})
+        writer.append({"early": torch.randn(store.rows, 4)}, documents=torch.arange(store.rows))
     with pytest.raises(WrongUse, match=rf"a was trained with source d_in={store.widths['early']}, not 4"):
         train_many({"a": config()}, StoreSource(open_store(tmp_path / "other"), "early"), tmp_path, resume=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
