@@ -1,12 +1,17 @@
 """Training steps against SAELens, dictionary_learning and sparsify: ratio of time, loss after equal tokens, share of the floor.
 
-    python -m benchmarks.train [--d 512 --m 8192 --k 32 --batch 4096 --steps 2 --blocks 8 --kinds topk … --peers sparsify …]
+    python -m benchmarks.train [--d 512 --m 8192 --k 32 --batch 4096 --steps 2 --blocks 8 --kinds topk … --peers sparsify …
+                                --lrs 3e-4 1e-3 3e-3]
 
 Every contestant lives in a process of its own and sees the same rows in the same order: planted features, written once.
 Processes alternate, a block of steps each; the first block warms up. Ratios are theirs over ours within a round: median
 and 95 % bootstrap interval over rounds. FVU and L0 are of the same held-out rows after the same number of tokens, codes
-selected as in training; the JSON has them after every block. Weights start at random, decoder rows of length one; one
-learning rate for all, constant.
+selected as in training; the JSON has them after every block. Weights start at random, decoder rows of length one.
+
+Learning rates are constant, and each library has its own: of `--lrs` the one with which it ends at the least loss after as many
+steps on rows of another seed, found before anything is timed, in ours' first form and theirs' last. The loss is the FVU held
+out; of jumprelu FVU + (L0/k − 1)², which is what it minimises. One rate given is that of all. A library whose choice is
+the first or the last of the list could gain by a longer one: the table says so.
 
 Peers: "shipped", in float32; "fused", with Adam fused; "bfloat16", that under autocast. The best of a peer is the fastest
 form that ran. Ours: float32 weights, the encoder's product in float32 or bfloat16. Kinds: topk; batchtopk; jumprelu, about
@@ -53,6 +58,7 @@ PEERS = {
     "transcoder": ("sparsify",),
 }
 NAMES = list(dict.fromkeys(name for peers in PEERS.values() for name in peers))
+LRS = [3e-4, 1e-3, 3e-3]
 BYTES = {"float32": 4, "bfloat16": 2}
 COPIED = 2**26  # numbers: more than caches hold
 Told = dict[str, list[dict[str, float]]]  # contestant: its blocks
@@ -62,7 +68,7 @@ Told = dict[str, list[dict[str, float]]]  # contestant: its blocks
 
 
 def config(a: argparse.Namespace) -> TrainConfig:
-    """Our run: the kind's own settings, at the learning rate of all."""
+    """Our run: the kind's own settings, at the learning rate given."""
     kinds: dict[str, dict[str, Any]] = {
         "topk": {"kind": "topk", "k": a.k},
         "batchtopk": {"kind": "batchtopk", "k": a.k},
@@ -111,7 +117,9 @@ def rates(a: argparse.Namespace) -> Iterator[dict[str, float]]:
 # ---------------------------------------------------------------- processes
 
 
-def process(who: str, form: str, kind: str, folder: Path, a: argparse.Namespace) -> Iterator[dict[str, float]]:
+def process(
+    who: str, form: str, kind: str, folder: Path, a: argparse.Namespace, lr: float
+) -> Iterator[dict[str, float]]:
     """The blocks of a contestant, made in a process of its own when they are asked for."""
     python = sys.executable if who in ("ours", "machine") else str(ROOT / ".bench" / who / "bin" / "python")
     script = (
@@ -119,7 +127,7 @@ def process(who: str, form: str, kind: str, folder: Path, a: argparse.Namespace)
         if python == sys.executable
         else [f"benchmarks/peers/train_{who}.py"]
     )
-    asked = {name: getattr(a, name) for name in (*SIZES, "lr")} | {"kind": kind, "form": form, "folder": folder}
+    asked = {name: getattr(a, name) for name in SIZES} | {"lr": lr, "kind": kind, "form": form, "folder": folder}
     command = [python, "-W", "ignore", *script, *(part for k, v in asked.items() for part in (f"--{k}", str(v)))]
     return answers(command, f"{kind}, {who} {form}")
 
@@ -145,11 +153,33 @@ def answers(command: list[str], name: str) -> Iterator[dict[str, float]]:
             child.wait()
 
 
-def raced(kind: str, folder: Path, a: argparse.Namespace) -> Told:
+def tuned(kind: str, folder: Path, a: argparse.Namespace) -> dict[str, float]:
+    """The learning rate of each library: see the head of this file."""
+    if len(a.lrs) == 1:
+        return dict.fromkeys(("ours", *PEERS[kind]), a.lrs[0])
+    chosen = {}
+    for who in ("ours", *(peer for peer in PEERS[kind] if peer in a.peers)):
+        losses = {}
+        for lr in a.lrs:
+            run = process(who, a.ours[0] if who == "ours" else a.theirs[-1], kind, folder, a, lr)
+            losses[lr] = loss(kind, [next(run) for _ in range(a.blocks)][-1], a.k)
+            run.close()
+        chosen[who] = min(losses, key=lambda lr: losses[lr] if losses[lr] == losses[lr] else float("inf"))
+        told = ", ".join(f"{lr:g}: {value:.4f}" for lr, value in losses.items())
+        print(f"{kind}, {who}: learning rate {chosen[who]:g} of {told}", file=sys.stderr)
+    return chosen
+
+
+def loss(kind: str, block: dict[str, float], k: int) -> float:
+    """What is as small as can be where a learning rate is right."""
+    return block["fvu"] + ((block["l0"] / k - 1) ** 2 if kind == "jumprelu" else 0.0)
+
+
+def raced(kind: str, folder: Path, a: argparse.Namespace, lrs: dict[str, float]) -> Told:
     """All contestants of a kind, alternating, a block each."""
     entered = [("machine", ""), *(("ours", form) for form in a.ours)]
     entered += [(peer, form) for peer in PEERS[kind] if peer in a.peers for form in a.theirs]
-    runs = {f"{who} {form}".strip(): process(who, form, kind, folder, a) for who, form in entered}
+    runs = {f"{who} {form}".strip(): process(who, form, kind, folder, a, lrs.get(who, 0.0)) for who, form in entered}
     told: Told = {name: [] for name in runs}
     for block in range(a.blocks):
         for name, run in runs.items():
@@ -174,8 +204,8 @@ def floor(kind: str, form: str, told: Told, a: argparse.Namespace) -> float:
     return (products + skip) / speed[form] + (moved + 16 * a.batch * a.k * a.d) / speed["bytes"]
 
 
-def summary(kind: str, told: Told, a: argparse.Namespace) -> dict[str, Any]:
-    """Of each contestant: seconds a step, tokens a second, share of the floor (ours), ratios to ours, loss."""
+def summary(kind: str, told: Told, a: argparse.Namespace, lrs: dict[str, float]) -> dict[str, Any]:
+    """Of each contestant: seconds a step, tokens a second, share of the floor (ours), ratios to ours, loss, learning rate."""
     rows: dict[str, Any] = {}
     for name, run in told.items():
         if name == "machine":
@@ -186,6 +216,7 @@ def summary(kind: str, told: Told, a: argparse.Namespace) -> dict[str, Any]:
             "tokens_a_second": a.batch / seconds,
             "fvu": run[-1]["fvu"],
             "l0": run[-1]["l0"],
+            "lr": lrs[name.split()[0]],
         }
         if name.startswith("ours"):
             rows[name]["share_of_floor"] = floor(kind, name.split()[1], told, a) / seconds
@@ -209,7 +240,9 @@ def best(rows: dict[str, Any], peer: str) -> str:
 def show(result: dict[str, Any]) -> None:
     """The tables, ratios first."""
     for kind, rows in result["kinds"].items():
-        print(f"\n{kind:34}{'theirs / ours':>28}{'CPU time':>10}{'tokens/s':>10}{'of floor':>10}{'FVU':>9}{'L0':>8}")
+        print(
+            f"\n{kind:34}{'theirs / ours':>28}{'CPU time':>10}{'tokens/s':>10}{'of floor':>10}{'FVU':>9}{'L0':>8}{'rate':>8}"
+        )
         bests = {best(rows, peer) for peer in PEERS[kind] if any(name.startswith(peer) for name in rows)}
         for name, row in rows.items():
             ratio, cpu, share = "", "", ""
@@ -220,9 +253,15 @@ def show(result: dict[str, Any]) -> None:
             if "share_of_floor" in row:
                 share = f"{row['share_of_floor']:.0%}"
             label = name + (", its best" if name in bests else "")
-            print(
-                f"{label:34}{ratio:>28}{cpu:>10}{row['tokens_a_second']:10.0f}{share:>10}{row['fvu']:9.4f}{row['l0']:8.1f}"
-            )
+            speed = f"{ratio:>28}{cpu:>10}{row['tokens_a_second']:10.0f}{share:>10}"
+            rate = f"{row['lr']:8g}{edge(row['lr'], result)}"
+            print(f"{label:34}{speed}{row['fvu']:9.4f}{row['l0']:8.1f}{rate}")
+
+
+def edge(lr: float, result: dict[str, Any]) -> str:
+    """A star beside a rate at an end of the list."""
+    lrs = result.get("asked", {}).get("lrs", [lr])
+    return "*" if len(lrs) > 1 and lr in (min(lrs), max(lrs)) else ""
 
 
 def main() -> None:
@@ -230,7 +269,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in zip(SIZES, (512, 8192, 32, 4096, 2, 8), strict=True):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--lrs", type=float, nargs="+", default=LRS, help="learning rates that each library chooses from"
+    )
     parser.add_argument("--kinds", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS), help="ratios shown are to the first")
     parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=list(THEIRS))
@@ -238,10 +279,12 @@ def main() -> None:
     a = parser.parse_args()
     result: dict[str, Any] = {"kinds": {}, "blocks": {}}
     with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder), a, seed=1)
+        lrs = {kind: tuned(kind, Path(folder), a) for kind in a.kinds}
         write_rows(Path(folder), a)
         for kind in a.kinds:
-            result["blocks"][kind] = raced(kind, Path(folder), a)
-            result["kinds"][kind] = summary(kind, result["blocks"][kind], a)
+            result["blocks"][kind] = raced(kind, Path(folder), a, lrs[kind])
+            result["kinds"][kind] = summary(kind, result["blocks"][kind], a, lrs[kind])
     result |= {"machine": machine("cpu"), "asked": vars(a)}
     print(json.dumps(result, indent=1))
     show(result)

@@ -20,6 +20,7 @@ _WHERE = {
         "Resample",
         "Scale",
         "Steer",
+        "Together",
         "Tokens",
         "Zero",
         "attribution_patching",

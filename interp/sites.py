@@ -76,6 +76,7 @@ ALIASES = {
     "mlp.hook_post": "mlp.post",
 }
 MODULE = "module:"
+OF = " of "  # between a site and the model it belongs to, where there are several models
 DERIVED = (".latents", ".error")
 READ_ONLY = {"sink": "it is what the keys leave over; edit attn.pattern or attn.scores"}
 NO_GRADIENT = {
@@ -103,6 +104,12 @@ def canonical(name: str, post_norm: bool = False) -> str:
 def host(name: str) -> str:
     """The site that latents or an error belong to; another site is returned as it is."""
     return next((name.removesuffix(end) for end in DERIVED if name.endswith(end)), name)
+
+
+def of_model(name: str) -> tuple[str, str | None]:
+    """The site and the model of SITE of MODEL; None for the name of a site alone."""
+    site, _, model = name.partition(OF)
+    return site, model or None
 
 
 def head_of(name: str) -> tuple[str, int]:
@@ -140,6 +147,11 @@ def explain_unknown(name: str, known: Sequence[str], refused: dict[str, str]) ->
     why = next((why for key, why in refused.items() if fnmatchcase(name, key)), None)
     if why is not None:
         return WrongUse(f"site {name!r} is not available in this model: {why}.")
+    if of_model(name)[1] is not None:
+        return WrongUse(
+            f"{name!r} is a site of one of several models, and there is one here: interp.Together(models) has such sites, "
+            "and commands take 'MODEL + MODEL'."
+        )
     if host(name) != name:
         there = ", ".join(site for site in known if host(site) != site)
         return WrongUse(

@@ -85,6 +85,7 @@ def test_planted_features_are_scored_line_by_line_and_none_twice(monkeypatch, tm
     keys = [(row["task"], row["kind"], row["seed"]) for row in map(json.loads, lines)]
     four = [(task, kind, 0) for task in list(planted.TASKS)[:4] for kind in ("l1", "l1_april", "topk", "codebook")]
     rest = [("shrinkage", "l1", 0), ("crosscoder", "l1_april", 0), ("states", "codebook", 0), ("meta", "topk", 0)]
+    rest.append(("layers", "topk", 0))
     assert keys == four + rest
     told = capsys.readouterr().out
     assert told.count("| `l1` |") == 2
@@ -112,7 +113,8 @@ def test_a_claim_passes_only_with_its_whole_interval():
 def test_the_page_of_planted_features_has_every_kind_and_claim():
     page = (planted.ROOT / "docs" / "ground_truth.md").read_text(encoding="utf-8")
     for kind in KINDS:
-        assert page.count(f"| `{kind}` |") == len(planted.TABLES), kind
+        shown = [any(kind in planted.TASKS[t][1] for t, _ in columns) for columns in planted.TABLES.values()]
+        assert page.count(f"| `{kind}` |") == sum(shown), kind
     for claim in planted.CLAIMS:
         assert f"| {claim.text} | {claim.bound()} |" in page
     for task in planted.TASKS:
@@ -122,8 +124,8 @@ def test_the_page_of_planted_features_has_every_kind_and_claim():
 def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatch, tmp_path, capsys):
     """Every kind at its smallest, in this process, with one peer that is our float32 form under another name."""
 
-    def here(who, form, kind, folder, a):
-        told = argparse.Namespace(**vars(a) | {"kind": kind, "folder": folder, "form": form or "float32"})
+    def here(who, form, kind, folder, a, lr):
+        told = argparse.Namespace(**vars(a) | {"kind": kind, "folder": folder, "form": form or "float32", "lr": lr})
         if who == "machine":
             return train.rates(told)
         return training.blocks(told, train.build)
@@ -132,18 +134,20 @@ def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatc
     monkeypatch.setattr(train, "PEERS", dict.fromkeys(train.PEERS, ("peer",)))
     monkeypatch.setattr(train, "COPIED", 2**10)
     sizes = {"d": 16, "m": 64, "k": 4, "batch": 64, "steps": 4, "blocks": 3}
-    a = argparse.Namespace(**sizes, lr=1e-2, ours=["float32", "bfloat16"], theirs=["float32"], peers=["peer"])
+    a = argparse.Namespace(**sizes, lrs=[1e-2, 1e-9], ours=["float32", "bfloat16"], theirs=["float32"], peers=["peer"])
     training.write_rows(tmp_path, a)
     x, y = (np.load(tmp_path / f"{name}.npy") for name in "xy")
     assert x.shape == y.shape == ((3 * 4 + 1) * 64, 16)
     assert np.square(x).sum(1).mean() == pytest.approx(16, rel=0.1)
     result = {"kinds": {}}
     for kind in train.PEERS:
-        told = train.raced(kind, tmp_path, a)
+        lrs = train.tuned(kind, tmp_path, a)
+        assert lrs == {"ours": 1e-2, "peer": 1e-2}  # the other one learns nothing
+        told = train.raced(kind, tmp_path, a, lrs)
         first, last = (told["ours float32"][i]["fvu"] for i in (0, -1))
         assert last < first  # it learns
         assert told["peer float32"][-1]["fvu"] == last  # the same steps on the same rows
-        rows = result["kinds"][kind] = train.summary(kind, told, a)
+        rows = result["kinds"][kind] = train.summary(kind, told, a, lrs)
         x = rows["peer float32"]["over ours float32"]["wall"]
         assert x["low"] <= x["value"] <= x["high"]
         assert rows["ours bfloat16"]["share_of_floor"] > 0
@@ -152,6 +156,18 @@ def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatc
     shown = capsys.readouterr().out
     assert shown.count("peer float32, its best") == 4
     assert "of floor" in shown
+    assert "0.01" in shown
+
+
+def test_a_learning_rate_is_chosen_by_what_is_minimised():
+    assert train.loss("topk", {"fvu": 0.5, "l0": 99.0}, 4) == 0.5
+    assert train.loss("jumprelu", {"fvu": 0.5, "l0": 8.0}, 4) == 1.5
+    one = argparse.Namespace(lrs=[1e-3])
+    assert train.tuned("topk", Path(), one) == dict.fromkeys(
+        ("ours", "saelens", "dictionary_learning", "sparsify"), 1e-3
+    )
+    assert train.edge(3e-3, {"asked": {"lrs": [1e-3, 3e-3]}}) == "*"
+    assert train.edge(1e-3, {"asked": {"lrs": [3e-4, 1e-3, 3e-3]}}) == ""
 
 
 def test_the_floor_of_a_step_is_its_products_and_its_bytes():

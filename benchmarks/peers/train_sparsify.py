@@ -1,7 +1,7 @@
 """sparsify's SparseCoder, a step at a time in the order of its Trainer. Run by benchmarks/train.py in .bench/sparsify.
 
 Its Trainer reads a model, not rows, so the step is made here of the SparseCoder's own methods. Adam, which is one of its
-optimisers, at the learning rate of all; the first biases from the first batch; no AuxK, as shipped.
+optimisers, at the learning rate given; the first biases from the first batch; no AuxK, as shipped.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import WrongUse
+from interp.sites import OF
 
 if TYPE_CHECKING:
     from interp.dictionaries import RowsSource, TrainConfig
-    from interp.model import Model
+    from interp.dictionaries.endtoend import Windows
+    from interp.model import Model, Together
     from interp.store import Store, Stream
     from interp.store.recording import Data
 
@@ -31,6 +33,8 @@ def check_shape(shape: str, config: TrainConfig, target: object = None) -> None:
         )
     if shape == "clt" and (target or config.skip):
         raise WrongUse("A cross-layer transcoder writes to the .write beside each .in; it takes no target and no skip.")
+    if shape not in ONE_SITE and config.end_to_end:
+        raise WrongUse(f"--end-to-end is for sae and transcoder: a {shape} writes several sites.")
     if shape != "sae" and config.kind.activation in TIED:
         raise WrongUse(f"{config.kind.name} takes one site: {TIED[config.kind.activation]}.")
 
@@ -47,6 +51,10 @@ def ends(names: Names, shape: str, site: str, target: str | None = None) -> Ends
 
     Raises `WrongUse` if it must read one site and several are meant, or the other way round.
     """
+    if shape == "clt" and any(OF in name for name in names(_read(site))):
+        raise WrongUse(
+            "Several models are for `interp train crosscoder`: layers of one write to layers of the same model."
+        )
     if shape in ("sae", "crosscoder"):
         return 2 * (_counted(names(site), shape, site),)
     reads = _counted(names(_read(site) if target is None else site), shape, site)
@@ -82,7 +90,7 @@ def each(names: Names, shape: str, site: str) -> dict[str, Ends]:
 class Activations:
     """A model's activations over text, a row a token, or over ready inputs."""
 
-    model: Model
+    model: Model | Together
     text: str | None
     dataset: str | None
     tokens: int | None
@@ -91,12 +99,12 @@ class Activations:
 
     @classmethod
     def of(cls, model: str, device: str, *data: Any) -> Activations:
-        """Those of the model of that name; `data` as the fields have it."""
+        """Those of the model of that name, or models, "NAME + NAME"; `data` as the fields have it."""
         from interp import ranks
-        from interp.model import load
+        from interp.model.together import load_together
 
         ranks.start()  # first: "cuda" then means the GPU of this process
-        return cls(load(model, device=device), *data)
+        return cls(load_together(model, device), *data)
 
     def texts(self) -> Data:
         """The documents, or the inputs."""
@@ -119,6 +127,16 @@ class Activations:
             raise WrongUse("--stream reads text: rows of ready --inputs are recorded first.")
         every = list(dict.fromkeys(sites))
         return Stream(self.model, every, self.texts, tokens=self.tokens, context=self.context, meta=self._text)
+
+    def windows(self, reads: list[str], writes: list[str], stream: bool) -> Windows:
+        """The text itself, for training end to end."""
+        from interp.dictionaries.endtoend import Windows
+        from interp.model import Model
+
+        if stream or self.inputs is not None or not isinstance(self.model, Model):
+            raise WrongUse("--end-to-end runs one MODEL over text in every step: leave --stream and --inputs out.")
+        texts: Any = self.texts()
+        return Windows(self.model, reads, writes, texts, self.tokens, self.context, self._text)
 
     @property
     def _text(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from interp.files import command_line
 
 if TYPE_CHECKING:
     from interp.dictionaries import Dictionary
-    from interp.model import Model
+    from interp.model import Model, Together
 
 DEFAULT = 1000  # latents shown if nothing is said
 Groups = Iterable[Sequence[Sequence[int]]]
@@ -55,7 +55,7 @@ def dashboard(
     The model runs over the text once. A page of 1,000 latents takes a few megabytes.
     """
     from interp.dictionaries import load_dictionary
-    from interp.model import load
+    from interp.model.together import load_together
     from interp.reports.dashboard import write_dashboard
 
     begin, out = time.perf_counter(), out or run / "dashboard.html"
@@ -69,7 +69,7 @@ def dashboard(
     if name is None:
         raise WrongUse(f"{run} does not say which model it is of: `interp dashboard {run} MODEL`.")
     chosen = parse_latents(latents, dictionary.config.latents)
-    wrapped = load(str(name), device=device, dtype=dtype)
+    wrapped = load_together(str(name), device, dtype)
     check_sites(wrapped, dictionary, str(name))
     named = read_labels(labels, dictionary.config.latents) if labels else {}
     title = f"{' … '.join(dict.fromkeys(dictionary.config.writes[i] for i in (0, -1)))} of {name}"
@@ -141,7 +141,7 @@ class Text:
         """For people."""
         return self.text or self.dataset or "Python’s help texts"
 
-    def groups(self, model: Model) -> Iterator[Sequence[Sequence[int]]]:
+    def groups(self, model: Model | Together) -> Iterator[Sequence[Sequence[int]]]:
         """Batches of windows of token ids, until there are enough, with a progress bar."""
         from tqdm.auto import tqdm
 
@@ -161,7 +161,7 @@ class Text:
         if not bar.n:
             raise WrongUse(f"There is no text in {self.name}.")
 
-    def _windows(self, model: Model) -> Callable[[], Groups]:
+    def _windows(self, model: Model | Together) -> Callable[[], Groups]:
         from interp.store.recording import batches
         from interp.texts import read_texts
 
@@ -214,7 +214,7 @@ def read_labels(path: Path, m: int) -> dict[int, str]:
     return found
 
 
-def check_sites(model: Model, dictionary: Dictionary, name: str) -> None:
+def check_sites(model: Model | Together, dictionary: Dictionary, name: str) -> None:
     """Raise `WrongUse` if the model is not one that the dictionary can read."""
     for site, width in zip(
         dictionary.config.reads, dictionary.config.widths_in or (dictionary.config.d_in,), strict=True

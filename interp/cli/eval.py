@@ -15,7 +15,7 @@ from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     from interp.dictionaries import Dictionary, Reconstruction
-    from interp.model import Model
+    from interp.model import Model, Together
     from interp.store.recording import Data
 
 
@@ -84,7 +84,7 @@ def evaluate(
 
 Measure = Callable[["Dictionary"], tuple["Reconstruction", dict[str, Any]]]  # on rows, and everything for JSON
 Planned = Callable[[], dict[str, Any]]
-OnLabels = Callable[["Dictionary", "Model"], dict[str, Any]]
+OnLabels = Callable[["Dictionary", Any], dict[str, Any]]
 
 
 def _asked(given: list[str], rows: Path | None) -> tuple[list[str], str | None]:
@@ -127,18 +127,22 @@ def _in_model(
     on_labels: OnLabels,
 ) -> tuple[Measure, Planned]:
     from interp.dictionaries import evaluate as on_rows
-    from interp.dictionaries import evaluate_model, rows_of
-    from interp.model import load
+    from interp.dictionaries import evaluate_model, evaluate_together, rows_of
+    from interp.model import Together
+    from interp.model.together import load_together
     from interp.store.recording import read_data
 
-    model = load(name, device=device, dtype=dtype)
+    model = load_together(name, device, dtype)
     data = read_data(model, text, dataset, inputs)
     texts = data if isinstance(data, Mapping) else list(data)
 
     def measure(D: Dictionary) -> tuple[Reconstruction, dict[str, Any]]:
         found = on_rows(D, rows_of(D, model, texts, tokens, batch, context))
-        in_model = evaluate_model(D, model, texts, tokens, batch, context)
-        return found, found.to_dict() | in_model.to_dict() | on_labels(D, model)
+        whole = found.to_dict() | on_labels(D, model)
+        if not isinstance(model, Together):
+            return found, whole | evaluate_model(D, model, texts, tokens, batch, context).to_dict()
+        each = evaluate_together(D, model, texts, tokens, batch, context)
+        return found, whole | {f"{key} of {of}": v for of, told in each.items() for key, v in told.to_dict().items()}
 
     def planned() -> dict[str, Any]:
         return _planned(loaded, model, texts, tokens, context, batch, dtype)
@@ -162,7 +166,13 @@ def _on_labels(labels: Path | None, probe: bool, absorption: bool, model: str | 
 
 
 def _planned(
-    loaded: dict[str, Dictionary], model: Model, texts: Data, tokens: int, context: int, batch: int, dtype: str
+    loaded: dict[str, Dictionary],
+    model: Model | Together,
+    texts: Data,
+    tokens: int,
+    context: int,
+    batch: int,
+    dtype: str,
 ) -> dict[str, Any]:
     """Rows and minutes; for each dictionary rows, mean, loss clean, zeroed, at the mean and replaced: six passes over the text."""
     from interp.store.recording import plan

@@ -133,9 +133,10 @@ def _planned(
 def _spliced(asked: Sweep, text: Activations | None) -> Callable[[Dictionary], Spliced] | None:
     """What measures a dictionary in its model, if there is a model."""
     from interp.dictionaries import evaluate_model
+    from interp.model import Together
     from interp.texts import read_texts
 
-    if text is None:
+    if text is None or isinstance(text.model, Together):  # of several models `interp eval` measures each
         return None
     model, tokens, context = text.model, asked.eval_tokens, asked.context
     texts = text.texts if asked.eval_text is None else lambda: read_texts(asked.eval_text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
-from interp.cli.activations import Activations, check_shape, ends, names_in
+from interp.cli.activations import Activations, Ends, check_shape, ends, names_in
 from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.cli.train_lens import train_lens
 from interp.errors import Failed, WrongUse
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Train a sparse dictionary.")
 
-MODEL = typer.Argument(help="zoo:books, a folder, or a hub id; none with --store or --rows")
+MODEL = typer.Argument(
+    help="zoo:books, a folder, or a hub id; none with --store or --rows; crosscoder: also several, 'MODEL + MODEL'"
+)
 OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
@@ -43,6 +45,10 @@ LATENTS = typer.Option(help="latents in the dictionary")
 STEPS = typer.Option(help="training steps")
 BATCH = typer.Option(help="rows a step")
 LR = typer.Option(help="learning rate; default: the kind's")
+END_TO_END = typer.Option(
+    "--end-to-end", help="train on what the MODEL predicts with the site replaced (KL), not on the site"
+)
+DOWNSTREAM = typer.Option(help="with --end-to-end: β, weight of the streams after later blocks")
 SKIP = typer.Option("--skip", help="transcoder: add a linear path from input to output")
 SEED = typer.Option(help="of the weights and of every shuffle")
 CONFIG = typer.Option("--config", help="YAML or JSON file: settings of the run and of its kind; options win over it")
@@ -77,6 +83,8 @@ def _command(shape: str) -> Callable[..., None]:
         batch: Annotated[int | None, BATCH] = None,
         lr: Annotated[float | None, LR] = None,
         skip: Annotated[bool, SKIP] = False,
+        end_to_end: Annotated[bool, END_TO_END] = False,
+        downstream: Annotated[float | None, DOWNSTREAM] = None,
         seed: Annotated[int | None, SEED] = None,
         config: Annotated[Path | None, CONFIG] = None,
         resume: Annotated[bool, RESUME] = False,
@@ -88,10 +96,11 @@ def _command(shape: str) -> Callable[..., None]:
         as_json: Annotated[bool, AS_JSON] = False,
     ) -> None:
         from interp import ranks
-        from interp.dictionaries import StoreSource, plan, train
+        from interp.dictionaries import plan, train
 
         given = {"kind": kind, "k": k, "sparsity": sparsity, "latents": latents, "steps": steps, "batch": batch}
         given |= {"lr": lr, "skip": skip or None, "cross_layer": shape == "clt" or None, "seed": seed, "dtype": dtype}
+        given |= {"end_to_end": end_to_end or None, "downstream": downstream}
         wanted, watch = _settings(config, given), watches(tensorboard, wandb)
         check_shape(shape, wanted, target or targets)
         _check_from(shape, model, store, rows, site, targets, stream)
@@ -103,10 +112,7 @@ def _command(shape: str) -> Callable[..., None]:
         else:
             there = Activations.of(str(model), device, text, dataset, tokens, context, inputs)
             both = ends(there.model.names, shape, str(site), target)
-            if dry_run:
-                source, before = there.like(*both), there.planned([*both[0], *both[1]])
-            else:
-                source = StoreSource(there.rows([*both[0], *both[1]], stream, out, wanted.order, resume), *both)
+            source, before = of_model(there, both, wanted, stream, out, resume, dry_run)
         if dry_run:
             return answer(added(plan(wanted, source, device), before), as_json, _show)
         train(wanted, source, out, resume, device, watch=watch)
@@ -159,6 +165,20 @@ def _check_from(
         raise WrongUse(f"A {shape} reads several sites of a MODEL; --rows has one.")
     if shape == "transcoder" and rows is not None and targets is None:
         raise WrongUse("A transcoder needs --targets Y.safetensors beside --rows.")
+
+
+def of_model(
+    there: Activations, both: Ends, config: TrainConfig, stream: bool, out: Path, resume: bool, dry_run: bool
+) -> tuple[Source, dict[str, float]]:
+    """The rows of a model: text itself for training end to end, noise and what recording will take for a dry run."""
+    from interp.dictionaries import StoreSource
+
+    sites = [*both[0], *both[1]]
+    if config.end_to_end:
+        return there.windows(*both, stream), {}
+    if dry_run:
+        return there.like(*both), there.planned(sites)
+    return StoreSource(there.rows(sites, stream, out, config.order, resume), *both), {}
 
 
 def added(training: dict[str, float], recording: dict[str, float]) -> dict[str, float]:

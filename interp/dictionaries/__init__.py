@@ -3,7 +3,7 @@
 from interp.dictionaries.baselines import pca_fvu
 from interp.dictionaries.config import TrainConfig, read_config
 from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, load_dictionary
-from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, rows_of
+from interp.dictionaries.evaluate import Reconstruction, Spliced, evaluate, evaluate_model, evaluate_together, rows_of
 from interp.dictionaries.kinds import (
     KINDS,
     L1,
@@ -55,6 +55,7 @@ __all__ = [
     "TrainConfig",
     "evaluate",
     "evaluate_model",
+    "evaluate_together",
     "forced",
     "load_dictionary",
     "pca_fvu",

@@ -21,6 +21,8 @@ class TrainConfig:
     latents: int = 4096
     skip: bool = False  # a transcoder's linear path
     cross_layer: bool = False  # a transcoder's latents belong to the layers read, and write to those above
+    end_to_end: bool = False  # the error is that of the model's predictions (see `endtoend`)
+    downstream: float = 0.0  # β: with end_to_end, weight of the streams after later blocks
     steps: int = 10_000
     batch: int = 4096
     lr: float | None = None  # the kind's
@@ -40,10 +42,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_keys([self.dtype], DTYPES, "the list of dtypes")
         at_least(
-            self, latents=1, steps=1, batch=2, log_every=1, save_every=1, dead_after=1, seed=0, data_seed=0, average=0
+            self,
+            latents=1,
+            steps=1,
+            batch=2,
+            log_every=1,
+            save_every=1,
+            dead_after=1,
+            seed=0,
+            data_seed=0,
+            average=0,
+            downstream=0,
         )
         positive(self, "lr", "clip")
         self.kind.check(self.latents)
+        if self.downstream and not self.end_to_end:
+            raise WrongUse(f"downstream={self.downstream} goes with end_to_end: otherwise the model does not run.")
         if self.average >= 1:
             raise WrongUse(f"average must be below 1; it is {self.average}.")
         if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:

@@ -283,6 +283,15 @@ class Dictionary(nn.Module):
             layer.threshold = self.threshold[mine]
         return layer
 
+    def given(self, model: str, others: Mapping[str, Float[Tensor, "batch pos ..."]]) -> Dictionary:
+        """A dictionary of several models as it is in one of them, with the rows of the others' sites: to attach, to splice.
+
+        Raises `WrongUse` if it reads no site of that model, or a site of another one is not among the rows.
+        """
+        from interp.dictionaries.given import Given
+
+        return Given(self, model, others)
+
     def save(self, folder: str | Path, made: Mapping[str, Any] | None = None) -> None:
         """Write `config.json` and `weights.safetensors` into `folder`; `made` (command, seed, …) is kept with both."""
         folder = Path(folder)
@@ -301,8 +310,9 @@ def load_dictionary(
     """Read a dictionary: one of ours, of another library, or from the hub (docs/interop.md).
 
     `where`: what `Dictionary.save` or a training run wrote; a folder or file of SAELens, dictionary_learning, sparsify,
-    circuit-tracer or Gemma Scope; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID". Raises `WrongUse` if there is no
-    dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or cannot be fetched.
+    circuit-tracer or Gemma Scope; "zoo:books/sae", one that is bundled; "hub:OWNER/REPOSITORY/FOLDER"; "saelens:RELEASE/ID".
+    Raises `WrongUse` if there is no dictionary there or it is one that cannot be expressed, `Failed` if it is damaged or
+    cannot be fetched.
     """
     from interp.interop.hub import opened
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 
 from interp.dictionaries.sources import RowsSource, Source
 from interp.dictionaries.sparse import Code
-from interp.errors import WrongUse
+from interp.errors import Failed, WrongUse
+from interp.sites import of_model
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Bool, Float
 
     from interp.dictionaries.dictionary import Dictionary
-    from interp.model import Edit, Model, Tokens
+    from interp.model import Edit, Model, Together, Tokens
 
 BATCH = 4096
 CAUSAL = 1e-5  # what the logits of the first token may move by, relative to them, when the last one changes
@@ -81,7 +83,7 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
     """Measure a dictionary on every row of `source` once; all sums in float64.
 
     FVU is the textbook's: the numerator holds a constant error too, the denominator is about the mean, which a pass of
-    its own finds. Raises `WrongUse` if the widths differ.
+    its own finds. Raises `WrongUse` if the widths differ, `Failed` for rows that are infinite or not numbers.
     """
     if (source.d_in, source.d_out) != (D.config.d_in, D.config.d_out):
         raise WrongUse(
@@ -91,7 +93,8 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
     mean = torch.stack([y.double().sum(0) for _, y in source.once(batch)]).sum(0) / source.rows
     fired = torch.zeros(D.config.latents, dtype=torch.float64, device=D.b_dec.device)
     total = torch.zeros(9, dtype=torch.float64)
-    for x, y in source.once(batch):
+    for number, (x, y) in enumerate(source.once(batch)):
+        _check_finite(number * batch, {source.reads: x, source.writes: y})
         x = x.to(fired.device, D.b_dec.dtype)
         code = D.active(x)
         fired += torch.bincount(code.indices[code.values > 0], minlength=len(fired))
@@ -108,6 +111,14 @@ def evaluate(D: Dictionary, source: Source, batch: int = BATCH) -> Reconstructio
         shrinkage=1 - _over(written, wanted),
         density=fired.cpu() / source.rows,
     )
+
+
+def _check_finite(before: int, rows: Mapping[tuple[str, ...], Tensor]) -> None:
+    for sites, x in rows.items():
+        bad = (~torch.isfinite(x).all(-1)).nonzero().flatten()
+        if len(bad):
+            where, row = ", ".join(sites), before + int(bad[0])
+            raise Failed(f"NaN or infinite activations at {where}, row {row}: nothing can be measured on such rows.")
 
 
 def _nothing(x: Tensor) -> Code:
@@ -178,18 +189,49 @@ def evaluate_model(
     run that it edits; a crosscoder reads all its sites in the clean run. Stops after about `tokens` edited tokens.
     Raises `WrongUse` if there is nothing to evaluate on, or if the model has no logits.
     """
-    found = list(_groups(D, model, texts, tokens, batch, context))
+    return _spliced(lambda inputs: D, D.config.writes, model, _groups(D, model, texts, tokens, batch, context))
+
+
+@torch.no_grad()
+def evaluate_together(
+    D: Dictionary, models: Together, texts: Data, tokens: int | None = None, batch: int = 4, context: int = 512
+) -> dict[str, Spliced]:
+    """`evaluate_model` of a dictionary of several models, in each of them: its sites become its part of ŷ.
+
+    The latents are those of the clean runs of all. Raises what `evaluate_model` raises.
+    """
+    found = list(_groups(D, models, texts, tokens, batch, context))
+    reads, told = list(D.config.reads), {}
+
+    def part(name: str, inputs: Any) -> Dictionary:
+        return D.given(name, models.record(inputs, reads))
+
+    for name, model in models.models.items():
+        sites = [site for site, of in map(of_model, reads) if of == name]
+        if sites:
+            told[name] = _spliced(partial(part, name), sites, model, found)
+    return told
+
+
+def _spliced(
+    dictionary: Callable[[Any], Dictionary],
+    writes: Sequence[str],
+    model: Model,
+    groups: Iterable[tuple[Any, Bool[Tensor, "batch pos"]]],
+) -> Spliced:
+    """`dictionary` gives what is put in place for an input."""
+    found = list(groups)
     if not found:
         raise WrongUse("There is no text to evaluate on.")
     next_token = not isinstance(found[0][0], dict) and _causal(model, found[0][0])
-    means = _means(model, D.config.writes, found)
+    means = _means(model, writes, found)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("clean", "zero", "mean", "replaced")}
     count = 0
     for inputs, keep in found:
         counted = torch.nn.functional.pad(keep[:, :-1] & inputs.mask[:, 1:], (0, 1)) if next_token else keep
         target = inputs.ids.roll(-1, 1)[counted][:, None] if next_token else None
         clean = _log_probs(model, inputs, counted, [])
-        for name, edits in _edits(D, model, inputs, means, keep).items():
+        for name, edits in _edits(dictionary(inputs), model, inputs, means, keep).items():
             edited = _log_probs(model, inputs, counted, edits) if edits else clean
             surprise = -edited.gather(1, target).double().sum() if target is not None else torch.tensor(torch.nan)
             divergence = (clean.exp() * (clean - edited)).double().sum()
@@ -202,7 +244,9 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def rows_of(D: Dictionary, model: Model, texts: Data, tokens: int, batch: int = 4, context: int = 512) -> RowsSource:
+def rows_of(
+    D: Dictionary, model: Model | Together, texts: Data, tokens: int, batch: int = 4, context: int = 512
+) -> RowsSource:
     """The rows that a dictionary reads and writes over `texts`, about `tokens` of them, in memory: for `evaluate`."""
     parts: dict[str, list[Tensor]] = {site: [] for site in D.config.reads + D.config.writes}
     for inputs, keep in _groups(D, model, texts, tokens, batch, context):
@@ -216,7 +260,7 @@ def rows_of(D: Dictionary, model: Model, texts: Data, tokens: int, batch: int = 
 
 
 def _groups(
-    D: Dictionary, model: Model, texts: Data, tokens: int | None, batch: int, context: int
+    D: Dictionary, model: Model | Together, texts: Data, tokens: int | None, batch: int, context: int
 ) -> Iterator[tuple[Any, Bool[Tensor, "batch pos"]]]:
     """Windows of text or inputs as a recording makes them, and which of their positions a recording keeps."""
     from interp.store.recording import groups, kept_positions, padded

@@ -119,6 +119,40 @@ def pair(
     return _rows(rows, torch.cat([a, b], 1), lambda n: _uniform(n, features, generator) < l0 / features, generator)
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What the MLPs of several layers read and write, side by side, where features write to their layer and to those above.
+
+    x [rows, layers · d], y the same, writes [features, layers · d] zero below a feature's `layer` [features]; `fires` [rows,
+    features].
+    """
+
+    x: Tensor
+    y: Tensor
+    writes: Tensor
+    layer: Tensor
+    fires: Tensor
+
+
+def across_layers(rows: int, seed: int, layers: int = 2, d: int = 32, features: int = 48, l0: float = 3.0) -> Layers:
+    """x^i = Σ_{j of layer i} f_j r_j, y^l = Σ_{j of layer ≤ l} f_j w_j^l, r_j and w_j^l random unit directions, f as `superposed`.
+
+    It is what a cross-layer transcoder can be (Ameisen et al. 2025); features belong to the layers in equal groups. Raises
+    `WrongUse` unless they can.
+    """
+    if features % layers:
+        raise WrongUse(f"layers={layers} must divide features={features}.")
+    generator = torch.Generator().manual_seed(seed)
+    layer = torch.arange(layers).repeat_interleave(features // layers)
+    at = one_hot(layer, layers).bool()[..., None]  # [features, layers, 1]
+    reads = (at * _unit(features, d, generator)[:, None]).flatten(1)
+    above = at.cumsum(1).bool()
+    writes = (above * _unit(features * layers, d, generator).view(features, layers, d)).flatten(1)
+    fires = _uniform(rows, features, generator) < l0 / features
+    f = fires * (_uniform(rows, features, generator) + 0.5)
+    return Layers(f @ reads, f @ writes, writes, layer, fires)
+
+
 def sums(rows: int, seed: int, parts: int = 3, d: int = 32, features: int = 64) -> Planted:
     """Unit rows, each the sum of `parts` of the directions, made short: the decoder of a dictionary whose latents have parts.
 

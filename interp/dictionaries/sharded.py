@@ -130,7 +130,7 @@ class ShardedApril(April):
         f = self.z(D, x).relu()
         e = y - D.decode(f, x)
         penalty = ranks.summed((f * D.part_norms().sum(1)).sum(-1).mean())
-        return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
+        return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
 
 
 SHARDED: dict[str, type[Kind]] = {k.name: k for k in (ShardedTopK, ShardedBatchTopK, ShardedApril)}
@@ -143,8 +143,9 @@ class ShardedTrainer(Trainer):
     """
 
     def __init__(self, config: TrainConfig, source: Source, device: str | torch.device = "cpu"):
-        if config.kind.name not in SHARDED or config.cross_layer:
+        if config.kind.name not in SHARDED or config.cross_layer or config.end_to_end:
             what = "a cross-layer transcoder" if config.cross_layer else config.kind.name
+            what = "a dictionary end to end" if config.end_to_end else what
             raise WrongUse(
                 f"Under torchrun {', '.join(SHARDED)} share their latents; {what} cannot: train it in one process."
             )

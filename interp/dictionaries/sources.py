@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 Pair = tuple[Tensor, Tensor]
 
@@ -75,22 +75,27 @@ class RowsSource:
 
     def batches(self, size: int, seed: int, start: int, stop: int) -> Iterator[Pair]:
         """See `Source.batches`."""
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        for number in range(start, stop):
-            parts, position = [], number * size
-            while position < (number + 1) * size:
-                if epoch != position // self.rows:
-                    epoch = position // self.rows
-                    order = permutation(self.rows, seed, epoch)
-                offset = position % self.rows
-                parts.append(order[offset : offset + (number + 1) * size - position])
-                position += len(parts[-1])
-            yield self._pair(torch.cat(parts))
+        return map(self._pair, shuffled(self.rows, size, seed, start, stop))
 
     def once(self, size: int) -> Iterator[Pair]:
         """See `Source.once`; in the order given."""
         for begin in range(0, self.rows, size):
             yield self._pair(slice(begin, begin + size))
+
+
+def shuffled(rows: int, size: int, seed: int, start: int, stop: int) -> Iterator[Int[Tensor, " size"]]:
+    """The rows of batches number `start` to `stop` − 1: every pass shows each once, batches run on over its end."""
+    epoch, order = -1, torch.empty(0, dtype=torch.int64)
+    for number in range(start, stop):
+        parts, position = [], number * size
+        while position < (number + 1) * size:
+            if epoch != position // rows:
+                epoch = position // rows
+                order = permutation(rows, seed, epoch)
+            offset = position % rows
+            parts.append(order[offset : offset + (number + 1) * size - position])
+            position += len(parts[-1])
+        yield torch.cat(parts)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

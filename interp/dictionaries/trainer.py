@@ -7,6 +7,7 @@ the counters of silent latents, what its kind keeps, and the step: no generator 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -84,15 +85,21 @@ class Trainer:
 
     def update(self, x: Tensor, y: Tensor) -> Loss:
         """One step on the raw rows (x [batch, d_in], y [batch, d_out]); returns the loss before it."""
+        return self._stepped(*self._scaled(x, y), self.kind.loss)
+
+    def _scaled(self, x: Tensor, y: Tensor) -> Pair:
+        """Raw rows in the units of training."""
         autoencoder = y is x
         s_x, s_y = self._spread(self.dictionary.b_dec)
         x = x.to(self.device, self.dtype) * s_x
-        y = x if autoencoder else y.to(self.device, self.dtype) * s_y
+        return x, x if autoencoder else y.to(self.device, self.dtype) * s_y
+
+    def _stepped(self, x: Tensor, y: Tensor, loss_of: Callable[[Dictionary, Tensor, Tensor, Now], Loss]) -> Loss:
         c, D = self.config, self.dictionary
         now = Now(self.dead.nonzero().flatten(), self.step, c.steps, c.warm(self.step))
-        loss = self.kind.loss(D, x, y, now)
+        loss = loss_of(D, x, y, now)
         self.optimiser.zero_grad()
-        loss.total.backward()
+        loss.total.backward(inputs=list(self.trained.values()))
         self._move()
         with torch.no_grad():
             self.silent += len(x)

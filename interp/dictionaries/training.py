@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.dictionaries.config import TrainConfig
 from interp.dictionaries.dictionary import Dictionary
+from interp.dictionaries.endtoend import EndToEnd
 from interp.dictionaries.run import Run
 from interp.dictionaries.sources import Source, together
 from interp.dictionaries.trainer import Trainer
@@ -51,7 +52,7 @@ def train(
 
         run = sharded_run(Path(out), config, source, device, said, watch)
     else:
-        run = Run(Path(out), Trainer(config, source, device), said, watch)
+        run = Run(Path(out), trainer(config)(config, source, device), said, watch)
     for error in _finish([run], resume).values():
         raise error
     return run.trainer.finished()
@@ -81,13 +82,20 @@ def train_many(
         start()
         same({name: config.to_dict() for name, config in configs.items()})
     mine = share(list(configs))
-    runs = [Run(Path(out) / name, Trainer(configs[name], of[name], device), said, watch) for name in mine]
+    runs = [
+        Run(Path(out) / name, trainer(configs[name])(configs[name], of[name], device), said, watch) for name in mine
+    ]
     stopped = _finish(runs, resume) if runs else {}
     wait()
     if stopped:
         told = " ".join(f"{run.folder.name}: {error}" for run, error in stopped.items())
         raise Diverged(f"{len(stopped)} of {len(runs)} dictionaries stopped, the others are trained. {told}")
     return {run.folder.name: run.trainer.finished() for run in runs}
+
+
+def trainer(config: TrainConfig) -> type[Trainer]:
+    """What makes the steps of such a run."""
+    return EndToEnd if config.end_to_end else Trainer
 
 
 def _check_shared(configs: Mapping[str, TrainConfig]) -> None:
@@ -108,14 +116,14 @@ def _check_shared(configs: Mapping[str, TrainConfig]) -> None:
 
 def plan(config: TrainConfig, source: Source, device: str | torch.device = "cpu", steps: int = 3) -> dict[str, float]:
     """What a run will take: rows there are, bytes it leaves on disk, minutes (a few of its steps are made and timed)."""
-    trainer = Trainer(config, source, device)
-    trainer.begin()
+    tried = trainer(config)(config, source, device)
+    tried.begin()
     begin = 0.0
     for step, (x, y) in enumerate(source.batches(config.batch, config.order, 0, steps + 1)):
         begin = time.perf_counter() if step == 1 else begin  # the first step also makes Adam's moments
-        trainer.update(x, y).total.item()
+        tried.update(x, y).total.item()
     minutes = (time.perf_counter() - begin) / steps * config.steps / 60
-    size = sum(t.numel() * t.element_size() for t in (*trainer.state().values(), *trainer.dictionary.parameters()))
+    size = sum(t.numel() * t.element_size() for t in (*tried.state().values(), *tried.dictionary.parameters()))
     return {"rows": source.rows, "bytes": size, "minutes": round(minutes, 2)}
 
 

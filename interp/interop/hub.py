@@ -1,4 +1,4 @@
-"""Where a dictionary is: a path, "hub:OWNER/REPOSITORY/FOLDER", or "saelens:RELEASE/ID" by SAELens' own table."""
+"""Where a dictionary is: a path, "zoo:MODEL/NAME", "hub:OWNER/REPOSITORY/FOLDER", or "saelens:RELEASE/ID" by SAELens' own table."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ READ = (None, "gemma_2", "gemma_2_transcoder", "gemma_3", "dictionary_learning_1
 def opened(where: str | Path) -> Read:
     """The dictionary at `where`; see `load_dictionary`."""
     kind, colon, name = str(where).partition(":")
+    if colon and kind == "zoo":
+        return _bundled(name)
     if colon and kind == "hub":
         return formats.read(fetched(name))
     if colon and kind == "saelens":
         return _release(name)
     return formats.read(where)
+
+
+def _bundled(name: str) -> Read:
+    """One that ships inside the package, in float32: its 16-bit numbers are widened, which is exact."""
+    from interp.zoo import dictionary_path
+
+    read = formats.read(dictionary_path(name))
+    return Read(read.dictionary.float(), read.about)
 
 
 def fetched(name: str) -> Path:

@@ -6,6 +6,7 @@ from interp.model.fold import folded
 from interp.model.load import load
 from interp.model.model import Model, Tokens
 from interp.model.sweep import attribution_patching
+from interp.model.together import Together
 from interp.model.written import edits_from_json
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Resample",
     "Scale",
     "Steer",
+    "Together",
     "Tokens",
     "Zero",
     "attribution_patching",

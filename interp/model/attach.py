@@ -26,7 +26,7 @@ from interp.errors import WrongUse
 from interp.model.binding import Site
 from interp.model.edits import Edit
 from interp.model.positions import Positions
-from interp.sites import MODULE, READ_ONLY, head_of, host, refuse
+from interp.sites import MODULE, READ_ONLY, head_of, host, of_model, refuse
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -191,6 +191,12 @@ def attached(model: Model, dictionary: Any, error: bool) -> Attached:
     if not hasattr(dictionary, "layers"):
         raise WrongUse(f"attach takes a dictionary, as interp.load_dictionary(PATH) gives, not {dictionary!r:.80}.")
     c = dictionary.config
+    owners = list(dict.fromkeys(owner for _, owner in map(of_model, c.reads) if owner))
+    if owners:
+        raise WrongUse(
+            f"this dictionary is of {' and '.join(owners)}. What it is in one of them, given what the others hold: "
+            f"dictionary.given({owners[0]!r}, interp.Together({{name: model, ...}}).record(x, dictionary.config.reads))."
+        )
     widths = [
         *zip(c.reads, c.widths_in or (c.d_in,), strict=True),
         *zip(c.writes, c.widths_out or (c.d_out,), strict=True),

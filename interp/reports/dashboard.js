@@ -59,10 +59,14 @@
     kept.set(place, JSON.stringify(own));
     list.draw(true);
   };
-  const exportLabels = () => {
-    const rows = latents.filter(labelOf).map((l) => `${l.number},"${labelOf(l).replaceAll('"', '""')}"`);
-    const url = URL.createObjectURL(new Blob([["latent,label", ...rows, ""].join("\n")], { type: "text/csv" }));
-    el("a", { href: url, download: "labels.csv" }).click();
+  const LABELS = {  // what `interp dashboard --labels` reads
+    csv: (own) => ["latent,label", ...own.map(([n, label]) => `${n},"${label.replaceAll('"', '""')}"`), ""].join("\n"),
+    json: (own) => `${JSON.stringify(Object.fromEntries(own), null, 1)}\n`,
+  };
+  const exportLabels = (kind) => {
+    const text = LABELS[kind](latents.filter(labelOf).map((l) => [l.number, labelOf(l)]));
+    const url = URL.createObjectURL(new Blob([text], { type: kind === "csv" ? "text/csv" : "application/json" }));
+    el("a", { href: url, download: `labels.${kind}` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 1000);
   };
 
@@ -436,7 +440,8 @@
     el("div", { class: "find" }, el("label", {}, "sort ", order), arrow, list.count), list.outer);
   const top = el("header", { class: "top" }, el("a", { class: "title", href: "#overview" }, data.title),
     el("span", { class: "buttons" }, el("a", { href: "#overview", class: "button" }, "overview"),
-      el("button", { type: "button", onclick: exportLabels }, "save labels"),
+      el("button", { type: "button", onclick: () => exportLabels("csv") }, "save labels"),
+      el("button", { type: "button", onclick: () => exportLabels("json") }, "as JSON"),
       el("button", { type: "button", onclick: flip, "aria-label": "light or dark" }, "◐")));
 
   const show = async () => {

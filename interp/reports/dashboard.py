@@ -24,7 +24,7 @@ from interp.reports.words import parts
 
 if TYPE_CHECKING:
     from interp.dictionaries import Dictionary
-    from interp.model import Model
+    from interp.model import Model, Together
 
 TOP, EACH = 20, 5  # contexts shown of a latent: the strongest, and those drawn in each stratum
 BLOCK = 50  # latents unpacked at a time
@@ -35,7 +35,7 @@ Word = str | list[str]  # a token as the page shows it: plain text, or plain and
 def write_dashboard(
     path: str | Path,
     dictionary: Dictionary,
-    model: Model,
+    model: Model | Together,
     groups: Iterable[Sequence[Sequence[int]]],
     latents: Sequence[int],
     *,

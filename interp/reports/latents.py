@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from interp.reports.watch import BINS, OCTAVE, Contexts, Watch, bin_of, edge, row_of
+from interp.sites import of_model
 from interp.texts import token_texts
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
     from interp.dictionaries import Dictionary
-    from interp.model import Model
+    from interp.model import Model, Together
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "write")  # sites whose vectors live in the residual stream
 STRATA = 5  # parts of the range from 0 to a latent's maximum that contexts are drawn from
@@ -135,7 +136,7 @@ def draw_live(live: Bool[Tensor, " m"], count: int = 10, seed: int = 0) -> list[
 
 def latent_examples(
     dictionary: Dictionary,
-    model: Model,
+    model: Model | Together,
     groups: Iterable[Sequence[Sequence[int]]],
     latents: Sequence[int],
     *,
@@ -273,7 +274,9 @@ def neighbours(
 Effects = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]]
 
 
-def logit_effects(dictionary: Dictionary, model: Model, latents: Sequence[int], count: int = LISTED) -> list[Effects]:
+def logit_effects(
+    dictionary: Dictionary, model: Model | Together, latents: Sequence[int], count: int = LISTED
+) -> list[Effects]:
     """The tokens that each latent raises and lowers most by the direct path: W_U (γ ⊙ d_i), less its mean over tokens.
 
     In logits per unit of activation, with the final norm's gain γ and without its division. Of a dictionary that writes
@@ -311,10 +314,15 @@ def _written(dictionary: Dictionary, latents: Sequence[int]) -> Float[Tensor, "l
 
 
 @torch.no_grad()
-def _unembedding(dictionary: Dictionary, model: Model) -> Float[Tensor, "vocabulary d_model"] | None:
+def _unembedding(dictionary: Dictionary, model: Model | Together) -> Float[Tensor, "vocabulary d_model"] | None:
     """W_U diag(γ) in float32, if the dictionary writes to the stream of a model with an output embedding."""
+    from interp.model import Together
+
+    site, owner = of_model(dictionary.config.writes[-1])
+    if isinstance(model, Together):
+        model = model.models[str(owner)]
     head = getattr(model.module, "get_output_embeddings", lambda: None)()
-    if head is None or dictionary.config.writes[-1].rsplit(".", 1)[-1] not in STREAM:
+    if head is None or site.rsplit(".", 1)[-1] not in STREAM:
         return None
     weight = head.weight.float()
     width = (dictionary.config.widths_out or (dictionary.config.d_out,))[-1]

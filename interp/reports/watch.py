@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
     from interp.dictionaries import Dictionary
-    from interp.model import Model
+    from interp.model import Model, Together
 
 OCTAVE, BINS = 4, 128  # bin b holds activations from 2^((b − 64) / 4) up to the next; the first and last are open
 DEPTH = 12  # bins below a latent's strongest so far that are drawn from apart; what is weaker is drawn from as one
@@ -173,7 +173,7 @@ class Watch:
     def __init__(
         self,
         dictionary: Dictionary,
-        model: Model,
+        model: Model | Together,
         latents: Sequence[int],
         *,
         top: int = 20,

@@ -23,7 +23,9 @@ from interp.store.writer import StoreWriter
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
 
-    from interp.model import Model, Tokens
+    from interp.model import Model, Together, Tokens
+
+    Readable = Model | Together
 
 COMMIT_EVERY = 16  # batches between two points to go on from
 
@@ -38,7 +40,7 @@ class Plan:
     minutes: float
 
 
-def windows(model: Model, texts: Iterable[str], context: int) -> Iterator[tuple[int, list[int]]]:
+def windows(model: Readable, texts: Iterable[str], context: int) -> Iterator[tuple[int, list[int]]]:
     """(Number of the text, token ids) of windows of at most `context` tokens, none across two texts.
 
     Each begins with the tokenizer's own start token, if it has one.
@@ -67,7 +69,7 @@ def token_windows(tokenizer: Any, texts: Iterable[str], context: int) -> Iterato
 
 
 def batches(
-    model: Model, texts: Iterable[str], context: int, batch: int, skip: int = 0
+    model: Readable, texts: Iterable[str], context: int, batch: int, skip: int = 0
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Windows in groups of `batch`, with the number of each one's text; the first `skip` windows are left out."""
     stream = itertools.islice(windows(model, texts, context), skip, None)
@@ -75,7 +77,7 @@ def batches(
         yield [number for number, _ in group], [ids for _, ids in group]
 
 
-def padded(model: Model, group: Sequence[Sequence[int]]) -> tuple[Tokens, Tensor]:
+def padded(model: Readable, group: Sequence[Sequence[int]]) -> tuple[Tokens, Tensor]:
     """A group as `Tokens`, and which positions are kept: real tokens but a beginning-of-sequence token (an outlier everywhere)."""
     tokens = model.pad(group)
     keep = tokens.mask.clone()
@@ -86,7 +88,7 @@ def padded(model: Model, group: Sequence[Sequence[int]]) -> tuple[Tokens, Tensor
 
 
 def plan(
-    model: Model,
+    model: Readable,
     sites: Sequence[str],
     texts: Data,
     *,
@@ -113,7 +115,7 @@ def plan(
 
 
 def record_text(
-    model: Model,
+    model: Readable,
     sites: Sequence[str],
     texts: Data,
     out: str | Path,
@@ -175,7 +177,7 @@ def _write(writer: StoreWriter, shared: Callable[[tuple[int, int, bool]], Iterat
 
 
 def forwarded(
-    model: Model,
+    model: Readable,
     names: Sequence[str],
     texts: Data,
     context: int,
@@ -207,14 +209,14 @@ def forwarded(
                 yield windows, part[0], dict(zip(names, part[1:], strict=True))
 
 
-def _with_documents(model: Model, names: Sequence[str], numbers: list[int], group: Group) -> list[Tensor]:
+def _with_documents(model: Readable, names: Sequence[str], numbers: list[int], group: Group) -> list[Tensor]:
     """The document of each kept row of a group, and the rows of every site."""
     rows, window = kept_rows(model, names, group)
     return [torch.tensor(numbers)[window], *rows.values()]
 
 
 def kept_rows(
-    model: Model, names: Sequence[str], group: Group
+    model: Readable, names: Sequence[str], group: Group
 ) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
     """The kept rows of every site over a group of windows or inputs, and which of them each comes from."""
     if isinstance(group, dict):
@@ -232,7 +234,7 @@ def kept_rows(
 
 
 def _input_rows(
-    model: Model, names: Sequence[str], inputs: dict[str, Tensor]
+    model: Readable, names: Sequence[str], inputs: dict[str, Tensor]
 ) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
     cache = model.record(inputs, names)
     first = kept_positions(names, cache, inputs)
@@ -265,7 +267,7 @@ Group = Sequence[Sequence[int]] | dict[str, Tensor]  # of windows, or of inputs
 Part = tuple[int, Tensor, dict[str, Tensor]]  # of a recording: windows so far, document of each row, rows of every site
 
 
-def groups(model: Model, texts: Data, context: int, batch: int, skip: int = 0) -> Iterator[tuple[list[int], Group]]:
+def groups(model: Readable, texts: Data, context: int, batch: int, skip: int = 0) -> Iterator[tuple[list[int], Group]]:
     """`batches` of text, or of inputs by their numbers."""
     if not isinstance(texts, Mapping):
         yield from batches(model, texts, context, batch, skip)
@@ -277,7 +279,7 @@ def groups(model: Model, texts: Data, context: int, batch: int, skip: int = 0) -
         yield list(range(begin, min(begin + batch, count))), part
 
 
-def read_data(model: Model, text: str | None, dataset: str | None, inputs: str | Path | None) -> Data:
+def read_data(model: Readable, text: str | None, dataset: str | None, inputs: str | Path | None) -> Data:
     """Documents as `read_texts` gives them, or the inputs of a file. Raises `WrongUse` for both."""
     from interp.texts import read_texts
 
@@ -288,7 +290,7 @@ def read_data(model: Model, text: str | None, dataset: str | None, inputs: str |
     return read_inputs(inputs, model)
 
 
-def read_inputs(path: str | Path, model: Model) -> dict[str, Tensor]:
+def read_inputs(path: str | Path, model: Readable) -> dict[str, Tensor]:
     """Ready inputs of a model from a safetensors file: its forward's arguments by name (pixel_values, input_features,
     input_ids, decoder_input_ids, masks, …), each [inputs, ...].
 

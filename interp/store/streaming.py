@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from interp.model import Model
+    from interp.model import Model, Together
 
 BLOCK_BYTES = 2**28  # of float32 rows that are shuffled together
 
@@ -36,7 +36,7 @@ class Stream:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Together,
         sites: Sequence[str],
         texts: Callable[[], Iterable[str]],
         *,

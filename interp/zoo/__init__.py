@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.zoo.training import Task
 
 WEIGHTS = Path(__file__).with_name("weights")
+DICTIONARIES = Path(__file__).with_name("dictionaries")  # of these models, a folder each: MODEL/NAME
 RECIPES = ("books", "brackets", "digits", "numbers", "numbers_decoder", "tones")
 
 
@@ -29,6 +30,16 @@ def path(name: str) -> Path:
     if name not in names():
         raise WrongUse(f"the zoo has no {name!r}.{nearest(name, names())} It has: {', '.join(names()) or 'nothing'}.")
     return WEIGHTS / name
+
+
+def dictionary_path(name: str) -> Path:
+    """The folder of a bundled dictionary, MODEL/NAME. Raises `WrongUse`, naming what there is, for another name."""
+    there = sorted(f"{c.parents[1].name}/{c.parent.name}" for c in DICTIONARIES.glob("*/*/config.json"))
+    if name not in there:
+        raise WrongUse(
+            f"the zoo has no dictionary {name!r}.{nearest(name, there)} It has: {', '.join(there) or 'none'}."
+        )
+    return DICTIONARIES / name
 
 
 def recipe_name(name: str) -> str:

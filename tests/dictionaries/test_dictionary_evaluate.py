@@ -12,7 +12,7 @@ from torch import Tensor
 
 import interp
 from interp.dictionaries import Dictionary, DictionaryConfig, RowsSource, evaluate, evaluate_model, pca_fvu, rows_of
-from interp.errors import WrongUse
+from interp.errors import Failed, WrongUse
 
 Make = Callable[..., Dictionary]
 Measure = Callable[[float], None]
@@ -134,6 +134,16 @@ def test_s6_identity_and_zero_on_rows(rows: Tensor, measured: Measure) -> None:
     assert nothing.fvu == pytest.approx((x.square().sum() / (x - x.mean(0)).square().sum()).item(), rel=1e-12)
     assert (nothing.l0, nothing.dead, nothing.cosine, nothing.l2_ratio) == (0, 4, 0, 0)
     assert nothing.to_dict()["bias"] is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_numbers_are_named(make: Make, rows: Tensor, value: float) -> None:
+    x = rows.clone()
+    x[307, 2] = value
+    with pytest.raises(Failed, match="NaN or infinite activations at rows, row 307"):
+        evaluate(make(), RowsSource(x), batch=100)
+    with pytest.raises(Failed, match="at targets, row 307"):
+        evaluate(make(d_out=9), RowsSource(rows, x), batch=100)
 
 
 def test_other_widths_are_refused(make: Make, rows: Tensor) -> None:

@@ -85,6 +85,26 @@ def test_a_pair_has_features_of_one_site_and_of_both() -> None:
     assert recovery.relative_norms(torch.zeros(1, 2), torch.ones(2)).tolist() == [0.5]
 
 
+def test_features_write_to_their_layer_and_above() -> None:
+    """Of three layers: x reads the features of its own layer alone, y all those at it and below."""
+    data = planted.across_layers(200, 3, layers=3, d=8, features=12)
+    x, y, writes = data.x.view(200, 3, 8), data.y.view(200, 3, 8), data.writes.view(12, 3, 8)
+    lengths = writes.norm(dim=2)
+    assert torch.allclose(lengths, (torch.arange(3) >= data.layer[:, None]).float())
+    for layer in range(3):
+        silent = ~data.fires[:, data.layer == layer].any(1)
+        assert (x[:, layer].norm(dim=1) == 0).equal(silent)
+        below = ~data.fires[:, data.layer <= layer].any(1)
+        assert (y[:, layer].norm(dim=1) == 0).equal(below)
+    one = data.fires.sum(1) == 1
+    row, feature = int(one.nonzero()[0]), int(data.fires[one][0].nonzero())
+    f = data.x[row].norm()  # its direction in x is of length one
+    assert 0.5 <= f <= 1.5
+    assert torch.allclose(data.y[row], f * data.writes[feature], atol=1e-6)
+    with pytest.raises(WrongUse, match="layers=3 must divide features=10"):
+        planted.across_layers(10, 0, layers=3, features=10)
+
+
 def test_sums_are_short_and_orthonormal_features_can_be_read_off() -> None:
     data = planted.sums(50, 4, parts=3)
     assert torch.allclose(data.x.norm(dim=1), torch.ones(50), atol=1e-6)

@@ -179,6 +179,17 @@ def test_a_site_that_is_not_the_checkpoints_is_refused(store: Store, tmp_path: P
     assert (tmp_path / "a" / "state.safetensors").read_bytes() == before
 
 
+def test_a_store_of_another_width_is_refused(store: Store, tmp_path: Path) -> None:
+    """The same site of another model; the checkpoint and the metrics stay as they were."""
+    train_many({"a": config()}, StoreSource(store, "early"), tmp_path)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    with StoreWriter(tmp_path / "other", widths={"early": 4}, expected_rows=64) as writer:
+        writer.append({"early": torch.randn(store.rows, 4)}, documents=torch.arange(store.rows))
+    with pytest.raises(WrongUse, match=rf"a was trained with source d_in={store.widths['early']}, not 4"):
+        train_many({"a": config()}, StoreSource(open_store(tmp_path / "other"), "early"), tmp_path, resume=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+
+
 def test_together_gives_each_its_own_sites(store: Store) -> None:
     views = [StoreSource(store, "early"), StoreSource(store, "late", "early"), StoreSource(store, "early")]
     for number, pairs in enumerate(together(views, 32, 4, 3, 15), 3):

@@ -324,10 +324,11 @@ def test_labels_are_kept_and_saved(page: Path, tab: browser.Browser, tmp_path: P
     tab.run("document.querySelector('.label').focus()")
     tab.type('commas, and "quotes"')
     tab.run("URL.createObjectURL = (blob) => { window.saved = blob; return '#latent-5'; }")
-    tab.run("[...document.querySelectorAll('button')].find(b => b.textContent === 'save labels').click()")
-    (tmp_path / "labels.csv").write_text(tab.run("saved.text()"), encoding="utf-8")
     wanted = {3: "third", 5: 'commas, and "quotes"', 17: 'say "x", <b>'}
-    assert read_labels(tmp_path / "labels.csv", 40) == wanted
+    for button, file in (("save labels", "labels.csv"), ("as JSON", "labels.json")):
+        tab.run(f"[...document.querySelectorAll('button')].find(b => b.textContent === '{button}').click()")
+        (tmp_path / file).write_text(tab.run("saved.text()"), encoding="utf-8")
+        assert read_labels(tmp_path / file, 40) == wanted
     tab.open(page, "#latent-5")
     assert tab.run("document.querySelector('.label').value") == 'commas, and "quotes"'
     tab.run("localStorage.clear()")

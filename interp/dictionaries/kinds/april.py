@@ -55,4 +55,4 @@ class April(Kind):
         f = self.z(D, x).relu()
         e = y - D.decode(f, x)
         penalty = (f * D.part_norms().sum(1)).sum(-1).mean()
-        return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
+        return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)

@@ -124,7 +124,8 @@ class Codebook(Resampled):
         """L = ‖x − x̂‖² / ‖x − x̄‖²."""
         f = codebook(D, x)
         fvu = share(y - D.decode(f), y)
-        return Loss(fvu, fvu, fvu.new_zeros(()), fvu.new_zeros(()), f)
+        zero = fvu.new_zeros(())
+        return Loss(fvu, zero, fvu, zero, zero, f)
 
     def place(self, D: Dictionary, latents: Int[Tensor, " dead"], x: Tensor, y: Tensor, is_dead: Tensor) -> None:
         """A silent code becomes a row."""

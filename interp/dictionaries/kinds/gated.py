@@ -61,7 +61,8 @@ class Gated(Resampled):
         if D.config.skip:
             ŷ_gate = ŷ_gate + x @ D.W_skip.detach().T
         penalty, aux = gate.sum(-1).mean(), squared(y - ŷ_gate)
-        return Loss(squared(e) + now.warm * self.sparsity * penalty + aux, share(e, y), penalty, aux, f)
+        rest = now.warm * self.sparsity * penalty + aux
+        return Loss(squared(e), rest, share(e, y), penalty, aux, f)
 
     def fold(self, D: Dictionary, new: Dictionary) -> None:
         """W_enc ← W_enc e^r, θ = max(0, b_mag − e^r b_gate)."""

@@ -120,7 +120,7 @@ class JumpReLU(Kind):
         f = Jump.apply(z, θ, self.bandwidth)
         e = y - D.decode(f, x)
         penalty = self.penalty(Step.apply(z, θ, self.bandwidth).sum(-1).mean())
-        return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
+        return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
 
     def penalty(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """What λ multiplies."""
@@ -189,5 +189,5 @@ class TanhJumpReLU(JumpReLU):
         e = y - D.decode(f, x)
         penalty = (self.tanh_scale * f * length).tanh().sum(-1).mean()
         aux = ((θ - z).relu() * length).sum(-1).mean()
-        total = squared(e) + now.warm * self.sparsity * penalty + self.pre_act * aux
-        return Loss(total, share(e, y), penalty, aux, f)
+        rest = now.warm * self.sparsity * penalty + self.pre_act * aux
+        return Loss(squared(e), rest, share(e, y), penalty, aux, f)

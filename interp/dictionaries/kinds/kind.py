@@ -28,13 +28,19 @@ class Now(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`total` is minimised; the others are what it is made of, without their coefficients."""
+    """`error` + `rest` is minimised; the others are for the log, and without their coefficients."""
 
-    total: Tensor
+    error: Tensor  # how far ŷ is from y, as the kind measures it
+    rest: Tensor  # penalties and what revives latents, with their coefficients
     fvu: Tensor  # ‖e‖² / ‖y − ȳ‖² of the batch: for the log, whatever the kind
     sparsity: Tensor  # the penalty; 0 for kinds that fix the number of active latents
     aux: Tensor  # the auxiliary reconstruction
     code: Code | Tensor  # f, as it was used
+
+    @property
+    def total(self) -> Tensor:
+        """L."""
+        return self.error + self.rest
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Kind:
         """The loss of a batch; unless a kind says otherwise, the error alone."""
         f = self.encode(D, x)
         fvu = share(y - D.decode(f, x), y)
-        return Loss(fvu, fvu, fvu.new_zeros(()), fvu.new_zeros(()), f)
+        zero = fvu.new_zeros(())
+        return Loss(fvu, zero, fvu, zero, zero, f)
 
     def after(self, D: Dictionary, loss: Loss, now: Now) -> None:
         """What is updated by other means than gradients, after the optimiser's step."""

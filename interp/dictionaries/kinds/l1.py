@@ -50,4 +50,4 @@ class L1(Resampled):
         f = self.z(D, x).relu()
         e = y - D.decode(f, x)
         penalty = f.sum(-1).mean()
-        return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
+        return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)

@@ -61,4 +61,4 @@ class Matryoshka(BatchTopK):
             e = e - f[:, a:b] @ D.W_dec[a:b]
             levels.append(share(e, y))
         aux = self.auxk(D, x, e.detach(), now.dead)
-        return Loss(torch.stack(levels).mean() + self.aux * aux, levels[-1], e.new_zeros(()), aux, code)
+        return Loss(torch.stack(levels).mean(), self.aux * aux, levels[-1], e.new_zeros(()), aux, code)

@@ -66,7 +66,7 @@ class PAnneal(L1):
         f = self.z(D, x).relu()
         e = y - D.decode(f, x)
         penalty = D.get_buffer("s").to(f) * power(f, self.p(self.level(now.step, now.steps)))
-        return Loss(squared(e) + now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
+        return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
 
     def after(self, D: Dictionary, loss: Loss, now: Now) -> None:
         """Keep Σ f^p and Σ f^q; where p steps to q, s ← s Σ f^p / Σ f^q."""

@@ -70,7 +70,7 @@ class Pursuit(TopK):
         """L = ‖r_k‖²/‖x − x̄‖² + α AuxK."""
         f, r = pursue(D, x)
         fvu, aux = share(r, y), self.auxk(D, x, r.detach(), now.dead)
-        return Loss(fvu + self.aux * aux, fvu, fvu.new_zeros(()), aux, f)
+        return Loss(fvu, self.aux * aux, fvu, fvu.new_zeros(()), aux, f)
 
     def auxk(
         self, D: Dictionary, x: Float[Tensor, "batch d_in"], e: Float[Tensor, "batch d_out"], dead: Int[Tensor, " dead"]

@@ -92,7 +92,7 @@ class TopK(Kind):
         e = y - D.decode(f, x)
         fvu = share(e, y)
         aux = self.auxk(D, x, e.detach(), now.dead)
-        return Loss(fvu + self.aux * aux, fvu, fvu.new_zeros(()), aux, f)
+        return Loss(fvu, self.aux * aux, fvu, fvu.new_zeros(()), aux, f)
 
     def auxk(
         self, D: Dictionary, x: Float[Tensor, "batch d_in"], e: Float[Tensor, "batch d_out"], dead: Int[Tensor, " dead"]
@@ -117,4 +117,4 @@ class MultiTopK(TopK):
         """L = L_k + L_4k/8 + α AuxK, L_k = ‖y − ŷ_k‖²/‖y − ȳ‖²."""
         one = super().loss(D, x, y, now)
         f = Code(*encode_topk(x, D.b_pre, D.W_enc, D.b_enc, min(4 * self.k, D.config.latents), D.product))
-        return one._replace(total=one.total + share(y - D.decode(f, x), y) / 8)
+        return one._replace(error=one.error + share(y - D.decode(f, x), y) / 8)
