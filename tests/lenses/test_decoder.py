@@ -86,6 +86,8 @@ def test_the_last_layer_is_the_model_and_others_are_the_decoder_on_the_normed_st
         assert float((found.chosen_log_prob[-1] - logits.log_softmax(-1)).abs().max()) < 1e-5
         assert float(found.kl_forward[-1].abs().max()) == 0.0
         norm = encoder_norm(name, model.module) if name in PRE else lambda x: x
+        raw = model.record(inputs, lens.end)[lens.end]
+        assert float((norm(raw) - whole[-1]).abs().max()) < 1e-5  # what is recorded has not passed the norm yet
         feeding = {k: v for k, v in inputs.items() if k in ("attention_mask", "decoder_input_ids")}
         for layer in range(3):
             made = hf.modeling_outputs.MoEModelOutput if name == "nllb_moe" else hf.modeling_outputs.BaseModelOutput
