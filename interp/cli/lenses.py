@@ -1,4 +1,4 @@
-"""`interp lens MODEL "text"`, and by name: `interp lens memories`, `updates`, `exits`, `embedding` MODEL."""
+"""`interp lens MODEL "text"`, and by name: `interp lens over`, `memories`, `updates`, `exits`, `embedding` MODEL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typer.core import TyperGroup
 
 from interp.cli.lens import lens
 from interp.cli.memories import embedding, exits, memories, updates
+from interp.cli.over import over
 
-OTHERS = {"memories": memories, "updates": updates, "exits": exits, "embedding": embedding}
+OTHERS = {"over": over, "memories": memories, "updates": updates, "exits": exits, "embedding": embedding}
 ALSO = "Also: " + ", ".join(f"interp lens {name} MODEL" for name in OTHERS) + "; each takes --help."
 
 

@@ -32,6 +32,11 @@ class Averages:
     sums: dict[str, Float[Tensor, "window site"]]
     counts: dict[str, Float[Tensor, "window site"]]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read."""
+        return int(self.counts["entropy"][:, 0].sum())
+
     def mean(self, value: str) -> Float[Tensor, " site"]:
         """The mean over all tokens. Raises `WrongUse` for an unknown value."""
         self._check(value)
@@ -75,7 +80,7 @@ class Averages:
         figure.add_scatter(x=x, y=high, **edge)
         figure.add_scatter(x=x, y=low, fill="tonexty", fillcolor="rgba(31,95,139,.2)", **edge)
         figure.add_scatter(x=x, y=self.mean(value), name=self.kind, mode="lines+markers", line={"color": "#1f5f8b"})
-        title = f"{self.kind[:1].upper()}{self.kind[1:]} lens over {int(self.counts['entropy'][:, 0].sum()):,} tokens"
+        title = f"{self.kind[:1].upper()}{self.kind[1:]} lens over {self.tokens:,} tokens"
         return figure.update_layout(title=title, template="plotly_white", yaxis={"title": VALUES[value]})
 
     def _check(self, value: str) -> None:

@@ -91,7 +91,32 @@ class DecoderLens(Lens):
         if isinstance(x, Mapping) and "decoder_input_ids" in x:
             return dict(x)
         encoder = self._encoder(x, bos)
-        return encoder | {"decoder_input_ids": self._generated(encoder, {"max_new_tokens": 20})[:, :-1]}
+        return encoder | self._written(encoder)
+
+    def _written(self, encoder: dict[str, Any]) -> dict[str, Tensor]:
+        """What the decoder reads while the whole model writes: what it begins with, and each token but the last.
+
+        Whisper returns what it writes without its beginning and end, others with both; of a row that ends before the
+        others, the rest is masked.
+        """
+        given: list[Tensor] = []
+        decoder = self.model.module.get_decoder()  # type: ignore[operator]
+        handle = decoder.register_forward_pre_hook(
+            lambda _, __, named: given.append(named["input_ids"]), with_kwargs=True
+        )
+        try:
+            ids = self._generated(encoder | {"use_cache": True}, {"max_new_tokens": 20})
+        finally:
+            handle.remove()
+        start = max(given, key=lambda t: t.shape[1])  # the cache leaves later calls one token each
+        first = start.shape[1]
+        begun = torch.equal(ids[:, :first], start)
+        ids = ids[:, :-1] if begun else torch.cat([start, ids], dim=1)
+        ends = [getattr(self.model.config, f"{n}_token_id", None) for n in ("eos", "pad")]
+        over = torch.isin(ids, ids.new_tensor([i for i in ends if isinstance(i, int)]))
+        over[:, :first] = False  # some begin with the one or the other
+        real = ~over.cumsum(1).bool()
+        return {"decoder_input_ids": ids} | ({} if bool(real.all()) else {"decoder_attention_mask": real.long()})
 
     def forced(self, x: Any, target: str | Int[Tensor, "batch pos"]) -> dict[str, Any]:
         """Inputs that have the decoder read `target` after its start token, one for each prompt."""

@@ -53,6 +53,29 @@ def test_the_class_token_ends_as_the_model(name, measured):
     assert bool((lens.evolution(x).identifiability[-1, :, 0] == 1).all())
 
 
+TAILS = {  # norm and head of Hugging Face; where a head reads several tokens, all of them are the state
+    "vit": lambda net, h: net.classifier(net.vit.layernorm(h)),
+    "deit": lambda net, h: net.classifier(net.deit.layernorm(h)),
+    "beit": lambda net, h: net.classifier(net.beit.pooler.layernorm(h)),
+    "swin": lambda net, h: net.classifier(net.swin.layernorm(h)),
+    "dinov2": lambda net, h: net.classifier(net.dinov2.layernorm(h).repeat(1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_every_token_is_read_by_the_norm_and_the_head(name):
+    """Logit, rank and likeliest class of every token at every block, against a few lines for each architecture."""
+    built = module("swin") if name == "swin" else net(name)
+    lens, x = ClassLens(load(built)), probe_inputs(built, batch=2, seed=9)["pixel_values"]
+    seen = lens.evolution(x, label=1)
+    cache = lens.model.record(x, list(seen.rows))
+    with torch.no_grad():
+        wanted = torch.stack([TAILS[name](built, cache[row]) for row in seen.rows])
+    assert torch.allclose(seen.logit, wanted[..., 1], atol=1e-5)
+    assert torch.equal(seen.rank, 1 + (wanted > wanted[..., [1]]).sum(-1))
+    assert torch.equal(seen.top, wanted.argmax(-1))
+
+
 @pytest.mark.check(
     "lenses 5b (chance)", formula="mean identifiability 1/2 + 1/2C, rate 1/C, over all classes", tolerance=1e-6
 )

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 
+import interp
 from interp import WrongUse
 from interp.lenses import DecoderLens
 from interp.lenses.decoder import distance
 from interp.model import load
 from interp.model.inputs import probe_inputs
 from interp.model.twin import randomise
+from interp.zoo import tones
 from tests.model.shapes import BOTH_WAYS, TEXT, module
 
 BOTH = TEXT | BOTH_WAYS | dict(max_position_embeddings=64, decoder_start_token_id=2, forced_eos_token_id=None)
@@ -86,6 +89,8 @@ def test_the_last_layer_is_the_model_and_others_are_the_decoder_on_the_normed_st
         assert float((found.chosen_log_prob[-1] - logits.log_softmax(-1)).abs().max()) < 1e-5
         assert float(found.kl_forward[-1].abs().max()) == 0.0
         norm = encoder_norm(name, model.module) if name in PRE else lambda x: x
+        raw = model.record(inputs, lens.end)[lens.end]
+        assert float((norm(raw) - whole[-1]).abs().max()) < 1e-5  # what is recorded has not passed the norm yet
         feeding = {k: v for k, v in inputs.items() if k in ("attention_mask", "decoder_input_ids")}
         for layer in range(3):
             made = hf.modeling_outputs.MoEModelOutput if name == "nllb_moe" else hf.modeling_outputs.BaseModelOutput
@@ -148,6 +153,38 @@ def test_without_a_target_the_models_own_words_are_read():
     forced = lens.forced(ids, torch.tensor([[8, 4]]))
     assert forced["decoder_input_ids"].tolist() == [[0, 8, 4]]
     assert lens(forced).cross_entropy.shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_the_model_writes_is_read_from_its_start(name):
+    """Read back, each token is the likeliest after those before it: also where `generate` leaves the start out, as Whisper's."""
+    model = load(net(name))
+    lens = DecoderLens(model)
+    encoder = {k: v for k, v in inputs_of(model).items() if not k.startswith("decoder_")}
+    with torch.no_grad():
+        own = model.module.generate(**encoder, max_new_tokens=20, do_sample=False, num_beams=1)
+    given = lens.inputs(encoder)
+    assert bool((given["decoder_input_ids"][:, 0] == model.config.decoder_start_token_id).all())
+    found = lens(encoder)
+    for row in range(2):
+        said = found.of(row)
+        wrote = own[row] if name == "whisper" else own[row, 1:]
+        count = min(len(wrote), len(said.pos))
+        assert torch.equal(said.ids[1:count], wrote[: count - 1])
+        assert int((said.top[-1, :count, 0] == wrote[:count]).sum()) >= count - 1  # of some, one token is forced
+
+
+def test_rows_that_end_early_are_read_to_their_end():
+    """The sound of four digits beside that of two: nothing is read after the second digit."""
+    model = interp.load("zoo:tones")
+    rng = np.random.default_rng(0)
+    found = DecoderLens(model)({"input_features": tones.heard([tones.dial(t, rng) for t in ("4071", "12")])})
+    assert "".join(model.tokenizer.decode(found.of(0).ids)).replace(" ", "") == "<s>4071"
+    assert "".join(model.tokenizer.decode(found.of(1).ids)).replace(" ", "") == "<s>12"
+    for row, text in enumerate(("4071", "12")):
+        said = found.of(row)
+        assert model.tokenizer.decode(said.top[-1, :, 0]).replace(" ", "") == f"{text}</s>"
+        assert bool((said.rank[-1] == 1).all())
 
 
 @pytest.mark.parametrize(

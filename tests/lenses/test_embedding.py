@@ -54,6 +54,23 @@ def _off(a, b):
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "pythia", "falcon grouped"])
+def test_circuits_of_all_heads_sum_to_the_attention(name):
+    """Σ_h A^h (XE) E' W_VO^h E is what the attention returns but for its biases, in the vocabulary; keys and values shared or not."""
+    with Lifted():
+        S, at = space(name), "blocks.1.attn"
+        W = S.model.weights
+        cache = S.model.record(torch.tensor([[5, 9, 11, 3, 8]]), [f"{at}.{s}" for s in ("in", "pattern", "out")])
+        x, pattern, out = (cache[f"{at}.{s}"][0] for s in ("in", "pattern", "out"))
+        total = torch.zeros(len(x), S.unembed.shape[1], dtype=x.dtype)
+        for head, A in enumerate(pattern):
+            L, R = S.factors(f"{at}.OV", head)
+            total += A @ x @ S.embed.T @ L @ R
+            if f"{at}.b_V" in W:
+                out = out - W[f"{at}.b_V"][head] @ W[f"{at}.W_O"][head]  # a pattern's rows sum to 1
+        assert _off(total, (out - W.get(f"{at}.b_O", torch.zeros(1))) @ S.unembed) < 1e-9
+
+
 def test_the_transpose_is_the_embedding_itself_and_no_inverse():
     """E' = Eᵀ: a key is scored by its product with each token's embedding; h · k is then another number."""
     S = space("llama", "transpose")

@@ -93,6 +93,27 @@ def test_every_row_is_the_head_of_the_normed_state(name):
             assert float((found.chosen_log_prob[row] - wanted).abs().max()) < 2e-5
 
 
+BOTH_WAYS = {
+    "t5": lambda net, h: net.lm_head(net.decoder.final_layer_norm(h) * net.config.d_model**-0.5),
+    "bart": lambda net, h: net.lm_head(h) + net.final_logits_bias,
+    "whisper": lambda net, h: net.proj_out(net.model.decoder.layer_norm(h)),
+}
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_every_row_of_a_decoder_beside_an_encoder(name):
+    """decoder_hidden_states[l] of Hugging Face through its own norm, scale, head and bias."""
+    model = load(module(name))
+    lens, inputs = Lens(model), probe_inputs(model.module, batch=2, length=5, seed=9)
+    found = lens(inputs, tokens=range(lens.head.width))
+    with torch.no_grad():
+        hidden = copy.deepcopy(model.module)(**inputs, output_hidden_states=True).decoder_hidden_states
+        assert len(found.sites) == len(hidden) == 4
+        for row in range(3):
+            wanted = BOTH_WAYS[name](model.module, hidden[row]).log_softmax(-1).flatten(0, 1)
+            assert float((found.chosen_log_prob[row] - wanted).abs().max()) < 2e-5
+
+
 @pytest.mark.parametrize("name", POOLED)
 def test_classifiers_are_read_at_every_position(name):
     """Where the head reads the class token, that token's last row is the model; where it averages normed tokens, their mean."""

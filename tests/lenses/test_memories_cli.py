@@ -134,7 +134,7 @@ def test_help_names_the_other_commands():
 
     told = CliRunner().invoke(app, ["--help"]).output
     assert "--kind" in told
-    assert all(name in told for name in ("memories", "updates", "exits", "embedding"))
+    assert all(name in told for name in ("over", "memories", "updates", "exits", "embedding"))
 
 
 @pytest.mark.parametrize(
