@@ -43,9 +43,16 @@ def text_or_ids(model: Model, text: str | None, ids: str | None, command: str) -
     if ids is None:
         return str(text)
     numbers, table = numbers_in(ids, "--ids"), model.weights.get("W_E")
-    if table is not None and max(numbers) >= len(table):
-        raise WrongUse(f"token {max(numbers)} is not there: ids run from 0 to {len(table) - 1}.")
+    size = getattr(model.config, "vocab_size", None) if table is None else len(table)
+    if size is not None and max(numbers) >= size:
+        raise WrongUse(f"token {max(numbers)} is not there: ids run from 0 to {size - 1}.")
     return numbers
+
+
+def prompt_ids(model: Model, text: str | None, ids: str | None, command: str) -> list[int]:
+    """`text_or_ids`, the text as its token ids."""
+    given = text_or_ids(model, text, ids, command)
+    return model.tokens(given).ids[0].tolist() if isinstance(given, str) else given
 
 
 def guarded(function: F) -> F:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli import answer, guarded, text_or_ids
+from interp.cli import answer, guarded, prompt_ids
 
 if TYPE_CHECKING:
     pass
@@ -45,8 +45,7 @@ def prompt(
     from probes.inversion import recover
 
     wrapped = load(model, device=device, dtype=dtype)
-    given = text_or_ids(wrapped, text, ids, "interp invert prompt")
-    wanted = wrapped.tokens(given).ids[0].tolist() if isinstance(given, str) else given
+    wanted = prompt_ids(wrapped, text, ids, "interp invert prompt")
     names = wrapped.names(site or f"blocks.{len(wrapped.wiring.stacks[-1].blocks) // 2}.resid_post")
     cache = wrapped.record(torch.tensor([wanted]), names)
     runs = []

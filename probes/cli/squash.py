@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli import answer, guarded
+from interp.cli import answer, guarded, numbers_in, prompt_ids
 from interp.errors import WrongUse
-from probes.cli.invert import _ids
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,27 +33,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 LENGTHS = "16,32,64,128,256,512,1024"
 
 
-def _numbers(text: str, option: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise WrongUse(f"{option} takes numbers with commas between them, as 5,6,7; not {text!r}.")
-    return [int(part) for part in parts]
-
-
 def _loaded(model: str, dtype: str, device: str | None) -> Model:
     from interp.model import load
 
     return load(model, device=device, dtype=dtype)
-
-
-def _prompt(model: Model, text: str | None, ids: str | None) -> list[int]:
-    from probes.prompts import vocabulary
-
-    given = _ids(model, text, ids)
-    size = vocabulary(model)
-    if max(given) >= size:
-        raise WrongUse(f"token {max(given)} is not there: ids run from 0 to {size - 1}.")
-    return given
 
 
 def _drawn(figure: Any, out: Path | None) -> None:
@@ -101,7 +83,7 @@ def jacobian(
     from probes.sensitivity import sensitivity
 
     wrapped = _loaded(model, dtype, device)
-    x = _prompt(wrapped, text, ids)
+    x = prompt_ids(wrapped, text, ids, "interp squash jacobian")
     found = sensitivity(wrapped, x, site, until=until, pos=pos, probes=probes, seed=seed, held=held)
     result: dict[str, Any] = {"model": model, "dtype": dtype, "ids": x, "until": found.until, "pos": found.pos}
     result |= {"probes": found.probes, "norms": {n: v.tolist() for n, v in found.norms.items()}}
@@ -130,7 +112,7 @@ def paths(
     from probes.paths import paths as products
 
     wrapped = _loaded(model, dtype, device)
-    x = _prompt(wrapped, text, ids)
+    x = prompt_ids(wrapped, text, ids, "interp squash paths")
     result: dict[str, Any] = {"model": model, "dtype": dtype, "ids": x}
     if bound:
         found = path_bound(wrapped, x, pos=pos, probes=probes, seed=seed)
@@ -183,8 +165,8 @@ def collapse(
     from probes.collapse import family as named
 
     wrapped = _loaded(model, dtype, device)
-    given = None if tokens is None else _numbers(tokens, "--tokens")
-    steps = _numbers(lengths, "--lengths")
+    given = None if tokens is None else numbers_in(tokens, "--tokens")
+    steps = numbers_in(lengths, "--lengths")
     names = [family] + [REMEDY] * (remedy and family != REMEDY)
     curves = [collapse_curve(wrapped, named(wrapped, n, tokens=given, seed=seed), steps, site) for n in names]
     result = {"model": model, **curves[0].to_dict()}
@@ -224,7 +206,7 @@ def schemes(
     """The constructed layer under every scheme of positions: does it forget how often its last token stood there?"""
     from probes.schemes import SCHEMES, Layer, alternating, perturbed, scheme_curve
 
-    steps = _numbers(lengths, "--lengths")
+    steps = numbers_in(lengths, "--lengths")
     curves = [scheme_curve(Layer(s, slope=slope, p=p), steps, draws=draws, seed=seed) for s in scheme or SCHEMES]
     told = {c.layer.scheme: {"l1": c.l1.mean(0).tolist(), "slope": c.slope} for c in curves}
     result = {"n": steps, "draws": draws, "alibi_slope": slope, "p": p, "schemes": told}
@@ -260,7 +242,7 @@ def rotary(
     from probes.rotary import usage
 
     wrapped = _loaded(model, dtype, device)
-    x = _prompt(wrapped, text, ids)
+    x = prompt_ids(wrapped, text, ids, "interp squash rotary")
     found = usage(wrapped, x)
     _drawn(found.plot(), out)
     answer({"model": model, "ids": x, "rows": _records(found.to_frame())}, as_json, _show_rotary)
@@ -444,7 +426,7 @@ def rewrite(
 
     with Lifted() if dtype == "float64" else nullcontext():
         wrapped = _loaded(model, dtype, device)
-        x = _prompt(wrapped, text, ids)
+        x = prompt_ids(wrapped, text, ids, "interp squash rewrite")
         at = len(x) // 2 if source is None else source
         if not 0 < at < len(x):
             raise WrongUse(f"--source {at} of {len(x)} tokens leaves nothing to read or nothing to write.")
@@ -489,7 +471,7 @@ def claims(
     if model is not None:
         wrapped = _loaded(model, dtype, device)
         given = _windows(wrapped, text, windows, context)
-        rows += of_model(wrapped, given[0][:context], given, _numbers(lengths, "--lengths"))
+        rows += of_model(wrapped, given[0][:context], given, numbers_in(lengths, "--lengths"))
     found = Claims(tuple(rows))
     if out is not None:
         from probes.cli.squash_page import write_page
