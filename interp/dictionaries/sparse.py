@@ -89,7 +89,7 @@ def encode_topk(
 def decode_topk(
     values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], W: Float[Tensor, "m d"]
 ) -> Float[Tensor, "batch d"]:
-    """y = Σ_j values_j W[indices_j]."""
+    """y = Σ_j values_j W[indices_j]. A value of 0 did not fire: nothing goes back to it."""
     if values.shape[-1] > DENSE_ABOVE * W.shape[0]:
         return dense(values, indices, W.shape[0]) @ W
     return _Decode.apply(values, indices, W)
@@ -101,6 +101,12 @@ def dense(values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], m: 
 
 
 def _gathered(weights: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    if weights.device.type == "cpu" and weights.shape[1]:
+        fired = weights != 0
+        counts = fired.sum(1)
+        if 2 * int(counts.sum()) < weights.numel():  # rows differ much in how many latents fire, as BatchTopK's do
+            starts = counts.cumsum(0) - counts
+            return F.embedding_bag(indices[fired], rows, starts, per_sample_weights=weights[fired], mode="sum")
     return F.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
 
 
@@ -142,6 +148,6 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, W = ctx.saved_tensors
-        dvalues = sddmm(g, W, indices) if ctx.needs_input_grad[0] else None
+        dvalues = sddmm(g, W, indices, values) if ctx.needs_input_grad[0] else None
         dW = weight_gradient(values, indices, g, len(W))[0] if ctx.needs_input_grad[2] else None
         return dvalues, None, dW

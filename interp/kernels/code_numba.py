@@ -14,34 +14,35 @@ from interp.kernels.largest_numba import shared
 def sums(values: Tensor, indices: Tensor, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """`weight_gradient`: entries are sorted by counting, then each latent's rows are added up."""
     total, mass = rows.new_zeros(m, rows.shape[1]), values.new_zeros(m)  # what no latent needs is never touched
-    chosen = indices.contiguous().numpy()
-    starts, order = _sorted(chosen, m)
-    given = (starts, order, values.detach().contiguous().numpy(), rows.detach().contiguous().numpy())
+    weights = values.detach().contiguous().numpy()
+    starts, order = _sorted(indices.contiguous().numpy(), weights, m)
+    given = (starts, order, weights, rows.detach().contiguous().numpy())
     shared(_sums, m, *given, total.numpy(), mass.numpy())
     return total, mass
 
 
-def products(rows: Tensor, W: Tensor, indices: Tensor) -> Tensor:
-    """`sddmm`."""
+def products(rows: Tensor, W: Tensor, indices: Tensor, values: Tensor, every: bool) -> Tensor:
+    """`sddmm`; of `every` entry, or of those whose values are not 0."""
     found = rows.new_empty(indices.shape)
-    given = (t.detach().contiguous().numpy() for t in (rows, W, indices))
-    shared(_products, len(rows), *given, found.numpy())
+    given = (t.detach().contiguous().numpy() for t in (rows, W, indices, values))
+    shared(_products, len(rows), *given, every, found.numpy())
     return found
 
 
 @njit(nogil=True, cache=True)
-def _sorted(indices: Any, m: int) -> Any:
-    """(Where each latent's entries begin, and the end; the entries, those of a latent in order of their rows)."""
-    starts, flat = np.zeros(m + 1, np.int64), indices.ravel()
-    for i in flat:
-        starts[i + 1] += 1
+def _sorted(indices: Any, values: Any, m: int) -> Any:
+    """(Where each latent's entries begin, and the end; those that are not 0, a latent's in order of their rows)."""
+    starts, flat, weights = np.zeros(m + 1, np.int64), indices.ravel(), values.ravel()
+    for e in range(len(flat)):
+        if weights[e] != 0:
+            starts[flat[e] + 1] += 1
     for i in range(m):
         starts[i + 1] += starts[i]
-    place, order = starts.copy(), np.empty(len(flat), np.int64)
+    place, order = starts.copy(), np.empty(starts[m], np.int64)
     for e in range(len(flat)):
-        i = flat[e]
-        order[place[i]] = e
-        place[i] += 1
+        if weights[e] != 0:
+            order[place[flat[e]]] = e
+            place[flat[e]] += 1
     return starts, order
 
 
@@ -58,10 +59,13 @@ def _sums(start: int, stop: int, starts: Any, order: Any, values: Any, rows: Any
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _products(start: int, stop: int, rows: Any, W: Any, indices: Any, found: Any) -> None:
+def _products(start: int, stop: int, rows: Any, W: Any, indices: Any, values: Any, every: bool, found: Any) -> None:
     for b in range(start, stop):
         row = rows[b]
         for j in range(indices.shape[1]):
+            if not every and values[b, j] == 0:
+                found[b, j] = 0
+                continue
             other = W[indices[b, j]]
             found[b, j] = 0
             z = found[b, j]

@@ -34,7 +34,7 @@ def _sums(
         value = tl.load(values + entry, mask=there, other=0.0).to(tl.float32)
         row = tl.load(
             rows + (entry // k)[:, None] * d + columns[None, :],
-            mask=there[:, None] & (columns < d)[None, :],
+            mask=(value != 0)[:, None] & (columns < d)[None, :],
             other=0.0,
         )
         own += tl.sum(value[:, None] * row.to(tl.float32), 0)

@@ -59,3 +59,13 @@ def test_decoding_goes_back_through_it():
         got = torch.autograd.grad(decode_topk(ours[0], indices, ours[1]), ours, g)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-14) for a, b in zip(got, wanted, strict=True))
     assert {name for name, _ in calls} == {"sddmm", "weight_gradient"}
+
+
+@form
+@pytest.mark.usefixtures("poisoned")
+def test_what_did_not_fire_has_no_gradient(form):
+    """Of a code whose rows differ in how many latents fire most entries are 0: whatever lies there is not read."""
+    rows, W, indices = torch.ones(3, 4), torch.ones(5, 4), torch.tensor([[0, 3], [0, 1], [2, 4]])
+    rows[1, 2], W[3, 1] = torch.nan, torch.inf
+    values = torch.tensor([[2.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    assert sddmm.forms[form](rows, W, indices, values).tolist() == [[4, 0], [0, 0], [4, 0]]

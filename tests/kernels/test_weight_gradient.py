@@ -9,7 +9,7 @@ import pytest
 import torch
 from forms import FORMS, INTERPRETED
 
-from interp.dictionaries.sparse import encode_topk
+from interp.dictionaries.sparse import decode_topk, encode_topk
 from interp.kernels import counted, weight_gradient
 
 form = pytest.mark.parametrize("form", FORMS)
@@ -79,3 +79,27 @@ def test_encoding_goes_back_through_it():
         got = torch.autograd.grad(encode_topk(*ours, 3)[0], ours, g)
     assert all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(got, wanted, strict=True))
     assert {name for name, _ in calls} == {"largest", "weight_gradient"}
+
+
+@form
+def test_what_did_not_fire_adds_nothing(form):
+    values, indices, rows = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[0, 1], [1, 3]]), torch.ones(2, 3)
+    total, mass = weight_gradient.forms[form](values, indices, rows, 4)
+    assert (total[:, 0].tolist(), mass.tolist()) == ([2, 0, 0, 3], [2, 0, 0, 3])
+    rows[0, 1] = torch.nan
+    total, _ = weight_gradient.forms[form](values, torch.tensor([[0, 1], [2, 3]]), rows, 4)
+    assert total.isnan().nonzero().tolist() == [[0, 1]]
+
+
+@not_interpreted
+def test_a_code_with_few_entries_is_gathered_by_them():
+    """Half of the entries and more are 0: decoding skips them, and says the same."""
+    torch.manual_seed(0)
+    values, indices = (
+        torch.rand(9, 30) * (torch.rand(9, 30) < 0.2),
+        torch.stack([torch.randperm(300)[:30] for _ in range(9)]),
+    )
+    values[4] = 0
+    W = torch.randn(300, 7, dtype=torch.float64)
+    code = torch.zeros(9, 300, dtype=torch.float64).scatter(1, indices, values.double())
+    assert torch.allclose(decode_topk(values.double(), indices, W), code @ W, atol=1e-14)
