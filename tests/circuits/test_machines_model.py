@@ -80,6 +80,7 @@ def test_variables_are_sites_and_hold_what_they_say():
     assert found["[i=ones]/n"][0, :, 0].tolist() == pytest.approx([0, 0, 0, 1 / 6, 0, 0], abs=1e-7)
     assert found["token"][0].argmax(-1).tolist() == [2, 0, 1, 1, 0, 1]
     assert found["odd"][0, 0, 0] > 0
+    torch.testing.assert_close(model("01101"), machine.model(torch.tensor([[2, 0, 1, 1, 0, 1]])), rtol=0, atol=0)
 
 
 def test_patching_a_variable_is_computing_with_another_value():
