@@ -111,7 +111,8 @@ def ids_of(bits: Int[Tensor, "string n"]) -> Int[Tensor, "string pos"]:
 @torch.no_grad()
 def margins(machine: Machine, bits: Int[Tensor, "string n"], right: Int[Tensor, "string"]) -> Float[Tensor, "string"]:
     """logit(right) - logit(wrong) at the CLS, for each string; above 0 where the machine is right."""
-    logits = machine.model(ids_of(bits))[:, 0]
+    few = max(1, 2**18 // (bits.shape[1] + 1) ** 2)  # patterns are as large as the square of the length
+    logits = torch.cat([machine.model(part)[:, 0] for part in ids_of(bits).split(few)])
     return logits.gather(1, right.unsqueeze(1)).squeeze(1) - logits.gather(1, 1 - right.unsqueeze(1)).squeeze(1)
 
 
@@ -123,12 +124,13 @@ def checked(
     truth: Callable[[Any], Any],
     margin: Callable[[Any], Any],
     longest: int,
+    long: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """For each length to `longest` all strings, for `LONG` ones 64: how many are wrong, -log₂ of what a softmax gives the right answer,
+    """For each length to `longest` all strings, for `long` ones 64: how many are wrong, -log₂ of what a softmax gives the right answer,
     the least margin, and what the closed form says it is.
     """
     generator, rows = torch.Generator().manual_seed(0), []
-    for n in [*range(1, longest + 1), *LONG]:
+    for n in [*range(1, longest + 1), *long]:
         bits = strings(n) if n <= longest else torch.randint(2, (64, n), generator=generator)
         found, said = margins(machine, bits, truth(bits)).double(), margin(bits)
         rows.append(
