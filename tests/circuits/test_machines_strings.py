@@ -69,7 +69,7 @@ def test_without_norms_the_cross_entropy_goes_to_a_coins(name):
     """Hahn 2020: a bit of one token changes what the CLS sees by 1/n, so that it gains nothing in the end."""
     bits = [row["cross_entropy_bits"] for row in module_of(name).check(build(name), 10, (100, 400))]
     assert 0.75 < bits[0] < bits[-1] < 1
-    assert 0.995 < bits[-1]
+    assert bits[-1] > 0.995
 
 
 def test_the_empty_string_has_no_ones_and_no_margin():
