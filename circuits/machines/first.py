@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.machines.machine import Machine, Names, held
-from circuits.machines.strings import answered, checked, string_machine
+from circuits.machines.strings import LONG, answered, checked, string_machine
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -87,6 +87,6 @@ def run(machine: Machine, arguments: list[str]) -> dict[str, Any]:
     return answered(machine, *arguments)
 
 
-def check(machine: Machine, longest: int = 12) -> list[dict[str, Any]]:
-    """All strings to a length: the least margin, measured and by the closed form."""
-    return checked(machine, truth, lambda bits: margin(machine, bits), longest)
+def check(machine: Machine, longest: int = 12, long: tuple[int, ...] = LONG) -> list[dict[str, Any]]:
+    """All strings to a length, and some long ones: the least margin, measured and by the closed form."""
+    return checked(machine, truth, lambda bits: margin(machine, bits), longest, long)

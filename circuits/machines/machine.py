@@ -77,7 +77,8 @@ class Names:
 class Machine:
     """A model, what it is called and with which `options` it was made, and what the directions of its stream hold.
 
-    `example` is an input of the kinds that its forward takes, by name.
+    `example` is an input of the kinds that its forward takes, by name. Where its tokens are letters, `letters` are those of
+    the ids 0, 1, …, and the id after them stands first.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Machine:
     model: Stack
     variables: list[Variable]
     example: dict[str, Tensor] = field(repr=False)
+    letters: str = ""
 
     def __post_init__(self) -> None:
         self.model.float().eval()

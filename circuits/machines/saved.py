@@ -12,6 +12,7 @@ from circuits.machines.circuit import circuit_json
 from circuits.machines.machine import Machine, build
 from circuits.rasp.compile.saved import check_empty
 from circuits.rasp.compile.stream import Variable
+from circuits.rasp.compile.wrapped import letters_tokenizer
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import load_tensors, save_tensors, write_json
 from interp.model import Model
@@ -62,8 +63,11 @@ def opened(folder: Path) -> Model:
 
 
 def wrapped(machine: Machine) -> Model:
-    """The model with a site for each variable, [batch, pos, value] or, of a number, [batch, pos, 1], and for each vector."""
-    model = interp.load(machine.model)
+    """The model with a site for each variable, [batch, pos, value] or, of a number, [batch, pos, 1], and for each vector.
+
+    Machines over letters take text.
+    """
+    model = interp.load(machine.model, tokenizer=letters_tokenizer(list(machine.letters)) if machine.letters else None)
     parts = {v.name: (v.ready, v.directions) for v in machine.variables}
     parts |= {name: (found[0].ready, machine.directions(name)) for name, found in machine.vectors.items()}
     model.name_parts(parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.functional import softplus
 
 from circuits.machines.layers import LogAttention, Places, PostNorm
 from circuits.machines.machine import Machine, Names
@@ -55,7 +57,7 @@ def string_machine(
         where.table[:, d:] = -where.table[:, :d]
     embed = nn.Embedding.from_pretrained(tokens, freeze=True)
     model = Stack(embed, where, blocks, linear(unembed), causal=False)
-    return Machine(name, options, model, names.variables, {"input_ids": torch.full((1, 7), CLS)})
+    return Machine(name, options, model, names.variables, {"input_ids": torch.full((1, 7), CLS)}, "01")
 
 
 def mirrored(layer: Layer) -> Layer:
@@ -109,7 +111,8 @@ def ids_of(bits: Int[Tensor, "string n"]) -> Int[Tensor, "string pos"]:
 @torch.no_grad()
 def margins(machine: Machine, bits: Int[Tensor, "string n"], right: Int[Tensor, "string"]) -> Float[Tensor, "string"]:
     """logit(right) - logit(wrong) at the CLS, for each string; above 0 where the machine is right."""
-    logits = machine.model(ids_of(bits))[:, 0]
+    few = max(1, 2**18 // (bits.shape[1] + 1) ** 2)  # patterns are as large as the square of the length
+    logits = torch.cat([machine.model(part)[:, 0] for part in ids_of(bits).split(few)])
     return logits.gather(1, right.unsqueeze(1)).squeeze(1) - logits.gather(1, 1 - right.unsqueeze(1)).squeeze(1)
 
 
@@ -121,10 +124,13 @@ def checked(
     truth: Callable[[Any], Any],
     margin: Callable[[Any], Any],
     longest: int,
+    long: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """For each length to `longest` all strings, for `LONG` ones 64: how many are wrong, the least margin, and what the closed form says."""
+    """For each length to `longest` all strings, for `long` ones 64: how many are wrong, -log₂ of what a softmax gives the right answer,
+    the least margin, and what the closed form says it is.
+    """
     generator, rows = torch.Generator().manual_seed(0), []
-    for n in [*range(1, longest + 1), *LONG]:
+    for n in [*range(1, longest + 1), *long]:
         bits = strings(n) if n <= longest else torch.randint(2, (64, n), generator=generator)
         found, said = margins(machine, bits, truth(bits)).double(), margin(bits)
         rows.append(
@@ -132,6 +138,7 @@ def checked(
                 "n": n,
                 "strings": len(bits),
                 "wrong": int((found <= 0).sum()),
+                "cross_entropy_bits": (softplus(-found).mean() / math.log(2)).item(),
                 "least_margin": found.min().item(),
                 "closed_form": said.min().item(),
                 "largest_difference": (found - said).abs().max().item(),

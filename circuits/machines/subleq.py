@@ -11,8 +11,8 @@ Position 0 is the CPU, position 1 + j the memory word j of n = 2^L; a bit is -1 
 
 The right position's logit is at least 2λ above the others', so what is read is right to 2n e^-2λ. Bit i of B - A, with
 S = Σ_{j≤i} 2^j (B_j + 1 - A_j) + 1, is [S ≥ 2^i] - [S ≥ 2^(i+1)] + [S ≥ 3·2^i]; a threshold is two neurons, a ramp
-between S = T - ¾ and T - ¼: errors below 2^-(N+3) in every bit make no difference and are gone after the loop, so that
-none add up.
+between S = T - ¾ and T - ¼: errors below 2^-(N+3) in every bit make no difference. Words are rounded in every
+loop, and a counter is made anew, to the rounding of one addition, so that none add up.
 
 The paper has 13 layers and keeps instructions apart from the memory; here they are words like others (see programs.py).
 """

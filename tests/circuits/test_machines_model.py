@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,7 @@ def test_variables_are_sites_and_hold_what_they_say():
     assert found["[i=ones]/n"][0, :, 0].tolist() == pytest.approx([0, 0, 0, 1 / 6, 0, 0], abs=1e-7)
     assert found["token"][0].argmax(-1).tolist() == [2, 0, 1, 1, 0, 1]
     assert found["odd"][0, 0, 0] > 0
+    torch.testing.assert_close(model("01101"), machine.model(torch.tensor([[2, 0, 1, 1, 0, 1]])), rtol=0, atol=0)
 
 
 def test_patching_a_variable_is_computing_with_another_value():
@@ -90,6 +93,15 @@ def test_patching_a_variable_is_computing_with_another_value():
     with model.edit(interp.Patch("memory[a]", given)):
         ((counter, memory),) = numbers(model(base), 3)
     assert (counter, memory[1], memory[2]) == (1, 30, 100 - 77)
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    exec(code, {})
+    for line in re.findall(r"^interp machine run (.*)$", page, re.MULTILINE):
+        if not line.startswith("NAME"):
+            assert said("run", *line.split())[0] == 0, line
 
 
 def test_the_true_circuit_is_what_the_equations_say():
@@ -160,15 +172,6 @@ def test_commands(tmp_path):
     assert answer["margin"] == pytest.approx(25 / (25 + 4) / 2, rel=1e-5)
     code, rows = said("check", "connectivity", "--set", "nodes=6", "--set", "layers=1")
     assert (code, rows[0]["said_connected_beyond"]) == (0, 0)
-    for name, arguments in {
-        "parity": ["0110"],
-        "subleq": ["factorial", "3"],
-        "graphs": ["0", "0-1"],
-        "permutation": ["2,0,1,3", "abba"],
-        "descent": ["1,0,0:2,1", "1,1,0"],
-        "connectivity": ["0-1"],
-    }.items():
-        assert said("run", name, *arguments)[0] == 0, name
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ def wrapped(compiled: Compiled) -> Model:
     Position 0 is the BOS. Text is taken where all tokens are single letters; else ids, as `compiled.ids` gives them.
     """
     longest = torch.full((1, compiled.length + 1), len(compiled.vocabulary))
-    model = interp.load(compiled.model, tokenizer=_tokenizer(compiled.vocabulary), example=longest)
+    model = interp.load(compiled.model, tokenizer=letters_tokenizer(compiled.vocabulary), example=longest)
     model.name_parts({variable.name: (variable.ready, variable.directions) for variable in compiled.variables})
     return model
 
 
-def _tokenizer(vocabulary: list[Any]) -> Any:
+def letters_tokenizer(vocabulary: list[Any]) -> Any:
     """A token for each letter, the BOS first; None where a token is no single letter."""
     if not all(isinstance(token, str) and len(token) == 1 for token in vocabulary):
         return None
