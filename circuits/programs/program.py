@@ -134,24 +134,25 @@ class Program:
         """Every variable at every position; what stands at positions that are not real means nothing."""
         n = tokens.shape[1]
         seen = real[:, None, :] & (np.tri(n, dtype=bool) if self.causal else True)
-        near = n - nearness(n)
+        near = (n - nearness(n)).astype(np.int8)
+        tokens = tokens.astype(np.int32)
         found = {
             TOKENS: tokens,
-            POSITIONS: np.broadcast_to(np.arange(n), tokens.shape),
+            POSITIONS: np.broadcast_to(np.arange(n, dtype=np.int32), tokens.shape),
             ONES: np.ones_like(tokens),
         }
         for step in self.steps:
             if isinstance(step, Words):
-                found[step.name] = np.array(step.kinds)[tokens]
+                found[step.name] = np.array(step.kinds, np.int32)[tokens]
                 continue
             if isinstance(step, Table):
                 a, b = (self.as_read(name, found[name]) for name in step.reads)
-                found[step.name] = np.array(step.values)[a, b]
+                found[step.name] = np.array(step.values, np.int32)[a, b]
                 continue
-            wanted = np.array(step.wanted)[found[step.query]]
+            wanted = np.array(step.wanted, np.int32)[found[step.query]]
             match = (wanted[:, :, None] == found[step.key][:, None, :]) & seen
             if step.kind == COUNT:
-                found[step.name] = (match * found[step.value][:, None, :]).sum(-1)
+                found[step.name] = np.einsum("bqk,bk->bq", match, found[step.value], dtype=np.int32)
             else:
                 found[step.name] = np.take_along_axis(found[step.value], (match * near).argmax(-1), axis=1)
         return found
@@ -165,7 +166,7 @@ class Program:
 
     def _labels(self, tokens: np.ndarray, real: np.ndarray) -> np.ndarray:
         found = self.variables(tokens, real)
-        score = np.zeros((*tokens.shape, len(self.labels)), np.int64) + np.array(self.bias)
+        score = np.zeros((*tokens.shape, len(self.labels)), np.int64) + np.array(self.bias, np.int64)
         for name, rows in self.votes.items():
             votes = np.array(rows)
             score += found[name][..., None] * votes[0] if self.is_count(name) else votes[found[name]]

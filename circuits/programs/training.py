@@ -198,6 +198,7 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         learner.save(state)
         if max(right) == 1 and _perfect(learner.program(int(np.argmax(right))), task):
             break
+    right = [accuracy(learner.program(i), checks) for i in range(recipe.seeds)]
     ranked = np.argsort(right)[::-1][:REFITTED]
     best = max((fitted(learner.program(int(i)), task) for i in ranked), key=lambda program: accuracy(program, checks))
     best.save(out / "program.json")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +178,18 @@ def test_tagging_and_classification_are_read_from_files(tmp_path):
         texts.write_text(f"{line}\n" * 30, encoding="utf-8")
         with pytest.raises(WrongUse, match="a line of a file for"):
             labelled(kind, texts)
+
+
+def test_what_the_page_says_can_be_typed():
+    """The commands of docs/programs.md that do not train, and its Python."""
+    page = (Path(__file__).parents[2] / "docs" / "programs.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    typed = re.findall(r"^interp program ((?:print|run|tasks).*?)(?:  .*)?$", page, re.MULTILINE)
+    assert len(typed) >= 5
+    for line in typed:
+        if "-o " not in line and "--all" not in line:
+            assert RUNNER.invoke(app, shlex.split(line)).exit_code == 0, line
+    assert RUNNER.invoke(app, shlex.split("run sort --input cab")).stdout.split() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
