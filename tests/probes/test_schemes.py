@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from interp import WrongUse
-from probes.schemes import SCHEMES, Layer, alternating, perturbed, scheme_curve, sinusoids, total_variation
+from probes.schemes import (
+    SCHEMES,
+    Layer,
+    alternating,
+    from_first,
+    perturbed,
+    ratios,
+    scheme_curve,
+    sinusoids,
+    total_variation,
+)
 
 LENGTHS = (16, 64, 256, 1024)
 
@@ -49,6 +59,20 @@ def test_a_few_logits_that_move_matter_less_and_less():
     assert 3 < far[0] / far[1] < 7
     assert 8 < far[1] / far[2] < 12
     assert total_variation(torch.zeros(3), torch.zeros(3)) == 0
+
+
+@pytest.mark.check(
+    "squash T5 (ratios)", formula="no positions, no mask: 10 and 11…00… give one output", tolerance=1e-12
+)
+def test_only_ratios_are_known(measured):
+    for times in (2, 7, 100):
+        measured(ratios(times))
+
+
+@pytest.mark.check("squash B.8", formula="1 − [(Λ + I)/2]^L[n, 1] at L = 400, n = 20", tolerance=1e-12)
+def test_with_depth_all_comes_from_the_first_token(measured):
+    measured(1 - from_first(20, 400))
+    assert from_first(20, 1) == pytest.approx(1 / 40)
 
 
 def test_a_share_of_the_frequencies_goes_from_none_to_rotary():
