@@ -12,7 +12,7 @@ from interp.model.model import Model
 from probes.collapse import REMEDY, collapse_curve, family
 from probes.paths import path_bound, paths
 from probes.rotary import decay, usage
-from probes.schemes import SCHEMES, Layer, alternating, perturbed, scheme_curve
+from probes.schemes import SCHEMES, Layer, alternating, from_first, perturbed, ratios, scheme_curve
 from probes.sinks import mean_spread, sinks
 from probes.source import rewritten, source_share
 
@@ -76,7 +76,8 @@ def constructed(lengths: Sequence[int] = (16, 64, 256, 1024, 4096), seed: int = 
     yield Claim(
         "The same holds with positions, whose information decays with distance.",
         f"{GLASSES}, theorem 4.2, figure 10",
-        f"{slopes}. ALiBi at slope 0.5 looks at its last few tokens however long the text, so it does not shrink.",
+        f"{slopes}. Sinusoids and rotary positions fall only as averages over more tokens do. ALiBi at slope 0.5 looks at its last "
+        "few tokens however long the text, so it does not shrink.",
         all(FALLS[0] < c.slope < FALLS[1] for c in others),
         none.plot(*others),
     )
@@ -90,8 +91,26 @@ def constructed(lengths: Sequence[int] = (16, 64, 256, 1024, 4096), seed: int = 
         near[-1] < near[0] / 4 and abs(far[0] - far[-1]) < 1e-9,
         _lines(long, {"200 logits moved": near, "alternating": far}, "Σ|softmax − softmax|"),
     )
-    found = decay(range(256), at=100, draws=1024, seed=seed)
-    peak, most = int(found.peaked.argmax()), float((found.mean / found.error).abs().max())
+    depth = (1, 5, 25, 100, 400)
+    share = [from_first(64, layers) for layers in depth]
+    yield Claim(
+        "With depth, all that arrives at the last token comes from the first.",
+        f"{GLASSES}, B.8",
+        f"Uniform attention over 64 tokens, the entry of [(Λ + I)/2]^L: {share[1]:.3f} for 5 layers, {share[-1]:.6f} for 400.",
+        share[-1] > 1 - 1e-6,
+        _lines(depth, {"from the first of 64 tokens": share}, "[(Λ + I)/2]^L", "L"),
+    )
+    times = (2, 8, 32)
+    apart = [ratios(n, seed=seed) for n in times]
+    yield Claim(
+        "Without positions and without a mask nothing can be counted: 10 and 1100 are represented alike.",
+        f"{GLASSES}, theorem 6.1",
+        f"Each token {times[-1]} times: outputs differ by {apart[-1]:.1e}.",
+        max(apart) < 1e-12,
+        _lines(times, {"‖o(10) − o(11…00…)‖∞": [a or 1e-17 for a in apart]}, "Only ratios are known", "times"),
+    )
+    found = decay(range(0, 256, 4), at=100, seed=seed)
+    peak, most = found.distance[int(found.peaked.argmax())], float((found.mean / found.error).abs().max())
     yield Claim(
         "Rotary logits decay with distance.",
         f"{ROUND}, against it",
@@ -135,7 +154,7 @@ def _flow(model: Model, text: Sequence[int]) -> Iterator[Claim]:
     yield Claim(
         "Sums over attention paths bound what the last token feels of another.",
         f"{GLASSES}, theorem 5.1",
-        f"{model.id}, patterns held: the bound is {loose['least']:.1f} to {loose['most']:.1f} times the norm, {loose['mean']:.1f} in "
+        f"{model.id}, patterns held: the bound is {loose['least']:.2g} to {loose['most']:.2g} times the norm, {loose['mean']:.2g} in "
         f"the mean; with moving patterns {loose['exact_above']:.0%} of norms lie above it.",
         bool(loose["least"] >= 1 - 1e-4),
         bound.plot(),
@@ -143,7 +162,7 @@ def _flow(model: Model, text: Sequence[int]) -> Iterator[Claim]:
     made = paths(model, list(text))
     first = next(iter(made.rollout.values()))
     yield Claim(
-        "With depth, all that arrives at the last token comes from the first.",
+        "The same in a trained model.",
         f"{GLASSES}, B.8",
         f"{model.id}: over all its layers {float(first[0]):.1%} of the rollout comes from the first of {len(first)} tokens.",
         None,
@@ -215,9 +234,9 @@ def _source(model: Model, text: Sequence[int]) -> Iterator[Claim]:
     )
 
 
-def _lines(x: Sequence[int], curves: dict[str, list[float]], title: str) -> go.Figure:
+def _lines(x: Sequence[int], curves: dict[str, list[float]], title: str, along: str = "n") -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure([go.Scatter(x=list(x), y=y, name=name, mode="lines+markers") for name, y in curves.items()])
-    axes = {"xaxis": {"title": "n", "type": "log"}, "yaxis": {"type": "log"}}
+    axes = {"xaxis": {"title": along, "type": "log"}, "yaxis": {"type": "log"}}
     return figure.update_layout(title=title, template="plotly_white", **axes)

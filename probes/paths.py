@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 KINDS = ("products", "rollout", "context")
-LARGE = 2**30  # bytes of Jacobians that exist at one time
+LARGE = 2**29  # bytes of Jacobians that exist at one time
 AT_ONCE = 256  # tokens whose spectral norms are taken together
 
 
@@ -225,14 +225,14 @@ def path_bound(
     site, y = prompts.stream(model), prompts.output(model)
     exact = sensitivity(model, inputs, site, until=y, pos=pos, probes=probes, seed=seed)
     still = sensitivity(model, inputs, site, until=y, pos=pos, probes=probes, seed=seed, held=True)
-    patterns, gains = Patterns(model, inputs, roles), _Gains(model, inputs, roles)
+    steps, last = _gains(model, inputs, roles, exact.pos)  # before the patterns: one graph at a time
+    patterns = Patterns(model, inputs, roles)
     kept = prompts.columns(inputs, site[-1], patterns.length)
-    at = int(kept[exact.pos])
     r = torch.zeros(patterns.length, dtype=torch.float64)
-    r[at] = last = gains.last(at)
+    r[kept[exact.pos]] = last
     found, constants = [r], []
     for layer in reversed(range(len(roles))):
-        g, c, m, parallel = gains.layer(layer)
+        g, c, m, parallel = steps[layer]
         ov = model.weights.singular(f"{roles[layer]}.OV").values[:, 0].double().cpu()
         after = r * m
         sent = (r if parallel else after) * c
@@ -269,6 +269,15 @@ def _unlike(block: Block) -> str:
         return "rescales the stream"
     writers = {write.rsplit(".", 1)[0] for s in block.sums for write, _ in s.writes}
     return f"writes through {', '.join(sorted(writers - {'attn', 'mlp'}))}" if writers - {"attn", "mlp"} else ""
+
+
+def _gains(
+    model: Model, inputs: dict[str, Any], roles: list[str], pos: int
+) -> tuple[list[tuple[Tensor, Tensor, Tensor, bool]], float]:
+    """(g, c, m and whether it is parallel) of every layer, ‖∂y_n/∂v_n^L‖_F."""
+    gains = _Gains(model, inputs, roles)
+    kept = prompts.columns(inputs, gains.stream[-1], gains.found[gains.stream[-1]].shape[1])
+    return [gains.layer(i) for i in range(len(roles))], gains.last(int(kept[pos]))
 
 
 class _Gains:

@@ -143,3 +143,20 @@ def perturbed(n: int, *, first: int = 200, seed: int = 0) -> float:
     x, noise = torch.rand(n, generator=draw, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     noise[:first] = 0.1 * torch.rand(min(first, n), generator=draw, dtype=torch.float64)
     return total_variation(x, x + noise)
+
+
+def ratios(times: int, *, d: int = 64, seed: int = 0) -> float:
+    """Theorem 6.1: ‖o(10) - o(11…00…)‖_∞, each of the two tokens standing `times` times, for a query that sees them all.
+
+    Without positions and without a mask the output is the same: what is known is how often a token stands to another.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    q, k, v = torch.randn(3, 2, d, generator=draw, dtype=torch.float64)
+    layer = Layer("none", d)
+    return float((layer(q[0], k, v) - layer(q[0], *(t.repeat_interleave(times, 0) for t in (k, v)))).abs().max())
+
+
+def from_first(n: int, layers: int) -> float:
+    """B.8: the entry (n, 1) of [(Λ + I)/2]^L for uniform causal Λ of n tokens; it goes to 1 with depth, all others to 0."""
+    pattern = torch.ones(n, n, dtype=torch.float64).tril() / torch.arange(1, n + 1, dtype=torch.float64)[:, None]
+    return float(torch.linalg.matrix_power((pattern + torch.eye(n, dtype=torch.float64)) / 2, layers)[-1, 0])

@@ -153,6 +153,7 @@ def collapse(
         str | None,
         typer.Option(help="ids for one, zero, the separator, and digits, as 5,6,7,8,9; default: 1 0 , and digits"),
     ] = None,
+    p: Annotated[float, typer.Option(help="share of the model's rotary frequencies that turn (p-RoPE)")] = 1.0,
     remedy: Annotated[bool, typer.Option("--remedy", help="beside it: a separator after every third token")] = False,
     seed: Seed = 0,
     dtype: Dtype = "float32",
@@ -161,15 +162,19 @@ def collapse(
     as_json: AsJson = False,
 ) -> None:
     """How near the last token's representations come when it stands once more, and from which length on they are the same."""
+    from contextlib import nullcontext
+
     from probes.collapse import REMEDY, collapse_curve
     from probes.collapse import family as named
+    from probes.rotary import p_rope
 
     wrapped = _loaded(model, dtype, device)
     given = None if tokens is None else numbers_in(tokens, "--tokens")
     steps = numbers_in(lengths, "--lengths")
     names = [family] + [REMEDY] * (remedy and family != REMEDY)
-    curves = [collapse_curve(wrapped, named(wrapped, n, tokens=given, seed=seed), steps, site) for n in names]
-    result = {"model": model, **curves[0].to_dict()}
+    with p_rope(wrapped, p) if p != 1 else nullcontext():
+        curves = [collapse_curve(wrapped, named(wrapped, n, tokens=given, seed=seed), steps, site) for n in names]
+    result = {"model": model, "p": p, **curves[0].to_dict()}
     if len(curves) > 1:
         result["remedy"] = curves[1].to_dict()
     _drawn(curves[0].plot(*curves[1:]), out)

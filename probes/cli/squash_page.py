@@ -22,6 +22,7 @@ def write_page(path: Path, claims: Claims) -> None:
 
 
 def _article(claim: Claim, first: bool) -> str:
+    claim.figure.update_layout(width=None)  # as wide as the page
     figure = claim.figure.to_html(full_html=False, include_plotlyjs=first)
     verdict = f'<p><span class="verdict">{claim.verdict}:</span> {escape(claim.measured)}</p>'
     said = f'<h2>{escape(claim.said)}</h2><p class="source">{escape(claim.source)}</p>'

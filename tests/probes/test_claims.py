@@ -9,13 +9,13 @@ from probes.cli.squash_page import write_page
 
 def test_claims_of_the_constructed_layer(tmp_path):
     found = Claims(tuple(constructed((16, 64, 256))))
-    assert [c.holds for c in found.rows] == [True, False, True, False]
+    assert [c.holds for c in found.rows] == [True, False, True, True, True, False]
     frame = found.to_frame()
     assert frame["verdict"].tolist()[:2] == ["holds", "does not hold as stated"]
     assert len(found.plot(1).data) == 4
     write_page(tmp_path / "page.html", found)
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<article>") == 4
+    assert page.count("<article>") == 6
     assert page.count("ALiBi at slope 0.5") == 1
 
 

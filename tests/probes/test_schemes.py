@@ -8,13 +8,23 @@ import pytest
 import torch
 
 from interp import WrongUse
-from probes.schemes import SCHEMES, Layer, alternating, perturbed, scheme_curve, sinusoids, total_variation
+from probes.schemes import (
+    SCHEMES,
+    Layer,
+    alternating,
+    from_first,
+    perturbed,
+    ratios,
+    scheme_curve,
+    sinusoids,
+    total_variation,
+)
 
 LENGTHS = (16, 64, 256, 1024)
 
 
 def test_without_positions_it_falls_as_one_over_n_and_with_alibi_not_at_all():
-    curves = {s: scheme_curve(Layer(s), LENGTHS) for s in SCHEMES}
+    curves = {s: scheme_curve(Layer(s), LENGTHS, draws=8) for s in SCHEMES}
     assert -1.2 < curves["none"].slope < -0.8
     alibi = curves["alibi"].l1.mean(0)
     assert float(alibi[-1] / alibi[0]) > 0.8
@@ -51,13 +61,27 @@ def test_a_few_logits_that_move_matter_less_and_less():
     assert total_variation(torch.zeros(3), torch.zeros(3)) == 0
 
 
+@pytest.mark.check(
+    "squash T5 (ratios)", formula="no positions, no mask: 10 and 11…00… give one output", tolerance=1e-12
+)
+def test_only_ratios_are_known(measured):
+    for times in (2, 7, 100):
+        measured(ratios(times))
+
+
+@pytest.mark.check("squash B.8", formula="1 − [(Λ + I)/2]^L[n, 1] at L = 400, n = 20", tolerance=1e-12)
+def test_with_depth_all_comes_from_the_first_token(measured):
+    measured(1 - from_first(20, 400))
+    assert from_first(20, 1) == pytest.approx(1 / 40)
+
+
 def test_a_share_of_the_frequencies_goes_from_none_to_rotary():
     draw = torch.Generator().manual_seed(5)
     q, k, v = torch.randn(64, generator=draw), *torch.randn(2, 30, 64, generator=draw)
     assert torch.equal(Layer("rotary", p=0.0)(q, k, v), Layer("none")(q, k, v))
     assert torch.equal(Layer("rotary", p=1.0)(q, k, v), Layer("rotary")(q, k, v))
     assert not torch.allclose(Layer("rotary", p=0.5)(q, k, v), Layer("rotary")(q, k, v))
-    falls = [scheme_curve(Layer("rotary", p=p), LENGTHS).slope for p in (0.0, 1.0)]
+    falls = [scheme_curve(Layer("rotary", p=p), LENGTHS[:3], draws=8).slope for p in (0.0, 1.0)]
     assert falls[0] < falls[1]
 
 
