@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NEAREST = 4096  # states among which nearest neighbours are sought
 CANDIDATES = 6  # neighbours found by products, whose distances are measured again by differences
-ROWS = 256  # positions whose order is judged: evenly spaced where there are more
+ROWS = 64  # positions whose order is judged: evenly spaced where there are more
 BLOCK = 512  # rows of distances at a time
 
 
@@ -186,7 +186,7 @@ def adjacency(x: Float[Tensor, "pos d"]) -> float:
     """Over positions i and j < k < i: the share with cos(x_i, x_k) > cos(x_i, x_j), equal ones half: ½ if there is no order.
 
     1: the nearer position is always the more alike. The score of "position without encodings" in the form used here; of more
-    than 256 positions i, 256 evenly spaced ones. NaN for fewer than three positions.
+    than 64 positions i, 64 evenly spaced ones. NaN for fewer than three positions.
     """
     from scipy.stats import kendalltau
 

@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 def run_until(model: Model, x: Any, sites: str | Sequence[str], enough: Callable[[str, Tensor], bool]) -> None:
     """Run on `x` and show `enough(site, tensor)` what stands at each site when it is made; the pass ends once that is true.
 
-    What would have come after is not computed. Edits in force apply.
+    What would have come after is not computed. Edits in force apply. Raises `WrongUse` for a padding mask that the model
+    would ignore.
     """
-    names = model.names(sites)
+    names, inputs = model.names(sites), model.inputs(x)
+    model._check_mask(inputs)
 
     def keep(site: str, t: Tensor, where: Any) -> None:
         if enough(site, t):
             raise Stop
 
     with model._watched([], names, keep=keep, stop=True), suppress(Stop):
-        model.module(**main_inputs(model.module, model.inputs(x)))
+        model.module(**main_inputs(model.module, inputs))
 
 
 class Onward:

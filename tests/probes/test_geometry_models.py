@@ -104,6 +104,30 @@ def test_16_bits_and_padding_and_the_start_token(gpt2, tiny_folder):
     assert (seen.windows, seen.tokens) == (4, 4 * 31)
 
 
+def test_a_padding_mask_that_would_be_ignored_is_refused():
+    from transformers import BertForMaskedLM
+
+    class DeafBert(BertForMaskedLM):
+        def forward(self, input_ids=None, attention_mask=None, **rest):
+            return super().forward(input_ids=input_ids, **rest)
+
+    mask = torch.ones(5, 16, dtype=torch.long)
+    mask[0, :4] = 0
+    with pytest.raises(WrongUse, match="would ignore the attention mask"):
+        geometry(load(DeafBert(module("bert").config).eval()), {"input_ids": ids(), "attention_mask": mask})
+
+
+def test_padding_on_the_left_is_left_out(gpt2):
+    """GPT-2 told where its tokens stand: the same curves as without padding."""
+    x = ids()
+    pad = torch.zeros(5, 4, dtype=torch.long)
+    padded = {"input_ids": torch.cat([pad, x], 1), "attention_mask": torch.cat([pad, torch.ones_like(x)], 1)}
+    padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    found, plain = geometry(gpt2, padded), geometry(gpt2, x)
+    for name in CURVES:
+        assert torch.allclose(found.curve(name), plain.curve(name), atol=1e-9), name
+
+
 def test_several_stacks_are_named_and_one_is_chosen():
     model = load(module("t5"))
     x = {"input_ids": ids(), "decoder_input_ids": ids(seed=2)}
