@@ -131,22 +131,6 @@ def meta(kind: str, seed: int) -> Scores:
     return scores(data, trained(kind, seed, RowsSource(data.x)), data)
 
 
-def layers(kind: str, seed: int) -> Scores:
-    """Share of the features whose writes a cross-layer transcoder has as a decoder row, and of them in the right layer."""
-    data = planted.across_layers(ROWS, seed)
-    fit, held = (slice(None, -HELD_OUT), slice(-HELD_OUT, None))
-    d = data.x.shape[1] // 2
-    sites = [{f"{i}.{end}": d for i in range(2)} for end in ("in", "write")]
-    D = trained(kind, seed, RowsSource(data.x[fit], data.y[fit], *sites), cross_layer=True)
-    best = recovery.cosines(data.writes, D.W_dec).max(1)
-    found, right = best.values > recovery.FOUND, best.indices // (D.config.latents // 2) == data.layer
-    return {
-        "recovered": found.double().mean().item(),
-        "layer": (found & right).double().mean().item(),
-        "fvu": evaluate(D, RowsSource(data.x[held], data.y[held])).fvu,
-    }
-
-
 ALL, SMALL = tuple(KINDS), {"d": 32, "features": 64, "l0": 3.0}
 TASKS: dict[str, tuple[Callable[[str, int], Scores], tuple[str, ...]]] = {
     "superposed": (features(lambda seed: planted.superposed(ROWS, seed, **SMALL)), ALL),
@@ -157,7 +141,6 @@ TASKS: dict[str, tuple[Callable[[str, int], Scores], tuple[str, ...]]] = {
     "crosscoder": (crosscoder, ("l1_april", "batchtopk")),
     "states": (states, ("codebook",)),
     "meta": (meta, ("batchtopk", "topk")),
-    "layers": (layers, ("topk", "batchtopk", "jumprelu_tanh")),
 }
 
 
@@ -202,7 +185,6 @@ TABLES = {  # one row a kind; which scores of which task
               ("correlated", "recovered"), ("superposed", "l0"), ("superposed", "fvu")],
     "Parents and children": [("hierarchical", "alone"), ("hierarchical", "with_child"), ("hierarchical", "absorbed"),
                              ("hierarchical", "f1"), ("hierarchical", "l0")],
-    "Across layers": [("layers", "recovered"), ("layers", "layer"), ("layers", "fvu")],
 }  # fmt: skip
 
 

@@ -46,6 +46,10 @@ class Sweep:
             raise WrongUse("A sweep needs rows: `store: FOLDER`, or `model: NAME`, whose activations are recorded.")
         if self.store is not None and (self.tokens is not None or self.stream):
             raise WrongUse("`tokens` and `stream` say how a model's rows come; a `store` has its rows: leave them out.")
+        if any(config.end_to_end for config in self.configs.values()):
+            raise WrongUse(
+                "end_to_end runs the model for one dictionary: `interp train sae --end-to-end`, not a sweep."
+            )
         if self.model is None and (self.text or self.dataset or self.eval_text):
             raise WrongUse("`text`, `dataset` and `eval_text` are for a `model`, and none is given.")
 

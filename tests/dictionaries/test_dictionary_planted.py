@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interp.dictionaries import RowsSource, TopK, TrainConfig, evaluate, train
-from interp.dictionaries.planted import sparse_mlp, superposed
-from interp.dictionaries.recovery import recovery
+from interp.dictionaries.planted import across_layers, sparse_mlp, superposed
+from interp.dictionaries.recovery import FOUND, cosines, recovery
 
 Measure = Callable[[float], None]
 
@@ -103,3 +103,20 @@ def test_a_sparse_mlp_is_transcoded(tmp_path: Path, measured: Measure) -> None:
     config = TrainConfig(TopK(16), latents=128, steps=1400, batch=512, lr=4e-3, save_every=1400)
     D = train(config, RowsSource(mlp.x[:50_000], mlp.y[:50_000]), tmp_path)
     measured(evaluate(D, RowsSource(mlp.x[50_000:], mlp.y[50_000:])).fvu)
+
+
+@pytest.mark.slow("trains on 256,000 rows: 6 s on an idle core")
+@pytest.mark.check(
+    "dictionaries 3.2 planted layers",
+    formula="1 − share of the features that a decoder row of the right layer is found for, cosine over both layers > 0.9",
+    tolerance=0.05,
+)
+def test_features_across_layers_are_found_in_their_layer(tmp_path: Path, measured: Measure) -> None:
+    """A cross-layer transcoder of 128 latents, at the true L0: half of the 48 features write to both layers."""
+    data, d = across_layers(60_000, 0), 32
+    ends = [{f"{layer}.{end}": d for layer in range(2)} for end in ("in", "write")]
+    config = TrainConfig(TopK(3), latents=128, cross_layer=True, steps=1000, batch=256, lr=5e-3, save_every=1000)
+    D = train(config, RowsSource(data.x[:-8000], data.y[:-8000], *ends), tmp_path)
+    best = cosines(data.writes, D.W_dec).max(1)
+    right = (best.values > FOUND) & (best.indices // 64 == data.layer)
+    measured(1 - right.double().mean().item())

@@ -91,6 +91,7 @@ def test_a_kinds_own_settings_win_and_a_tuple_is_one_value() -> None:
         ("sites: [a]\nkinds: [topk]\nk: [3, 3]\nstore: S", "says topk-k3-seed0 twice"),
         ("sites: [a]\nkinds: [topk]\nk: [3, many]\nstore: S", "topk-kmany-seed0: k must be int; it is 'many'"),
         ("sites: [a]\nkinds: [topk]\nstore: S\ncontext: long", "context must be int; it is 'long'"),
+        ("sites: [a]\nkinds: [topk]\nstore: S\nend_to_end: true", "not a sweep"),
     ],
 )
 def test_files_that_are_wrong(tmp_path: Path, text: str, said: str) -> None:
