@@ -74,14 +74,15 @@ def test_tones_are_written_down() -> None:
 
 def test_brackets_are_told_right() -> None:
     found = brackets.check(zoo.path("brackets"), seed=5, count=400)
+    assert list(found) == ["held_out", "held_out_lengths"]
     for row in found.values():
-        assert min(row["balanced"], row["one_swap"], row["random"]) > 0.8  # docs/zoo.md: short of its goal so far
+        assert min(row[kind] for kind in brackets.KINDS) >= 0.995  # of 400; `interp zoo check` has 2,000
 
 
 def test_digits_are_told_right_with_every_seed() -> None:
     pytest.importorskip("sklearn")
     found = digits.check(zoo.path("digits"))
-    assert [row["seed"] for row in found["models"].values()] == list(range(len(found["models"])))
+    assert [row["seed"] for row in found["models"].values()] == [0, 1, 2, 3, 4]
     assert found["lowest"] >= 0.98
     assert all(0.95 < row["neighbours_1"] < 1 for row in found["models"].values())
 
