@@ -125,6 +125,16 @@ def test_one_swap_away_is_one_swap_away_and_not_balanced() -> None:
         assert sum(a != b for a, b in zip(text, swapped, strict=True)) == 2
 
 
+def test_one_turned_has_one_bracket_the_other_way() -> None:
+    rng = np.random.default_rng(9)
+    for length in (2, 10, 20):
+        text = brackets.balanced_string(length, rng)
+        turned = [brackets.one_turned(text, rng) for _ in range(50 * length)]
+        assert not any(map(by_stack, turned))
+        assert {sum(a != b for a, b in zip(text, t, strict=True)) for t in turned} == {1}
+        assert len(set(turned)) == length  # each place has its turn
+
+
 def test_no_batch_of_brackets_holds_what_is_held_out() -> None:
     recipe, tokenizer = brackets.Recipe(batch=256, seed=2), brackets.tokenizer()
     for step in range(5):
