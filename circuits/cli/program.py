@@ -85,6 +85,7 @@ def printed(
     data: Annotated[Path | None, DATA] = None,
     whole: Annotated[bool, typer.Option("--whole", help="with what makes no difference on any input")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write to this file")] = None,
+    as_json: Annotated[bool, AS_JSON] = False,
 ) -> None:
     """Print a program as Python that runs alone, or as RASP."""
     from interp.files import write_text
@@ -96,10 +97,10 @@ def printed(
         text = rasp_text(found, _task(found.task, data))
     else:
         text = _python(found, folder)
-    if out is None:
-        print(text, end="")
-    else:
+    if out is not None:
         write_text(out, text)
+    told = {"task": found.task, "language": "rasp" if rasp else "python", "file": out and str(out), "text": text}
+    answer(told, as_json, lambda told: print("" if out else told["text"], end=""))
 
 
 @app.command()
