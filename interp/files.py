@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interp.errors import WrongUse
+
 
 def command_line(out: str | Path | None = None) -> str:
     """The command this process was started with, for saved files; the output folder reads OUT and --resume is left out.
@@ -71,3 +73,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} is not a whole safetensors file ({error}). It may have been cut: restore or delete it."
         ) from error
     return tensors, meta
+
+
+def check_run(out: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Raise `WrongUse` where `out` holds a run (a recipe.json) and is not gone on with, or one with other settings."""
+    file = out / "recipe.json"
+    if not file.exists():
+        return
+    if not resume:
+        raise WrongUse(f"{out} holds a run already: add --resume, or give another -o FOLDER.")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            raise WrongUse(f"{out} holds a run with {name} {saved.get(name)}, not {value}: give another folder.")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows with the same keys as CSV."""
+    write_text(path, "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]) + "\n")

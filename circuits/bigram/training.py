@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from circuits.bigram.mask import Mask, model_hash
 from circuits.bigram.places import places
 from circuits.bigram.text import check_causal, logits_of
 from interp.errors import Failed, WrongUse
-from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
+from interp.files import check_run, command_line, load_tensors, save_tensors, write_json, write_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -217,7 +216,7 @@ def train(
 
     out = Path(out)
     settings = asdict(recipe) | {"about": about or {}}
-    _check_folder(out, settings, resume)
+    check_run(out, settings, resume)
     if (out / "mask.safetensors").exists():
         mask = Mask.load(out)
         mask.check(model)
@@ -239,7 +238,7 @@ def train(
         bar.set_postfix(loss=f"{loss:.3f}", kept=kept, undecided=undecided, refresh=False)
         done = undecided < 0.01 * high or soft.step == recipe.steps
         if done or soft.step % SAVE_EVERY == 0:
-            _write_rows(out / "metrics.csv", rows)
+            write_rows(out / "metrics.csv", rows)
             soft.save(state)
         if done:
             break
@@ -280,23 +279,7 @@ def _windows(sequences: Iterable[Sequence[int]], context: int) -> Int[Tensor, "w
     return torch.tensor(whole)
 
 
-def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    file = out / "recipe.json"
-    if not file.exists():
-        return
-    if not resume:
-        raise WrongUse(f"{out} holds a run already: add --resume, or give another -o FOLDER.")
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    for name, value in settings.items():
-        if saved.get(name) != value:
-            raise WrongUse(f"{out} holds a run with {name} {saved.get(name)}, not {value}: give another folder.")
-
-
 def _rows(path: Path, step: int) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{k: float(v) if k == "loss" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
     return [row for row in rows if row["step"] < step]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]) + "\n")

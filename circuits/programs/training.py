@@ -10,7 +10,6 @@ seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from circuits.programs.program import Program, load
 from circuits.programs.readout import everything, fitted
 from circuits.programs.tasks import Batch, Task
 from interp.errors import Failed, WrongUse
-from interp.files import command_line, load_tensors, save_tensors, write_json, write_text
+from interp.files import check_run, command_line, load_tensors, save_tensors, write_json, write_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -174,7 +173,7 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
 
     out = Path(out)
     settings = {"task": task.name} | asdict(recipe)
-    _check_folder(out, settings, resume)
+    check_run(out, settings, resume)
     if (out / "program.json").exists():
         return load(out / "program.json")
     out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +193,7 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         right = [accuracy(learner.program(i), checks) for i in range(recipe.seeds)]
         bar.set_postfix(loss=f"{min(lost):.3f}", right=f"{max(right):.3f}", refresh=False)
         rows.append(_row(learner, lost, right))
-        _write_rows(out / "metrics.csv", rows)
+        write_rows(out / "metrics.csv", rows)
         learner.save(state)
         if max(right) == 1 and _perfect(learner.program(int(np.argmax(right))), task):
             break
@@ -218,22 +217,6 @@ def _row(learner: Learner, lost: list[float], right: list[float]) -> dict[str, A
     return row
 
 
-def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    file = out / "recipe.json"
-    if not file.exists():
-        return
-    if not resume:
-        raise WrongUse(f"{out} holds a run already: add --resume, or give another -o FOLDER.")
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    for name, value in settings.items():
-        if saved.get(name) != value:
-            raise WrongUse(f"{out} holds a run with {name} {saved.get(name)}, not {value}: give another folder.")
-
-
 def _rows(path: Path, step: int) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]) + "\n")
