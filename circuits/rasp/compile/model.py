@@ -173,6 +173,7 @@ def _parts(weights: dict[str, Tensor], prefix: str, heads: int) -> dict[str, Ten
 
 
 def linear(weight: Float[Tensor, "in out"], bias: Float[Tensor, "out"] | None = None) -> nn.Linear:
+    """x W + b of set weights, that no gradient moves."""
     size_in, size_out = weight.shape
     made = nn.Linear(size_in, size_out, bias is not None, device="meta")  # no weights that are drawn and thrown away
     made.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
