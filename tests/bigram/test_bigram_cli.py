@@ -14,21 +14,11 @@ from circuits.bigram import MASKS, Counts, Mask
 from circuits.cli.bigram import app
 from interp.texts import default_text
 from interp.zoo.corpus import topics
+from tests.spoken import spoken
 
 RUNNER = CliRunner()
 SHIPPED = sorted(MASKS.glob("*/*/mask.safetensors"))
-
-
-def told(*words: object) -> dict:
-    done = RUNNER.invoke(app, [*map(str, words), "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def refused(*words: object) -> str:
-    done = RUNNER.invoke(app, list(map(str, words)))
-    assert done.exit_code == 2, done.output
-    return done.stderr
+told, refused = spoken(app)
 
 
 @pytest.fixture(scope="module")

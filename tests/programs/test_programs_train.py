@@ -23,21 +23,11 @@ from circuits.programs.readout import fitted
 from circuits.programs.recipes import RECIPES, recipe, shipped
 from interp.errors import Failed, WrongUse
 from tests.programs.test_programs import tiny
+from tests.spoken import spoken
 
 RUNNER = CliRunner()
 SMALL = Recipe(seeds=2, steps=40, batch=16, layers=1, seed=3)
-
-
-def told(*words: object) -> dict:
-    done = RUNNER.invoke(app, [*map(str, words), "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def refused(*words: object) -> str:
-    done = RUNNER.invoke(app, list(map(str, words)))
-    assert done.exit_code == 2, done.output
-    return done.stderr
+told, refused = spoken(app)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
