@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Dataset, Device, ModelName, TextFile
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from interp.lenses import EmbeddingSpace, Memories, Triggers
     from interp.model import Model
 
-ModelName = Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")]
-TextFile = Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")]
-Dataset = Annotated[str | None, typer.Option(help="hub data set with a column 'text'")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Norm = Annotated[bool, typer.Option("--norm", help="read values through the final norm's gain too")]
 Page = Annotated[Path | None, typer.Option("-o", "--out", help="write a page to this HTML file")]
 

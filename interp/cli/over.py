@@ -9,7 +9,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.lens import KINDS, _kind, _made, _numbers
-from interp.cli.memories import AsJson, Dataset, Device, ModelName, TextFile
+from interp.cli.options import AsJson, Dataset, Device, ModelName, TextFile
 
 if TYPE_CHECKING:
     from interp.lenses import Averages

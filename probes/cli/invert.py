@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from interp.cli import answer, guarded, prompt_ids
-
-if TYPE_CHECKING:
-    pass
+from interp.cli.options import AsJson, Device, Ids, ModelName
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
-ModelName = Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Dtype = Annotated[str, typer.Option(help="of the model: float64 tells more tokens apart than float32")]
 
 
@@ -26,7 +21,7 @@ def prompt(
     text: Annotated[
         str | None, typer.Argument(help="whose states are made, and then inverted; none with --ids")
     ] = None,
-    ids: Annotated[str | None, typer.Option(help="token ids instead of a text, as 5,6,7")] = None,
+    ids: Ids = None,
     site: Annotated[
         list[str] | None, typer.Option(help="site or glob; may be given again; default: after the middle block")
     ] = None,

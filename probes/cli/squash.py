@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded, numbers_in, prompt_ids
+from interp.cli.options import AsJson, Device, Ids, ModelName, TextFile
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
-ModelName = Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")]
 Text = Annotated[str | None, typer.Argument(help="the prompt; none with --ids")]
-Ids = Annotated[str | None, typer.Option(help="token ids instead of a text, as 5,6,7")]
 Pos = Annotated[int, typer.Option(help="the token whose output is meant; from the end if negative")]
 Probes = Annotated[
     int | None,
@@ -27,9 +26,7 @@ Probes = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="of what is drawn")]
 Dtype = Annotated[str, typer.Option(help="that the model computes in")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="write the figure here, as one HTML file")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 LENGTHS = "16,32,64,128,256,512,1024"
 
 
@@ -294,7 +291,7 @@ def _show_decay(result: dict[str, Any]) -> None:
 @guarded
 def sinks(
     model: ModelName,
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    text: TextFile = None,
     windows: Annotated[int, typer.Option(min=2, help="of text")] = 32,
     context: Annotated[int, typer.Option(min=8, help="tokens of a window")] = 64,
     eps: Annotated[float, typer.Option(help="mean attention above which a head is a sink")] = 0.8,
@@ -460,7 +457,7 @@ def claims(
     model: Annotated[
         str | None, typer.Argument(help="for the claims about trained models; none: the constructed layer's")
     ] = None,
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    text: TextFile = None,
     windows: Annotated[int, typer.Option(min=2, help="of text, for the sinks")] = 32,
     context: Annotated[int, typer.Option(min=8, help="tokens of a window")] = 64,
     lengths: Annotated[str, typer.Option(help="tokens of the sequences, rising")] = LENGTHS,
