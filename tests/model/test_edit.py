@@ -568,6 +568,23 @@ def test_a_mask_that_would_be_ignored_is_refused():
         load(Deaf()).record(padded, "module:table")
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("SequenceClassification", 8), ("TokenClassification", 3), ("QuestionAnswering", 2)]
+)
+def test_the_mask_of_a_padded_batch_is_heard_whatever_shape_answers_have(kind, labels):
+    """Once a prompt, of as many classes as the twin's prompts have tokens; once a token; two answers a token."""
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=61, num_labels=labels, **sizes)
+    model = load(getattr(transformers, f"BertFor{kind}")(config).eval())
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6]).bool()
+    site = "blocks.1.resid_post"
+    together, alone = model.record(Tokens(IDS, mask), site)[site][0, :3], model.record(IDS[:1, :3], site)[site][0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)  # float32, two blocks
+
+
 # ---------------------------------------------------------------- generation
 
 DIRECTION = torch.linspace(-2, 2, 32)
