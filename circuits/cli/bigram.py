@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Dataset, Device, ModelName, TextFile
 from interp.errors import WrongUse, check_keys
 
 if TYPE_CHECKING:
@@ -20,12 +21,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 MODEL = typer.Argument(help="zoo:books, a folder, or a hub id")
-TEXT = typer.Option(help="text file or folder; default: Python's help texts")
-DATASET = typer.Option(help="hub data set with a column 'text'")
 CONTEXT = typer.Option(min=2, help="tokens a window of text")
 COUNTS = typer.Option(help="counts that `interp bigram count` made")
-DEVICE = typer.Option(help="cpu, cuda, ...")
-AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
 @app.command()
@@ -35,11 +32,11 @@ def count(
         str, typer.Argument(help="whose tokenizer: zoo:books, a folder (a tokenizer will do), or a hub id")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="the file to write, .safetensors")],
-    text: Annotated[str | None, TEXT] = None,
-    dataset: Annotated[str | None, DATASET] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     n: Annotated[int, typer.Option("-n", min=1, help="tokens a gram: 2 for bigrams")] = 2,
     context: Annotated[int, CONTEXT] = 128,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count what follows each context of n - 1 tokens, exactly, reading the text once."""
     from circuits.bigram import count as counted
@@ -63,14 +60,14 @@ def count(
 @app.command()
 @guarded
 def train(
-    model: Annotated[str, MODEL],
+    model: ModelName,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="folder of the run; of several: of folders penalty-P-seed-S")
     ],
     counts: Annotated[Path | None, COUNTS] = None,
     towards: Annotated[str, typer.Option(help="counts, or model: the model's own predictions")] = "counts",
-    text: Annotated[str | None, TEXT] = None,
-    dataset: Annotated[str | None, DATASET] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     penalty: Annotated[list[float] | None, typer.Option(help="λ of the masks' mean; may be given again (10)")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="of the order of the text; may be given again (0)")] = None,
     steps: Annotated[int, typer.Option(min=1, help="at most; the temperature's schedule fits itself to them")] = 1500,
@@ -79,8 +76,8 @@ def train(
     context: Annotated[int, CONTEXT] = 128,
     dtype: Annotated[str, typer.Option(help="of the products: float32 or bfloat16")] = "float32",
     resume: Annotated[bool, typer.Option("--resume", help="go on with interrupted runs")] = False,
-    device: Annotated[str | None, DEVICE] = None,
-    as_json: Annotated[bool, AS_JSON] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train masks: the fewer weights, the higher the penalty, that predict as the counts (or as the whole model) do."""
     from circuits.bigram import Counts, Recipe, own_distribution
@@ -118,16 +115,16 @@ TOKENS = typer.Option(min=1, help="of the text, evenly spaced")
 @guarded
 def report(
     run: Annotated[Path, RUN],
-    text: Annotated[str | None, TEXT] = None,
-    dataset: Annotated[str | None, DATASET] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     counts: Annotated[Path | None, COUNTS] = None,
     model: Annotated[str | None, typer.Option(help="the mask's model, if not found under its own name")] = None,
     tokens: Annotated[int, TOKENS] = 16_384,
     random: Annotated[int, typer.Option(min=1, help="random subnetworks to compare with")] = 3,
     seed: Annotated[int, typer.Option(help="of the random subnetworks")] = 0,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write a page to this HTML file")] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    as_json: Annotated[bool, AS_JSON] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """What a subnetwork says against the bigram model on held-out text, against random ones, and where its weights are."""
     from circuits.bigram.measure import as_dict
@@ -150,13 +147,13 @@ def report(
 @guarded
 def select(
     runs: Annotated[Path, typer.Argument(help="folder of folders of runs")],
-    text: Annotated[str | None, TEXT] = None,
-    dataset: Annotated[str | None, DATASET] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     counts: Annotated[Path | None, COUNTS] = None,
     model: Annotated[str | None, typer.Option(help="the masks' model, if not found under its own name")] = None,
     tokens: Annotated[int, TOKENS] = 16_384,
-    device: Annotated[str | None, DEVICE] = None,
-    as_json: Annotated[bool, AS_JSON] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """The penalty to choose: the highest whose correlation is within 0.04 of that without a penalty, of stable runs."""
     from circuits.bigram import Mask
@@ -184,7 +181,7 @@ def overlap(
     model: Annotated[str | None, typer.Option(help="the masks' model, if not found under its own name")] = None,
     draws: Annotated[int, typer.Option(min=1, help="shuffles of both masks within every matrix")] = 10_000,
     seed: Annotated[int, typer.Option(help="of the shuffles")] = 0,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How many weights two subnetworks share, and how many they would by chance."""
     from circuits.bigram import Mask
@@ -201,13 +198,13 @@ def overlap(
 @guarded
 def stream(
     source: Annotated[str, typer.Argument(help="folder of a run; or a model, to see the whole of it")],
-    text: Annotated[str | None, TEXT] = None,
-    dataset: Annotated[str | None, DATASET] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     model: Annotated[str | None, typer.Option(help="the mask's model, if not found under its own name")] = None,
     tokens: Annotated[int, TOKENS] = 16_384,
     context: Annotated[int, CONTEXT] = 128,
-    device: Annotated[str | None, DEVICE] = None,
-    as_json: Annotated[bool, AS_JSON] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """How the stream turns towards the next token: angles of maps, recall of tokens, similarity of covariances by layer."""
     import torch

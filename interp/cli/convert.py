@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse, check_keys
 
 
@@ -25,7 +26,7 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="of the numbers written: float32, bfloat16, float16; IN's if nothing is said")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a dictionary in another format. The format of IN is found; what OUT cannot say is said, or refused.
 

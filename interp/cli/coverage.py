@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse
 
 
@@ -21,7 +22,7 @@ def coverage(
     limit: Annotated[float, typer.Option(help="seconds of processor time a type may take")] = 10.0,
     resume: Annotated[bool, typer.Option("--resume", help="keep the rows that are done")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say how many types, and how long at most")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build every model type of transformers at tiny size and prove its wiring; --types does a few and writes no page."""
     from interp.model.tiny import config_class, model_types

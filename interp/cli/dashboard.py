@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Dataset
 from interp.errors import Failed, WrongUse
 from interp.files import command_line
 
@@ -37,7 +38,7 @@ def dashboard(
         str | None,
         typer.Option(help="text file or folder, or safetensors with token ids [windows, pos]; default: the run's text"),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    dataset: Dataset = None,
     tokens: Annotated[int, typer.Option(min=1, help="stop after about this many tokens of text")] = 1_000_000,
     labels: Annotated[
         Path | None, typer.Option(help='CSV with the columns latent and label, or JSON {"12": "label", ...}')
@@ -48,7 +49,7 @@ def dashboard(
     batch: Annotated[int, typer.Option(min=1, help="windows a forward pass")] = 16,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML file that shows a dictionary's latents; it needs nothing but a browser.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse
 from interp.files import command_line, load_tensors, write_json, write_text
 
@@ -41,7 +42,6 @@ DTYPE = typer.Option(help="of the recorded rows: bfloat16, float16 or float32")
 DEVICE = typer.Option(help="cpu, cuda, ...")
 RESUME = typer.Option("--resume", help="go on with an interrupted demo instead of replacing it")
 DRY_RUN = typer.Option("--dry-run", help="only say rows, bytes and minutes")
-AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def demo(
     device: Annotated[str, DEVICE] = "cpu",
     resume: Annotated[bool, RESUME] = False,
     dry_run: Annotated[bool, DRY_RUN] = False,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Record a language model, train an autoencoder and a transcoder on it, measure them, and show them on one page.
 

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 
 
 @guarded
 def dictionaries(
     names: Annotated[bool, typer.Option("--names", help="only their names, one a line")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the kinds that `interp train sae --kind` and `interp train transcoder --kind` take."""
     found = {"kinds": described()}

@@ -10,6 +10,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.dashboard import recorded
+from interp.cli.options import AsJson, Dataset, TextFile
 from interp.cli.train import rows_source
 from interp.errors import WrongUse
 
@@ -31,8 +32,8 @@ def evaluate(
         Path | None, typer.Option(help="safetensors file with rows [n, d], or a dictionary's folder: its decoder")
     ] = None,
     targets: Annotated[Path | None, typer.Option(help="a transcoder's targets of --rows")] = None,
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     inputs: Annotated[
         Path | None, typer.Option(help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values")
     ] = None,
@@ -53,7 +54,7 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write a report page here, such as page.html")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure dictionaries on rows; with a MODEL, also what the model loses when each is put in place of its site.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Device, ModelName
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 @guarded
 def generate(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    model: ModelName,
     text: Annotated[str, typer.Argument(help="the text to continue")],
     edits: Annotated[Path | None, typer.Option(help="JSON file: a list of edits as edit.to_json() writes them")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to add")] = 40,
     temperature: Annotated[float | None, typer.Option(help="sample at this temperature; default: greedy")] = None,
     seed: Annotated[int | None, typer.Option(help="sample under this seed")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a text with a model; say how often each edit fired."""
     from interp.model import load

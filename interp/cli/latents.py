@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, TextFile
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ def latents(
     of: Annotated[str, typer.Option(help="decoder or encoder: whose directions are compared")] = "decoder",
     site: Annotated[str | None, typer.Option(help="which of several sites the vector belongs to")] = None,
     model: Annotated[str | None, typer.Option(help="zoo:books, a folder, or a hub id; for --token")] = None,
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    text: TextFile = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set, or folder of one, with a column 'text'")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="stop after about this many tokens of text")] = 50_000,
     top: Annotated[int, typer.Option(min=1, help="latents to list")] = 20,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the latents that tell where a token stands, or that point along a direction."""
     from interp.dictionaries import load_dictionary, search_direction, search_token

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded, numbers_in, text_or_ids
+from interp.cli.options import AsJson, Device
 from interp.errors import Failed, WrongUse, nearest
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def lens(
     k: Annotated[int, typer.Option(min=1, help="how many of the likeliest tokens")] = 5,
     token: Annotated[list[str] | None, typer.Option(help="a token, or an id, to follow; may be given again")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write a page to this HTML file")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read what each site of a model would say, through the model's own head."""
     from interp.model import load

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Device, ModelName
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @guarded
 def sites(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    model: ModelName,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """List every site of a model as a tree, with shapes and what they hold."""
     from interp.model import load
@@ -61,13 +62,13 @@ def doctor(
     tokens: Annotated[int, typer.Option(min=1, help="dictionary: about this many tokens of text")] = 2000,
     site: Annotated[str | None, typer.Option(help="dictionary: site read, if not the one its file says")] = None,
     target: Annotated[str | None, typer.Option(help="dictionary: site written, of a transcoder")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="the model runs in: float32, bfloat16, float16, float64")] = None,
     export_wiring: Annotated[Path | None, typer.Option(help="model: write the solved wiring to this JSON file")] = None,
     wiring: Annotated[
         Path | None, typer.Option(help="model: put the wiring in this JSON file to the proof instead")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prove a model's wiring on this machine; exit status 1 if a proof fails. Of a dictionary, say why its numbers differ."""
     if model is None and (text or site or target):

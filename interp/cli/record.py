@@ -8,15 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Device, ModelName, TextFile
 from interp.files import command_line
 
 
 @guarded
 def record(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    model: ModelName,
     site: Annotated[list[str], typer.Option(help="site or glob; may be given again")],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the store")],
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    text: TextFile = None,
     dataset: Annotated[str | None, typer.Option(help="hub data set, or folder of one, with a column 'text'")] = None,
     inputs: Annotated[
         Path | None,
@@ -29,12 +30,12 @@ def record(
     max_fvu: Annotated[
         float | None, typer.Option(help="share of the variance int8 rows may lose; default 1e-3")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
     max_memory: Annotated[str | None, typer.Option(help="refuse batches whose recording takes more, as 500MB")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted recording")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Record activations over text into a shuffled, checksummed store."""
     import torch

@@ -11,6 +11,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.activations import SHAPES, Activations, Ends, check_shape, each, names_in
+from interp.cli.options import AsJson
 from interp.errors import check_keys
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ DRY_RUN = typer.Option("--dry-run", help="only say rows, bytes and minutes")
 DEVICE = typer.Option(help="cpu, cuda, ...")
 TENSORBOARD = typer.Option("--tensorboard", help="also write the metrics for TensorBoard")
 WANDB = typer.Option(help="also send the metrics to this project of Weights & Biases")
-AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
 @guarded
@@ -38,7 +38,7 @@ def sweep(
     tensorboard: Annotated[bool, TENSORBOARD] = False,
     wandb: Annotated[str | None, WANDB] = None,
     device: Annotated[str, DEVICE] = "cpu",
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train sites × kinds × settings × seeds in one pass; OUT/sweep.csv and OUT/pareto.html say what they come to."""
     from interp import ranks

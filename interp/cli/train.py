@@ -12,6 +12,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.activations import Activations, Ends, check_shape, ends, names_in
+from interp.cli.options import AsJson, TextFile
 from interp.cli.sweep import TENSORBOARD, WANDB, sweep, watches
 from interp.cli.train_lens import train_lens
 from interp.errors import Failed, WrongUse
@@ -27,7 +28,6 @@ MODEL = typer.Argument(
 OUT = typer.Option("-o", "--out", help="folder of the run")
 SITE = typer.Option(help="site to read; a transcoder of an MLP: blocks.3.mlp; several: blocks.*.mlp")
 TARGET = typer.Option(help="transcoder: site to write, if not the .write beside the .in that is read")
-TEXT = typer.Option(help="text file or folder; default: Python's help texts")
 DATASET = typer.Option(help="hub data set, or folder of one, with a column 'text'")
 INPUTS = typer.Option(
     help="instead of text: safetensors file of the MODEL's ready inputs, as pixel_values [n, 3, h, w]"
@@ -56,7 +56,6 @@ RESUME = typer.Option("--resume", help="go on with an interrupted run")
 DRY_RUN = typer.Option("--dry-run", help="only say rows, bytes and minutes")
 DEVICE = typer.Option(help="cpu, cuda, ...")
 DTYPE = typer.Option(help="of the encoder's product: float32, bfloat16, float16, float64")
-AS_JSON = typer.Option("--json", help="print one JSON object")
 
 
 def _command(shape: str) -> Callable[..., None]:
@@ -66,7 +65,7 @@ def _command(shape: str) -> Callable[..., None]:
         model: Annotated[str | None, MODEL] = None,
         site: Annotated[str | None, SITE] = None,
         target: Annotated[str | None, TARGET] = None,
-        text: Annotated[str | None, TEXT] = None,
+        text: TextFile = None,
         dataset: Annotated[str | None, DATASET] = None,
         inputs: Annotated[Path | None, INPUTS] = None,
         tokens: Annotated[int | None, TOKENS] = None,
@@ -93,7 +92,7 @@ def _command(shape: str) -> Callable[..., None]:
         wandb: Annotated[str | None, WANDB] = None,
         device: Annotated[str, DEVICE] = "cpu",
         dtype: Annotated[str | None, DTYPE] = None,
-        as_json: Annotated[bool, AS_JSON] = False,
+        as_json: AsJson = False,
     ) -> None:
         from interp import ranks
         from interp.dictionaries import plan, train

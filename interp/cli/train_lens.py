@@ -11,6 +11,7 @@ import typer
 
 from interp.cli import answer, guarded
 from interp.cli.lens import TRAINED, lens_class
+from interp.cli.options import AsJson, Dataset, Device, ModelName, TextFile
 from interp.errors import WrongUse, nearest
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ ONCE = {"shortcut": (None, 256), "jacobian": (12_800, 128)}  # tokens, context
 
 @guarded
 def train_lens(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    model: ModelName,
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the lens")],
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
-    dataset: Annotated[str | None, typer.Option(help="hub data set with a column 'text'")] = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
     kind: Annotated[str, typer.Option(help=f"{', '.join(TRAINED)}")] = "tuned",
     steps: Annotated[int | None, typer.Option(help="tuned, future, attention: training steps; default 250")] = None,
     tokens: Annotated[
@@ -42,8 +43,8 @@ def train_lens(
     seed: Annotated[int | None, typer.Option(help="of the order of the text")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say rows, bytes and minutes")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a lens: an affine map a layer or head, from which the model's own head reads."""
     from interp.model import load

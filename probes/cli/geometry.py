@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Device, ModelName, TextFile
 
 if TYPE_CHECKING:
     from probes.geometry import Geometry
@@ -32,16 +33,16 @@ LOGARITHMIC = ("How much is written", "Norm of the stream")
 
 @guarded
 def geometry(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    model: ModelName,
+    text: TextFile = None,
     context: Annotated[int, typer.Option(min=2, help="tokens of a window")] = 512,
     tokens: Annotated[int, typer.Option(min=2, help="at most as many in all")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="windows at a time")] = 4,
     stack: Annotated[str | None, typer.Option(help="of a model with several: encoder., decoder., …")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write a page to this HTML file")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the model; default: its own")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Linearity, dimension, isotropy, order, entropy, sparsity: every layer's curve of each, over full windows of text."""
     from interp.model import load

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import answer, guarded, prompt_ids
-from interp.cli.options import AsJson, Device, Ids, ModelName
+from interp.cli.options import AsJson, Device, Ids, ModelName, TextFile
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -69,7 +69,7 @@ def _show_prompt(result: dict[str, Any]) -> None:
 @guarded
 def collisions(
     model: ModelName,
-    text: Annotated[str | None, typer.Option(help="text file or folder; default: Python's help texts")] = None,
+    text: TextFile = None,
     site: Annotated[
         list[str] | None, typer.Option(help="site or glob; may be given again; default: the stream after every block")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson, Device, ModelName
 from interp.errors import WrongUse, check_keys
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ KINDS = "logistic, linear, ridge, mean-difference, sparse"
 
 @guarded
 def probe(
-    model: Annotated[str, typer.Argument(help="zoo:books, a folder, or a hub id")],
+    model: ModelName,
     labels: Annotated[
         Path | None,
         typer.Option(help='.csv or .jsonl of text and label, or .jsonl of {"words": [...], "labels": [...]}'),
@@ -51,8 +52,8 @@ def probe(
     k: Annotated[int, typer.Option(min=1, help="entries of a sparse probe")] = 5,
     alpha: Annotated[float | None, typer.Option(min=0.0, help="of ridge; default: by leaving rows out")] = None,
     seed: Annotated[int, typer.Option(help="of folds, shuffled labels and random weights")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fit probes at every site, cross-validated, with controls."""
     from interp.model import load
