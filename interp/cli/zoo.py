@@ -131,6 +131,31 @@ def sample(
 
 @app.command()
 @guarded
+def inputs(
+    name: str = NAME,
+    out: Path = typer.Option(..., "-o", "--out", help="the file to write, *.safetensors"),
+    count: int = typer.Option(1000, "--count", min=1, help="how many"),
+    seed: int = typer.Option(0, "--seed", min=0, help="of what is drawn"),
+    as_json: bool = JSON,
+) -> None:
+    """Write ready inputs as a model was trained on, for `--inputs` of `interp record`, `train` and `eval`."""
+    from interp.files import save_tensors
+    from interp.zoo.training import ready
+
+    if zoo.recipe_name(name) == "books":
+        raise WrongUse(
+            "books reads text: give --text there. Inputs are for the others: " + ", ".join(zoo.RECIPES[1:]) + "."
+        )
+    if out.suffix != ".safetensors":
+        raise WrongUse(f"inputs are one file: -o {out.with_suffix('.safetensors')}.")
+    made = ready(zoo.task(name), zoo.path(name), count, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(out, made)
+    answer({"path": str(out)} | {k: " x ".join(map(str, v.shape)) for k, v in made.items()}, as_json, _show)
+
+
+@app.command()
+@guarded
 def corpus(
     name: str = NAME,
     text: Path | None = TEXT,

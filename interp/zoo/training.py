@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -288,3 +289,20 @@ def train(
     descend(name, model, recipe, out, loss, recipe.rate, measure, save_every)
     export(model, out)
     return out
+
+
+def ready(task: Task, folder: Path, count: int, seed: int) -> dict[str, Tensor]:
+    """Inputs [count, ...] of the model in a folder, drawn as a step of its training draws them, but at no step that there was.
+
+    A decoder is given its start token and the answer but its last token.
+    """
+    from transformers import AutoConfig
+
+    recipe = task.Recipe(batch=count, seed=json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["seed"])
+    made = task.batch(recipe, recipe.steps + seed)
+    labels, config = made.pop("labels"), AutoConfig.from_pretrained(folder)
+    if config.is_encoder_decoder:
+        told, first = labels[:, :-1], labels.new_full((count, 1), config.decoder_start_token_id)
+        made["decoder_input_ids"] = torch.cat([first, told.masked_fill(told == -100, config.pad_token_id)], 1)
+        made["decoder_attention_mask"] = torch.cat([torch.ones_like(first), (told != -100).long()], 1)
+    return made

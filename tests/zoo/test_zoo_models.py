@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import interp
 from interp import zoo
 from interp.cli.zoo import app
+from interp.files import load_tensors
 from interp.model.proof import by_letter, doctor
 from interp.zoo import brackets, digits, numbers, numbers_decoder, tones, training
 from tests.zoo.test_books import digests, stop_at
@@ -196,3 +197,29 @@ def test_a_dry_run_of_a_small_model_writes_nothing(tmp_path: Path) -> None:
     assert plan["rows"] == 40 * brackets.Recipe().batch
     assert plan["recipe"]["steps"] == 40
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["numbers", "tones"])
+def test_inputs_told_the_answer_so_far_make_the_model_say_the_rest(name: str, tmp_path: Path) -> None:
+    assert run("inputs", name, "-o", tmp_path / "x.safetensors", "--count", 40, "--seed", 3)[0] == 0
+    inputs, _ = load_tensors(tmp_path / "x.safetensors")
+    ids, there = inputs["decoder_input_ids"], inputs["decoder_attention_mask"][:, 1:].bool()
+    with torch.no_grad():
+        said = interp.load(f"zoo:{name}", dtype="float32").module(**inputs).logits.argmax(-1)
+    assert (said[:, :-1] == ids[:, 1:])[there].double().mean() > 0.97
+
+
+@pytest.mark.parametrize("name", ["digits", "brackets", "numbers_decoder"])
+def test_inputs_are_what_the_model_takes(name: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        assert run("inputs", name, "-o", tmp_path / f"{seed}.safetensors", "--count", 5, "--seed", seed)[0] == 0
+    one, other = (load_tensors(tmp_path / f"{seed}.safetensors")[0] for seed in (0, 1))
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    model = interp.load(f"zoo:{name}")
+    site = "blocks.1.resid_post"
+    assert model.record(one, site)[site].shape[0] == 5
+
+
+def test_inputs_that_cannot_be_written(tmp_path: Path) -> None:
+    assert "books reads text" in run("inputs", "books", "-o", tmp_path / "x.safetensors")[1]["error"]
+    assert run("inputs", "digits", "-o", tmp_path / "x.pt")[1]["error"].endswith("x.safetensors.")
