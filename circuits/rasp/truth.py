@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from circuits.rasp.compile.build import Compiled
+from circuits.rasp.compile.circuit import Circuit
 from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.plan import Head, Plan, Scale, Table, View, level
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
@@ -182,12 +183,10 @@ def interchange_accuracy(
     return {"positions": right / total, "inputs": whole / count, "changed": changed / total}
 
 
-def compiled_alignment(compiled: Compiled, variable: str) -> Alignment:
-    """Where a compiled model does hold a variable."""
-    known = {each.name: each for each in compiled.variables}
-    if variable not in known:
-        raise WrongUse(f"the model has no variable {variable!r}.{nearest(variable, known)}")
-    return Alignment(known[variable].ready, torch.eye(compiled.model.embed.embedding_dim)[known[variable].directions])
+def true_alignment(circuit: Circuit, variable: str) -> Alignment:
+    """Where a model of which all is known holds a variable."""
+    site, directions = circuit.place(variable)
+    return Alignment(site, torch.eye(circuit.model.unembed.in_features)[directions])
 
 
 def random_pairs(compiled: Compiled, count: int, seed: int = 0) -> list[tuple[list[Atom], list[Atom]]]:

@@ -21,7 +21,7 @@ from tqdm import trange
 
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.model import Block, CompiledTransformer, Stack
-from circuits.rasp.truth import Alignment, compiled_alignment
+from circuits.rasp.truth import Alignment, true_alignment
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Variant:
         """Where the variant holds a variable: an orthonormal basis of the span of its directions' rows."""
         if self.basis is None:
             raise WrongUse("where a trained model holds its variables is not known: that is for you to find")
-        there = compiled_alignment(compiled, variable)
+        there = true_alignment(compiled, variable)
         rows = there.basis @ self.basis
         return Alignment(there.site, torch.linalg.qr(rows.T).Q.T)
 

@@ -16,7 +16,7 @@ from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.saved import save
 from circuits.rasp.compile.wrapped import wrapped
 from circuits.rasp.scores import edge_ranking, feature_recovery, node_ranking, ranked, upstream
-from circuits.rasp.truth import Truth, compiled_alignment, interchange_accuracy, random_pairs
+from circuits.rasp.truth import Truth, interchange_accuracy, random_pairs, true_alignment
 from circuits.rasp.variants import agreement, compressed, mimic, rotated, with_layer_norm
 from interp.errors import WrongUse
 
@@ -53,15 +53,15 @@ def test_every_variable_of_a_compiled_model_passes_interchange_and_a_wrong_place
     truth, model = Truth(nodes, compiled), wrapped(compiled)
     pairs = random_pairs(compiled, 12, seed=3)
     for variable in truth.variables:
-        found = interchange_accuracy(truth, model, variable, compiled_alignment(compiled, variable), pairs)
+        found = interchange_accuracy(truth, model, variable, true_alignment(compiled, variable), pairs)
         assert found["positions"] == found["inputs"] == 1.0, variable
-    found = interchange_accuracy(truth, model, "tokens", compiled_alignment(compiled, "indices"), pairs)
+    found = interchange_accuracy(truth, model, "tokens", true_alignment(compiled, "indices"), pairs)
     assert found["changed"] > 0.3
     assert found["positions"] < 0.8
     turned = rotated(compiled, seed=5)
     other = wrapped(compiled.__class__(turned.model, *list(vars(compiled).values())[1:]))
     assert interchange_accuracy(truth, other, "place", turned.alignment(compiled, "place"), pairs)["positions"] == 1.0
-    axes = compiled_alignment(compiled, "place")
+    axes = true_alignment(compiled, "place")
     assert interchange_accuracy(truth, other, "place", axes, pairs)["positions"] < 1.0
 
 

@@ -20,6 +20,7 @@ from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
+from interp.errors import WrongUse, nearest
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -66,6 +67,13 @@ class Compiled:
                     variable.label(direction) + (f" from {variable.ready}" if said[direction] else "")
                 )
         return ["; ".join(each) for each in said]
+
+    def place(self, variable: str) -> tuple[str, list[int]]:
+        """The first site that holds a variable, and its directions there. Raises `WrongUse` for a name that is none."""
+        known = {each.name: each for each in self.variables}
+        if variable not in known:
+            raise WrongUse(f"the model has no variable {variable!r}.{nearest(variable, known)}")
+        return known[variable].ready, known[variable].directions
 
     def ids(self, inputs: list[Any]) -> Int[Tensor, "batch pos"]:
         """Token ids of inputs of one length, the BOS first.
