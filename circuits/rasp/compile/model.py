@@ -120,7 +120,7 @@ class Stack(nn.Module):
         h = self.embed(input_ids)
         if self.pos_embed is None:
             return h
-        return h + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
+        return h + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0))
 
     def loop(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The stream after all blocks."""
