@@ -133,16 +133,20 @@ class Machine:
                 found.append(Component(f"blocks.{i}.mlp", {"in": named(weights["W_in"])}, named(weights["W_out"].T)))
         return [*found, Component("logits", {"in": named(model.unembed.weight.T)}, ["logits"])]
 
-    def place(self, variable: str) -> tuple[str, list[int]]:
-        """The first site that holds a variable, or a vector of them, and its directions. Raises `WrongUse` for another name."""
-        found = {v.name: [v] for v in self.variables} | self.vectors
-        if variable not in found:
-            raise WrongUse(f"{self.name} has no variable {variable!r}.{nearest(variable, found)}")
-        return found[variable][0].ready, [d for v in found[variable] for d in v.directions]
+    def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
+        """The first site that holds a variable, or a vector of them, and the directions that it has there, as rows."""
+        return self.named(variable)[0].ready, torch.eye(self.model.unembed.in_features)[self.directions(variable)]
 
     def directions(self, name: str) -> list[int]:
         """The directions of a variable, or of a vector of them."""
-        return self.place(name)[1]
+        return [d for v in self.named(name) for d in v.directions]
+
+    def named(self, name: str) -> list[Variable]:
+        """A variable, or those of a vector. Raises `WrongUse` for a name that is neither."""
+        found = {v.name: [v] for v in self.variables} | self.vectors
+        if name not in found:
+            raise WrongUse(f"{self.name} has no variable {name!r}.{nearest(name, found)}")
+        return found[name]
 
 
 def held(x: float) -> float:

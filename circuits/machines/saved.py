@@ -68,6 +68,7 @@ def wrapped(machine: Machine) -> Model:
     Machines over letters take text.
     """
     model = interp.load(machine.model, tokenizer=letters_tokenizer(list(machine.letters)) if machine.letters else None)
-    model.name_parts({name: machine.place(name) for name in [*(v.name for v in machine.variables), *machine.vectors]})
+    names = [*(v.name for v in machine.variables), *machine.vectors]
+    model.name_parts({name: (machine.named(name)[0].ready, machine.directions(name)) for name in names})
     model.id = machine.name
     return model

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.circuit import Circuit
@@ -185,8 +184,7 @@ def interchange_accuracy(
 
 def true_alignment(circuit: Circuit, variable: str) -> Alignment:
     """Where a model of which all is known holds a variable."""
-    site, directions = circuit.place(variable)
-    return Alignment(site, torch.eye(circuit.model.unembed.in_features)[directions])
+    return Alignment(*circuit.place(variable))
 
 
 def random_pairs(compiled: Compiled, count: int, seed: int = 0) -> list[tuple[list[Atom], list[Atom]]]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from circuits.rasp.compile.build import Component
 from circuits.rasp.compile.model import Block, Stack
 from circuits.rasp.compile.stream import Variable
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 class Circuit(Protocol):
@@ -26,8 +30,8 @@ class Circuit(Protocol):
     def components(self) -> list[Component]:
         """The parts, in the order they run."""
 
-    def place(self, variable: str) -> tuple[str, list[int]]:
-        """The first site that holds a variable, and its directions. Raises `WrongUse` for a name that is none."""
+    def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
+        """The first site that holds a variable, and an orthonormal basis of the subspace that it has there."""
 
 
 @dataclass(frozen=True)
