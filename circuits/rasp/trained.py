@@ -8,8 +8,8 @@
 
 The compiled heads' patterns are the program's own selectors, a row over its sum, the BOS where nothing is selected (Weiss et al.
 2021 train so, on the mean square of the difference, whose gradient vanishes where a head is sure of a wrong key; that of
-KL by a score is pattern - target). Inputs are random, of every length, long ones more often: a model that only sees the
-longest is wrong on the others.
+KL by a score is pattern - target). Inputs are random, of every length and from all tokens alike to all different: a model that
+only sees the longest, or uniform ones, is wrong on the others.
 """
 
 from __future__ import annotations
@@ -146,11 +146,19 @@ def _drawn(
     return CompiledTransformer(embed, positions, blocks, unembed, model.causal).requires_grad_(True)
 
 
+UNEVEN = 4.0  # so that an input is of one token now and then, and every count occurs
+
+
 def random_ids(compiled: Compiled, count: int, generator: torch.Generator) -> Int[Tensor, "batch pos"]:
-    """Uniform inputs of one length, the BOS first; the length is the greater of two that are drawn."""
+    """Inputs of one length, the BOS first. The length is the greater of two that are drawn uniformly.
+
+    The tokens of an input are drawn by a softmax of u n, n normal numbers and u uniform in 0 … `UNEVEN`, both its own: from evenly
+    to nearly all alike.
+    """
     size = len(compiled.vocabulary)
     length = int(torch.randint(1, compiled.length + 1, (2,), generator=generator).max())
-    tokens = torch.randint(size, (count, length), generator=generator)
+    uneven = UNEVEN * torch.rand(count, 1, generator=generator) * torch.randn(count, size, generator=generator)
+    tokens = torch.multinomial(uneven.softmax(-1), length, replacement=True, generator=generator)
     return torch.cat([torch.full((count, 1), size), tokens], 1)
 
 

@@ -97,7 +97,7 @@ def test_patching_a_variable_is_computing_with_another_value():
 
 def test_the_page_runs():
     page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)\n```", page, re.DOTALL))
     exec(code, {})
     for line in re.findall(r"^interp machine run (.*)$", page, re.MULTILINE):
         if not line.startswith("NAME"):
