@@ -142,9 +142,72 @@ def verify_weights(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
     nodes = program_sops(folder / "program.rasp", list(compiled.outputs))
     verdict = verify(nodes, compiled, progress=True)
     margin = verdict.worst_margin if math.isfinite(verdict.worst_margin) else None
-    answer({**vars(verdict), "worst_margin": margin}, as_json, _listed)
+    told = {name: value for name, value in vars(verdict).items() if name != "positions"}
+    answer(told | {"worst_margin": margin}, as_json, _listed)
     if verdict.wrong:
         raise typer.Exit(1)
+
+
+KINDS = "rotated, layer-norm, compressed or mimic"
+
+
+@app.command("vary")
+@guarded
+def vary(
+    folder: Path = FOLDER,
+    kind: str = typer.Option(..., "--as", help=f"What to make of it: {KINDS}."),
+    d_model: int | None = typer.Option(
+        None, "--d-model", help="The width of the stream of one that is trained.", min=1
+    ),
+    steps: int | None = typer.Option(None, "--steps", help="How long one is trained.", min=1),
+    seed: int = typer.Option(0, "--seed", help="Of what is drawn.", min=0),
+    output: Path | None = typer.Option(None, "-o", "--output", help="The folder to write, new or empty."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Make another model of a compiled program: turned, with norms, narrower, or learnt; say how often it is right.
+
+    `right` is the share of positions, over the inputs that `verify` runs. Attention is compared with the compiled model's: half
+    the sum of the differences of a row, its mean and its greatest value.
+    """
+    from circuits.rasp.compile import verify
+    from circuits.rasp.compile.saved import check_empty, load, program_sops, save
+    from circuits.rasp.trained import attention_off
+
+    if output is not None:
+        check_empty(output)
+    compiled, started = load(folder), time.process_time()
+    if compiled.variant:
+        raise WrongUse(f"{folder} holds a variant ({compiled.variant}): give the folder of the compiled program itself")
+    variant = _varied(compiled, kind, {"d_model": d_model, "steps": steps}, seed)
+    seconds = time.process_time() - started
+    verdict = verify(program_sops(folder / "program.rasp", list(compiled.outputs)), variant, progress=True)
+    found = {"variant": kind, "d_model": variant.model.unembed.in_features, "of": compiled.model.unembed.in_features}
+    found |= {"inputs": verdict.inputs, "wrong": verdict.wrong, "right": 1 - verdict.wrong / max(verdict.positions, 1)}
+    found |= {f"attention_{name}": value for name, value in attention_off(compiled, variant).items()}
+    if output is not None:
+        save(variant, output, (folder / "program.rasp").read_text(encoding="utf-8"))
+    answer({**found, "cpu_seconds": round(seconds, 1)}, as_json, _listed)
+
+
+def _varied(compiled: Any, kind: str, given: dict[str, int | None], seed: int) -> Any:
+    """The variant; `given` are settings of those that are trained."""
+    from circuits.rasp.trained import compressed, mimic
+    from circuits.rasp.variants import rotated, with_layer_norm
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    if kind not in KINDS.replace(" or ", ", ").split(", "):
+        raise WrongUse(f"there is no variant {kind!r}: give --as {KINDS}")
+    if kind in ("rotated", "layer-norm"):
+        if settings:
+            raise WrongUse(
+                f"--{'-'.join(next(iter(settings)).split('_'))} is for variants that are trained, and {kind} is not"
+            )
+        return rotated(compiled, seed) if kind == "rotated" else with_layer_norm(compiled)
+    if kind == "mimic":
+        return mimic(compiled, seed=seed, **settings)
+    if "d_model" not in settings:
+        raise WrongUse(f"give --d-model, below the {compiled.model.unembed.in_features} that the stream has")
+    return compressed(compiled, seed=seed, **settings)
 
 
 def _listed(result: dict[str, Any]) -> None:

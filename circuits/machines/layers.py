@@ -92,10 +92,10 @@ class Places(nn.Module):
         table[range(len(names)), list(names.values())] = 1.0
         self.register_buffer("table", table)
 
-    def forward(self, positions: Int[Tensor, "pos"]) -> Float[Tensor, "pos d_model"]:
+    def forward(self, positions: Int[Tensor, "... pos"]) -> Float[Tensor, "... pos d_model"]:
         """What the stream gets of each position, which may depend on how many there are."""
         i = positions.to(self.table.dtype)
-        n = len(positions)
+        n = positions.shape[-1]
         known = {
             "fraction": i / n,
             "even": 1.0 - 2.0 * (i % 2),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.rasp.compile.model import Stack
+from circuits.rasp.compile.build import Component
+from circuits.rasp.compile.model import Block, Stack
 from circuits.rasp.compile.stream import Variable
 from interp.errors import WrongUse, check_keys, nearest
 
@@ -108,10 +109,41 @@ class Machine:
                 found.setdefault(name, []).append(variable)
         return found
 
+    @property
+    def components(self) -> list[Component]:
+        """The parts in the order they run, and what each reads (q, k, v; else "in") and writes: where its weights are not zero.
+
+        An MLP that sets a variable back to zero reads and writes it.
+        """
+        holder = {d: v.name for v in self.variables for d in v.directions}
+
+        def named(weight: Float[Tensor, "d_model columns"]) -> list[str]:
+            return list(dict.fromkeys(holder[int(d)] for d in weight.ne(0).any(-1).nonzero()))
+
+        model, (ids, *_) = self.model, self.example.values()
+        found = [Component("embed", {}, named(model.embed(ids)[0].T))]
+        if model.pos_embed is not None:
+            found.append(Component("pos_embed", {}, named(model.pos_embed(torch.arange(ids.shape[1])).T)))
+        for i, block in enumerate(block for block in model.blocks if isinstance(block, Block)):
+            weights = block.weights()
+            for h in range(block.attn.heads if block.attn else 0):
+                reads = {part: named(weights[f"W_{part.upper()}"][h]) for part in "qkv"}
+                found.append(Component(f"blocks.{i}.attn.{h}", reads, named(weights["W_O"][h].T)))
+            if block.mlp is not None:
+                found.append(Component(f"blocks.{i}.mlp", {"in": named(weights["W_in"])}, named(weights["W_out"].T)))
+        return [*found, Component("logits", {"in": named(model.unembed.weight.T)}, ["logits"])]
+
+    def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
+        """The first site that holds a variable, or a vector of them, and the directions that it has there, as rows."""
+        return self.named(variable)[0].ready, torch.eye(self.model.unembed.in_features)[self.directions(variable)]
+
     def directions(self, name: str) -> list[int]:
-        """The directions of a variable, or of a vector of them. Raises `WrongUse` for a name that is neither."""
-        found = {v.name: v.directions for v in self.variables}
-        found |= {vector: [d for v in parts for d in v.directions] for vector, parts in self.vectors.items()}
+        """The directions of a variable, or of a vector of them."""
+        return [d for v in self.named(name) for d in v.directions]
+
+    def named(self, name: str) -> list[Variable]:
+        """A variable, or those of a vector. Raises `WrongUse` for a name that is neither."""
+        found = {v.name: [v] for v in self.variables} | self.vectors
         if name not in found:
             raise WrongUse(f"{self.name} has no variable {name!r}.{nearest(name, found)}")
         return found[name]

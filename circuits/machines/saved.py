@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import interp
-from circuits.machines.circuit import circuit_json
 from circuits.machines.machine import Machine, build
+from circuits.rasp.compile.circuit import circuit_json
 from circuits.rasp.compile.saved import check_empty
 from circuits.rasp.compile.stream import Variable
 from circuits.rasp.compile.wrapped import letters_tokenizer
@@ -68,8 +68,7 @@ def wrapped(machine: Machine) -> Model:
     Machines over letters take text.
     """
     model = interp.load(machine.model, tokenizer=letters_tokenizer(list(machine.letters)) if machine.letters else None)
-    parts = {v.name: (v.ready, v.directions) for v in machine.variables}
-    parts |= {name: (found[0].ready, machine.directions(name)) for name, found in machine.vectors.items()}
-    model.name_parts(parts)
+    names = [*(v.name for v in machine.variables), *machine.vectors]
+    model.name_parts({name: (machine.named(name)[0].ready, machine.directions(name)) for name in names})
     model.id = machine.name
     return model

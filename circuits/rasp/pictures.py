@@ -131,8 +131,8 @@ def picture(nodes: dict[str, SOp], compiled: Compiled, tokens: str | list[Atom])
     h = model.stream(ids)
     for i, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        if block.attn is not None:
-            attention |= {f"blocks.{i}.attn.{n}": rows[1:] for n, rows in enumerate(block.attn.pattern(h)[0])}
+        if (scores := block.scores(h)) is not None:
+            attention |= {f"blocks.{i}.attn.{n}": rows[1:] for n, rows in enumerate(scores[0].softmax(-1))}
         h = block(h)
     writes = {component.name: component.writes for component in compiled.components}
     heads = [

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from circuits.rasp.compile.build import Compiled
-from circuits.rasp.compile.circuit import edges, possible_edges
+from circuits.rasp.compile.circuit import Circuit, edges, possible_edges
 from interp.dictionaries.recovery import recovery
 from interp.errors import WrongUse, nearest
 
@@ -82,37 +81,36 @@ def ranked(scores: Mapping[Any, float], true: Collection[Hashable]) -> Ranking:
     return Ranking(-thresholds, precision, recall, misses, float(auc), average)
 
 
-def edge_ranking(compiled: Compiled, scores: Mapping[tuple[str, str, str], float]) -> Ranking:
+def edge_ranking(circuit: Circuit, scores: Mapping[tuple[str, str, str], float]) -> Ranking:
     """Scores of (sender, receiver, part), as `possible_edges` has them; those left out count as the least."""
-    candidates = possible_edges(compiled)
+    candidates = possible_edges(circuit)
     unknown = set(scores) - set(candidates)
     if unknown:
         raise WrongUse(f"{sorted(unknown)[0]} is no edge that the model can have: see `possible_edges`")
     least = min(scores.values(), default=0.0) - 1.0
-    true = {(e.sender, e.receiver, "in" if e.part == "erased" else e.part) for e in edges(compiled)}
+    true = {(e.sender, e.receiver, "in" if e.part == "erased" else e.part) for e in edges(circuit)}
     return ranked({edge: scores.get(edge, least) for edge in candidates}, true)
 
 
-def node_ranking(compiled: Compiled, variable: str, scores: Mapping[str, float]) -> Ranking:
+def node_ranking(circuit: Circuit, variable: str, scores: Mapping[str, float]) -> Ranking:
     """Scores of components, for being upstream of an output or variable: those that it is computed from are true."""
     least = min(scores.values(), default=0.0) - 1.0
-    return ranked({c.name: scores.get(c.name, least) for c in compiled.components}, upstream(compiled, variable))
+    return ranked({c.name: scores.get(c.name, least) for c in circuit.components}, upstream(circuit, variable))
 
 
-def upstream(compiled: Compiled, variable: str) -> set[str]:
+def upstream(circuit: Circuit, variable: str) -> set[str]:
     """The components that a variable or output is computed by, through all that they read."""
-    components = {component.name: component for component in compiled.components}
-    writer = {each.name: each.writer for each in compiled.variables}
-    if variable not in writer and variable not in compiled.outputs:
-        raise WrongUse(f"nothing writes {variable!r}.{nearest(variable, [*writer, *compiled.outputs])}")
+    writer = {each.name: each.writer for each in circuit.variables}
+    outputs = circuit.components[-1].writes
+    if variable not in writer and variable not in outputs:
+        raise WrongUse(f"nothing writes {variable!r}.{nearest(variable, [*writer, *outputs])}")
     found, stack = set[str](), [writer.get(variable, "logits")]
+    known = [edge for edge in edges(circuit) if edge.part != "erased"]
     while stack:
         name = stack.pop()
         if name not in found:
             found.add(name)
-            stack += [
-                writer[read] for part, names in components[name].reads.items() if part != "erased" for read in names
-            ]
+            stack += [edge.sender for edge in known if edge.receiver == name]
     return found
 
 

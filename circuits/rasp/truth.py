@@ -7,14 +7,14 @@ InterpBench, Gupta et al. 2024).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from circuits.rasp.compile.build import Compiled
+from circuits.rasp.compile.circuit import Circuit
 from circuits.rasp.compile.columns import mark
 from circuits.rasp.compile.plan import Head, Plan, Scale, Table, View, level
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
@@ -26,10 +26,27 @@ from interp.errors import WrongUse, nearest
 from interp.model import Model, Patch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 Values = list[Atom]
+
+
+class Causal(Protocol):
+    """A causal model of what a model computes: a program's (`Truth`), or a machine's equations (circuits.machines.truth)."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """What comes out."""
+
+    def inputs(self, example: Any) -> Any:
+        """An example as the model takes it."""
+
+    def values(self, example: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Each variable's value and each output's, with some set to what is given."""
+
+    def read(self, logits: Float[Tensor, "1 pos out"]) -> dict[str, list[Any]]:
+        """The outputs that a model's logits stand for, by name."""
 
 
 class Truth:
@@ -55,6 +72,16 @@ class Truth:
         found = self._found(tokens, given or {})
         outputs = dict(zip(self.outputs, (self._read(output, found) for output in self.plan.outputs), strict=True))
         return {self.names[held]: values for held, values in found.items()} | outputs
+
+    def inputs(self, tokens: str | list[Atom]) -> Int[Tensor, "1 pos"]:
+        """Token ids, the BOS first."""
+        return self.compiled.ids([tokens])
+
+    def read(self, logits: Float[Tensor, "1 pos out"]) -> dict[str, Values]:
+        """Of each output the value with the greatest logit, at every token."""
+        parts = logits[0, 1:].split([len(values) for values in self.compiled.outputs.values()], -1)
+        named = zip(self.compiled.outputs.items(), parts, strict=True)
+        return {name: [values[i] for i in part.argmax(-1).tolist()] for (name, values), part in named}
 
     def selections(self, tokens: str | list[Atom]) -> dict[str, tuple[Bool[np.ndarray, "query key"], bool]]:
         """Of each head, "blocks.0.attn.1": which keys a query selects, and whether it counts them (its BOS is one key more).
@@ -144,37 +171,30 @@ class Alignment:
 
 
 def interchange_accuracy(
-    truth: Truth,
-    model: Model,
-    variable: str,
-    alignment: Alignment,
-    pairs: Iterable[tuple[str | list[Atom], str | list[Atom]]],
+    truth: Causal, model: Model, variable: str, alignment: Alignment, pairs: Iterable[tuple[Any, Any]]
 ) -> dict[str, float]:
-    """How often a model does what the program does when a variable takes its value from another input.
+    """How often a model does what its program does when a variable takes its value from another input.
 
     For (base, source) of one length: x ← x + (x_source - x) Bᵀ B at the site, and the model's outputs against those of the
     program run on base with the variable's values on source (Geiger et al. 2021). "positions": share of right outputs;
     "inputs": share of pairs right everywhere; "changed": share of positions where the program's output is another than
     without the change, without which the number says little. Pairs on which the program has no value are left out.
     """
-    compiled, right, whole, changed, total, count = truth.compiled, 0, 0, 0, 0, 0
+    right, whole, changed, total, count = 0, 0, 0, 0, 0
     for base, source in pairs:
         try:
             plain = truth.values(base)
             wanted = truth.values(base, {variable: truth.values(source)[variable]})
         except RaspError:
             continue
-        ids = compiled.ids([base]), compiled.ids([source])
-        x, other = (model.record(each, [alignment.site])[alignment.site] for each in ids)
+        inputs = truth.inputs(base)
+        x, other = (model.record(each, [alignment.site])[alignment.site] for each in (inputs, truth.inputs(source)))
         b = alignment.basis.to(x)
         with model.edit(Patch(alignment.site, x + (other - x) @ b.T @ b)):
-            logits = model(ids[0])[0, 1:]
+            found = truth.read(model(inputs))
         good = []
-        for name, part in zip(
-            compiled.outputs, logits.split(list(map(len, compiled.outputs.values())), -1), strict=True
-        ):
-            found = [compiled.outputs[name][i] for i in part.argmax(-1).tolist()]
-            good += [mark(a) == mark(b) for a, b in zip(found, wanted[name], strict=True)]
+        for name in truth.outputs:
+            good += [mark(a) == mark(b) for a, b in zip(found[name], wanted[name], strict=True)]
             changed += sum(mark(a) != mark(b) for a, b in zip(plain[name], wanted[name], strict=True))
         right, total, whole, count = right + sum(good), total + len(good), whole + all(good), count + 1
     if not count:
@@ -182,12 +202,9 @@ def interchange_accuracy(
     return {"positions": right / total, "inputs": whole / count, "changed": changed / total}
 
 
-def compiled_alignment(compiled: Compiled, variable: str) -> Alignment:
-    """Where a compiled model does hold a variable."""
-    known = {each.name: each for each in compiled.variables}
-    if variable not in known:
-        raise WrongUse(f"the model has no variable {variable!r}.{nearest(variable, known)}")
-    return Alignment(known[variable].ready, torch.eye(compiled.model.embed.embedding_dim)[known[variable].directions])
+def true_alignment(circuit: Circuit, variable: str) -> Alignment:
+    """Where a model of which all is known holds a variable."""
+    return Alignment(*circuit.place(variable))
 
 
 def random_pairs(compiled: Compiled, count: int, seed: int = 0) -> list[tuple[list[Atom], list[Atom]]]:

@@ -84,15 +84,18 @@ def main() -> None:
     """Run `interp COMMAND ...`, importing only the command that was asked for."""
     import typer
 
+    from interp.cli.group import Group
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads that spin starve a busy machine
     commands = _commands()
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_root)
     asked = next((a for a in sys.argv[1:] if not a.startswith("-")), None)
     for name in [asked] if asked in commands else sorted(commands):
         loaded = commands[name].load()
         if isinstance(loaded, typer.Typer):
-            app.add_typer(loaded, name=name)
+            own = loaded.info.cls if isinstance(loaded.info.cls, type) else Group
+            app.add_typer(loaded, name=name, cls=own)
         else:
             app.command(name)(loaded)
     try:

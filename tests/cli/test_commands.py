@@ -38,6 +38,13 @@ def test_every_command_of_the_group_can_be_loaded_and_has_json():
             assert "as_json" in function.__wrapped__.__annotations__, point.name
 
 
+def test_a_group_says_which_commands_it_has():
+    wrong = interp("machine", "pariti", "--json", status=2)
+    assert "Did you mean 'parity'" in json.loads(wrong.stdout)["error"]
+    assert "It has: parity, first, subleq" in wrong.stderr
+    assert "Did you mean 'compile'" in interp("rasp", "compiel", status=2).stderr
+
+
 @pytest.mark.slow("three processes that import torch and transformers")
 def test_sites_and_doctor_print_one_object(tiny_folder):
     listed = json.loads(interp("sites", str(tiny_folder), "--json").stdout)

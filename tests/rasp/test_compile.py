@@ -266,3 +266,24 @@ def test_wrong_use_of_the_commands(folder, tmp_path):
     assert "not empty" in interp("compile", program, "--var", "hist", *used, status=2)["error"]
     assert "no compiled program" in interp("verify", str(tmp_path), status=2)["error"]
     assert "not in the vocabulary" in interp("apply", str(folder), "--input", "xyz", status=1)["error"]
+
+
+def test_variants_are_made_and_verified_by_commands(folder, tmp_path):
+    turned = interp("vary", str(folder), "--as", "rotated", "-o", str(tmp_path / "turned"))
+    assert (turned["wrong"], turned["right"], turned["inputs"]) == (0, 1.0, 120)
+    assert interp("verify", str(tmp_path / "turned"))["wrong"] == 0
+    assert interp("apply", str(tmp_path / "turned"), "--input", "abca")["values"] == [2, 1, 1, 2]
+    interp("draw", str(tmp_path / "turned"), "--input", "abca", "-o", str(tmp_path / "page.html"))
+    learnt = interp("vary", str(folder), "--as", "mimic", "--d-model", "8", "--steps", "2", "-o", str(tmp_path / "few"))
+    assert (learnt["d_model"], learnt["of"]) == (8, 5)
+    assert learnt["wrong"] > 0
+    assert interp("verify", str(tmp_path / "few"), status=1)["wrong"] == learnt["wrong"]
+    circuit = json.loads((tmp_path / "turned" / "circuit.json").read_text())
+    assert torch.tensor(circuit["basis"]).shape == (5, 5)
+    for words, message in (
+        (["--as", "mimick"], "give --as rotated, layer-norm, compressed or mimic"),
+        (["--as", "compressed"], "give --d-model, below the 5"),
+        (["--as", "rotated", "--d-model", "3"], "--d-model is for variants that are trained"),
+    ):
+        assert message in interp("vary", str(folder), *words, status=2)["error"]
+    assert "holds a variant" in interp("vary", str(tmp_path / "turned"), "--as", "mimic", status=2)["error"]

@@ -20,6 +20,7 @@ from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
+from interp.errors import WrongUse, nearest
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -41,6 +42,9 @@ class Compiled:
 
     `outputs[name][i]` is the value that the i-th logit of a variable stands for, the logits of several variables one after
     another. `variables` say which directions of the stream hold what, `components` who reads and writes them.
+
+    A `variant` (variants.py, trained.py) is another model of the same program: direction i lies along the row i of its `basis`,
+    None where that is not known.
     """
 
     model: CompiledTransformer
@@ -49,6 +53,8 @@ class Compiled:
     outputs: dict[str, list[Any]]
     variables: list[Variable]
     components: list[Component]
+    variant: str = ""
+    basis: Float[Tensor, "direction d_model"] | None = None
 
     @property
     def causal(self) -> bool:
@@ -57,8 +63,10 @@ class Compiled:
 
     @property
     def labels(self) -> list[str]:
-        """What each direction of the stream says; where it is used again, what it says from when on."""
-        said: list[list[str]] = [[] for _ in range(self.model.embed.weight.shape[1])]
+        """What each direction says; where it is used again, what it says from when on. Of a variant: each row of the basis."""
+        said: list[list[str]] = [
+            [] for _ in range(1 + max((d for v in self.variables for d in v.directions), default=0))
+        ]
         said[0] = ["bos"]
         for variable in self.variables:
             for direction in variable.directions:
@@ -66,6 +74,19 @@ class Compiled:
                     variable.label(direction) + (f" from {variable.ready}" if said[direction] else "")
                 )
         return ["; ".join(each) for each in said]
+
+    def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
+        """The first site that holds a variable, and an orthonormal basis of the subspace that it has there.
+
+        Raises `WrongUse` for a name that is none, and for a variant of which it is not known.
+        """
+        known = {each.name: each for each in self.variables}
+        if variable not in known:
+            raise WrongUse(f"the model has no variable {variable!r}.{nearest(variable, known)}")
+        if self.basis is None and self.variant:
+            raise WrongUse(f"where a {self.variant} holds its variables is not known: that is for you to find")
+        rows = torch.eye(self.model.unembed.in_features) if self.basis is None else self.basis
+        return known[variable].ready, torch.linalg.qr(rows[known[variable].directions].T).Q.T
 
     def ids(self, inputs: list[Any]) -> Int[Tensor, "batch pos"]:
         """Token ids of inputs of one length, the BOS first.

@@ -75,6 +75,10 @@ class Block(nn.Module):
             h = h + self.mlp(h)
         return h
 
+    def scores(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch head query key"] | None:
+        """What its heads put into the softmax where the block receives h; None where it has none."""
+        return None if self.attn is None else self.attn.scores(h)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights as they were given, without those of a part that is missing."""
         return _parts(self.state_dict(), "", self.attn.heads if self.attn else 0)
@@ -120,7 +124,7 @@ class Stack(nn.Module):
         h = self.embed(input_ids)
         if self.pos_embed is None:
             return h
-        return h + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device))
+        return h + self.pos_embed(torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0))
 
     def loop(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The stream after all blocks."""

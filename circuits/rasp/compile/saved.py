@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuits.rasp.compile.build import Compiled, Component
 from circuits.rasp.compile.circuit import circuit_json
 from circuits.rasp.compile.model import CompiledTransformer
@@ -15,10 +17,22 @@ from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Node, SOp
 from circuits.rasp.interpreter import Interpreter
+from circuits.rasp.variants import LAYER_NORM, NormedTransformer
 from interp.errors import WrongUse, check_keys, nearest
 from interp.files import load_tensors, save_tensors, write_json, write_text
 
-FIELDS = ("interp_model", "format", "vocabulary", "length", "causal", "heads", "outputs", "variables", "components")
+FIELDS = (
+    "interp_model",
+    "format",
+    "vocabulary",
+    "length",
+    "causal",
+    "heads",
+    "outputs",
+    "variables",
+    "components",
+    "variant",
+)
 FORMAT = 2
 KIND = "rasp"  # the entry point of the group `interp.models` that opens such a folder
 
@@ -50,7 +64,7 @@ def check_empty(folder: Path) -> None:
 
 
 def save(compiled: Compiled, folder: Path, program: str) -> None:
-    """Write the model, what its numbers mean, and the text of the program. Raises `WrongUse` for a folder that is in use."""
+    """Write the model, what its numbers mean, the true circuit, and the text of the program. Raises `WrongUse` for a folder in use."""
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = compiled.model
@@ -64,11 +78,13 @@ def save(compiled: Compiled, folder: Path, program: str) -> None:
         "outputs": compiled.outputs,
         "variables": [asdict(variable) for variable in compiled.variables],
         "components": [asdict(component) for component in compiled.components],
+        "variant": compiled.variant,
     }
+    circuit = circuit_json(compiled) | {"basis": None if compiled.basis is None else compiled.basis.tolist()}
     write_text(folder / "program.rasp", program)
     save_tensors(folder / "model.safetensors", model.state_dict())
     write_json(folder / "config.json", config)
-    write_json(folder / "circuit.json", circuit_json(compiled))
+    write_json(folder / "circuit.json", circuit)
 
 
 def load(folder: Path) -> Compiled:
@@ -82,10 +98,16 @@ def load(folder: Path) -> Compiled:
         raise RaspError(f"{folder} has format {config.get('format')}, this version reads {FORMAT}: compile it again")
     check_keys(config, FIELDS, f"{folder}/config.json")
     weights, _ = load_tensors(folder / "model.safetensors")
-    model = CompiledTransformer.of(weights, config["heads"], config["causal"])
+    model, variant = CompiledTransformer.of(weights, config["heads"], config["causal"]), config.get("variant", "")
+    if variant == LAYER_NORM:
+        model = NormedTransformer(model, weights["norm.weight"][0].item())
     variables = [Variable(**variable) for variable in config["variables"]]
     components = [Component(**component) for component in config["components"]]
-    return Compiled(model, config["vocabulary"], config["length"], config["outputs"], variables, components)
+    rows = json.loads((folder / "circuit.json").read_text(encoding="utf-8")).get("basis") if variant else None
+    basis = None if rows is None else torch.tensor(rows)
+    return Compiled(
+        model, config["vocabulary"], config["length"], config["outputs"], variables, components, variant, basis
+    )
 
 
 def parsed_vocabulary(text: str) -> list[Any]:

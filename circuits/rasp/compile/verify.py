@@ -25,7 +25,8 @@ Input = tuple[Any, ...]
 
 @dataclass
 class Verdict:
-    """`inputs` run, on `undefined` of them the program has no value; `wrong` positions; the least margin of a right logit.
+    """`inputs` run, on `undefined` of them the program has no value; `wrong` positions, of those with a value (`positions`, for
+    each s-op); the least margin of a right logit.
 
     All inputs of up to `exhaustive_to` tokens were run, of longer ones some.
     """
@@ -36,6 +37,7 @@ class Verdict:
     worst_margin: float = float("inf")
     failing_input: list[Any] | None = None
     exhaustive_to: int = 0
+    positions: int = 0
 
 
 def verify(nodes: SOp | Mapping[str, SOp], compiled: Compiled, progress: bool = False) -> Verdict:
@@ -98,6 +100,7 @@ def _compare(nodes: Mapping[str, SOp], compiled: Compiled, batch: list[Input], v
         undefined |= torch.from_numpy(known.undefined)
         bad = ~(margin > 0)
         verdict.wrong += int(bad.sum())
+        verdict.positions += int((~known.undefined).sum()) * bad.shape[1]
         verdict.worst_margin = min(verdict.worst_margin, float(margin.min()))
         if verdict.failing_input is None and bad.any():
             verdict.failing_input = list(batch[int(bad.any(-1).nonzero()[0])])

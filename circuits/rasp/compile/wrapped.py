@@ -23,11 +23,13 @@ def opened(folder: Path) -> Model:
 def wrapped(compiled: Compiled) -> Model:
     """The model with a site for each variable (`model.parts`), [batch, pos, value] or, of a number, [batch, pos, 1].
 
-    Position 0 is the BOS. Text is taken where all tokens are single letters; else ids, as `compiled.ids` gives them.
+    A variant has none, since what it holds lies along no axes. Position 0 is the BOS. Text is taken where all tokens are single
+    letters; else ids, as `compiled.ids` gives them.
     """
     longest = torch.full((1, compiled.length + 1), len(compiled.vocabulary))
     model = interp.load(compiled.model, tokenizer=letters_tokenizer(compiled.vocabulary), example=longest)
-    model.name_parts({variable.name: (variable.ready, variable.directions) for variable in compiled.variables})
+    if not compiled.variant:
+        model.name_parts({variable.name: (variable.ready, variable.directions) for variable in compiled.variables})
     return model
 
 
