@@ -19,6 +19,7 @@ from interp.kernels.record_rows import GROUP, TINY, reference
 ROWS, TURNS = 8, 8  # of a program: rows at a time, and how often
 BITS = {torch.bfloat16: torch.int16}
 KNOWN = torch.float32, torch.bfloat16, torch.float16
+HOW = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -46,7 +47,8 @@ def _record(
     if CODED:
         middle = tl.load(pivot + at, mask=inside, other=0.0)[None, :]
     if COUNTED:
-        total, square, loss = (tl.zeros((ROWS, GROUP), tl.float64) for _ in tl.static_range(3))
+        total = tl.zeros((ROWS, GROUP), tl.float64)
+        square, loss = total, total
     for turn in tl.static_range(TURNS):
         i = (tl.program_id(0) * TURNS + turn) * ROWS + tl.arange(0, ROWS)
         there = i < n
@@ -56,9 +58,10 @@ def _record(
             row = tl.load(kept + i, mask=there, other=0)
         place = tl.load(slots + i, mask=there, other=0)
         y = tl.load(x + row[:, None] * width + at[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(squares + g * n + i, tl.sum(y * y, 1), mask=there)
         into = rows + place[:, None] * width + at[None, :]
         if CODED:
-            y = tl.where(inside[None, :], y - middle, 0.0)
+            y = tl.where(mask, y - middle, 0.0)
             peak = tl.max(y.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1).to(tl.float32, bitcast=True)
             scale = tl.div_rn(peak, 127.0)
             scale = _half(tl.where(scale < TINY, TINY, scale))
@@ -68,18 +71,14 @@ def _record(
             code = (v + 12582912.0) - 12582912.0  # to the nearest, ties to even, of numbers below 2^22
             tl.store(into, code.to(tl.int8), mask=mask)
             found = code * scale
-            back = middle + found
         elif HALVED:
             half = _half(y)
             tl.store(into, half, mask=mask)
             found = _whole(half)
-            back = found
         else:
             stored = y.to(rows.dtype.element_ty)
             tl.store(into, stored, mask=mask)
             found = stored.to(tl.float32)
-            back = found
-        tl.store(squares + g * n + i, tl.sum(back * back, 1), mask=there)
         if COUNTED:
             lost = (y - found).to(tl.float64)
             wide = y.to(tl.float64)
@@ -120,4 +119,14 @@ def record_rows(
     return squares.sum(0).sqrt()
 
 
-HOW = {"num_warps": 4, "enable_fp_fusion": False}
+COMPILED = {
+    f"record_rows, {read} to {wrote}": (
+        _record,
+        {"x": f"*{read}", "kept": "*i64", "slots": "*i64", "rows": f"*{bits}", "scales": "*i16", "pivot": "*fp32"}
+        | {"squares": "*fp32", "parts": "*fp64", "n": "i32", "width": "i32", "groups": "i32"}
+        | {"ROWS": ROWS, "TURNS": TURNS, "GROUP": GROUP, "TINY": TINY, "GATHERED": True, "CODED": wrote == "int8"}
+        | {"HALVED": wrote == "bf16", "COUNTED": wrote == "int8"}
+        | HOW,
+    )
+    for read, wrote, bits in (("fp32", "bf16", "i16"), ("bf16", "fp16", "fp16"), ("bf16", "int8", "i8"))
+}

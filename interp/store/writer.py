@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
-from interp.kernels.record_rows import record_rows
 from interp.store.disk import sync, sync_folder, writes_direct
 from interp.store.int8 import LOST, Coding, begun
 from interp.store.layout import (
@@ -38,6 +37,7 @@ from interp.store.layout import (
     shard_name,
 )
 from interp.store.memory import raw
+from interp.store.placing import placed
 from interp.store.shards import Shard, block_rows, cut_back
 from interp.store.shuffle import piles_of
 from interp.store.waiting import SPARE, Waiting
@@ -295,16 +295,16 @@ class StoreWriter:
         codings: Mapping[str, Coding],
     ) -> None:
         """A part of the rows of every site into their slots, and into the sums of its coding. Raises `Failed` for NaN and inf."""
-        places = torch.from_numpy(slots)
+        places, ended = torch.from_numpy(slots), {}
         for site, values in rows.items():
             ring = [self._waiting.columns[c] for c in columns_of(site, values.shape[1], self._index.dtype)]
-            coding = codings.get(site)
-            about = (ring[1], coding.pivot, coding.sums) if coding else ()
-            norms = record_rows(values.detach(), source[part], places, ring[0], *about)
-            most = torch.finfo(torch.float32 if coding else ring[0].dtype).max
-            if not (norms <= most).all():  # NaN, inf, or a number that may be too large
+            ended[site] = placed(values.detach(), source[part], places, ring, codings.get(site))
+        dtype = DTYPES[self._index.dtype]
+        for site, values in rows.items():
+            most = torch.finfo(torch.float32 if codings else dtype).max
+            if not (ended[site]() <= most).all():  # NaN, inf, or a number that may be too large
                 x = _gathered(values, source)
-                self._check_finite(site, x, x.float() - coding.pivot if coding else x.to(ring[0].dtype))
+                self._check_finite(site, x, x.float() - codings[site].pivot if codings else x.to(dtype))
 
     def _check_finite(self, site: str, values: Float[Tensor, "n w"], stored: Float[Tensor, "n w"]) -> None:
         """Raise `Failed` unless all that is to be stored of these values is finite."""
