@@ -40,7 +40,7 @@ def reference(
     sums: Float64[Tensor, "3 width"] | None = None,
 ) -> Float[Tensor, " r"]:
     """A pass for each step; in float32 at least, int8 in the dtype of the pivot."""
-    x = x if kept is None else x[kept]
+    x = x if kept is None else x.index_select(0, kept)
     if scales is None or pivot is None:
         y = x.to(torch.promote_types(x.dtype, torch.float32))
         stored = x.to(rows.dtype)
@@ -50,10 +50,10 @@ def reference(
         stored, scales[slots], found = _coded(y, scales.dtype)
     rows[slots] = stored.to(rows.dtype)
     if sums is not None:
-        lost = (y - found).double()
-        for total, part in zip(sums, (y, y.double().square(), lost.square()), strict=True):
-            total += part.sum(0, dtype=torch.float64)
-    return x.to(y.dtype).norm(dim=1)
+        y, lost = (y.double() if pivot is None else y), y - found  # about a mean nothing cancels
+        for total, part in zip(sums, (y, y.square(), lost.square()), strict=True):
+            total += part.sum(0)
+    return x.to(norm_dtype(x, pivot)).norm(dim=1)
 
 
 def _coded(y: Float[Tensor, "r width"], of: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,23 +75,37 @@ def cpu(
     pivot: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> Tensor:
-    """Row by row, in numba; other dtypes than it has, and without it, a block at a time."""
+    """Row by row, in numba; what it cannot write, and without it all, a block at a time."""
     if find_spec("numba") and _has(x, rows, pivot):
         from interp.kernels.record_rows_numba import put
 
+        if x.dtype == torch.float16:
+            x, kept = (x if kept is None else x.index_select(0, kept)).float(), None
         return put(x, kept, slots, rows, scales, pivot, sums)
     step = max(1, BLOCK // max(1, x.shape[1]))
-    norms = [
-        reference(x[at : at + step] if kept is None else x, None if kept is None else kept[at : at + step],
-                  slots[at : at + step], rows, scales, pivot, sums)
-        for at in range(0, len(slots), step)
-    ]  # fmt: skip
-    return torch.cat(norms) if norms else x.new_empty(0, dtype=norm_dtype(x, pivot))
+    if len(slots) <= step:
+        return reference(x, kept, slots, rows, scales, pivot, sums)
+    parts = (slice(at, at + step) for at in range(0, len(slots), step))
+    given = ((x[at], None, slots[at]) if kept is None else (x, kept[at], slots[at]) for at in parts)
+    return torch.cat([reference(*some, rows, scales, pivot, sums) for some in given])
 
 
 def _has(x: Tensor, rows: Tensor, pivot: Tensor | None) -> bool:
-    known = torch.float32, torch.bfloat16
-    return x.dtype in known and (rows.dtype in known if pivot is None else pivot.dtype == torch.float32)
+    wrote = rows.dtype in (torch.float32, torch.bfloat16) if pivot is None else pivot.dtype == torch.float32
+    return wrote and x.dtype != torch.float64 and rows.is_contiguous()
+
+
+def _plain(
+    x: Tensor,
+    kept: Tensor | None,
+    slots: Tensor,
+    rows: Tensor,
+    scales: Tensor | None = None,
+    pivot: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> bool:
+    """Reference for up to 512 numbers."""
+    return len(slots) * x.shape[1] <= 512
 
 
 def norm_dtype(x: Tensor, pivot: Tensor | None) -> torch.dtype:
@@ -117,6 +131,7 @@ record_rows = Op(
     reference,
     fake=_fake,
     cpu=cpu,
+    plain=_plain,
     triton="interp.kernels.record_rows_triton:record_rows",
 )
 
