@@ -3,8 +3,9 @@
     p = softmax(scale · q kᵀ + bias)       statistics_i = (−Σ_j p_ij log p_ij,  p_i,sink,  Σ_j p_ij |i − j|,  keys that i may look at)
     received_j = Σ_i p_ij
 
-Causal: keys up to the query's own place. Key heads may be fewer than query heads, each for a group of these. A query that may
-look nowhere attends to nothing: zeros. `sink` is a key for each row of the batch, the first if none is given.
+Causal: keys up to the query's own place. `bias` is added to scores, or says where attention may go. Key heads may be fewer than
+query heads, each for a group of these. A query that may look nowhere attends to nothing: zeros. `sink` is a key for each row of
+the batch, the first if none is given.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int, Shaped
 
 SCORES = 1 << 18  # that exist at a time: they stay in the cache
 
@@ -25,26 +26,42 @@ SCORES = 1 << 18  # that exist at a time: they stay in the cache
 def reference(
     q: Float[Tensor, "batch head query d"],
     k: Float[Tensor, "batch kv_head key d"],
-    bias: Float[Tensor, "#batch #head #query key"] | None,
+    bias: Shaped[Tensor, "#batch #head #query #key"] | None,
     sink: Int[Tensor, " batch"] | None,
     causal: bool,
     scale: float,
 ) -> tuple[Float[Tensor, "batch head query 4"], Float[Tensor, "batch head key"]]:
     """By the pattern, in float32 at least."""
     wide, (n, t) = torch.promote_types(q.dtype, torch.float32), (q.shape[2], k.shape[2])
-    k = k.to(wide).repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scores = q.to(wide) @ k.mT * scale
+    scores = q.to(wide) @ k.to(wide).repeat_interleave(q.shape[1] // max(1, k.shape[1]), 1).mT * scale
     if bias is not None:
-        scores = scores + bias.to(wide)
-    i, j = torch.arange(n, device=q.device)[:, None], torch.arange(t, device=q.device)
+        scores = scores + additive(bias, wide)
     if causal:
-        scores = scores.masked_fill(j > i, -torch.inf)
-    hidden = scores == -torch.inf
-    p = scores.softmax(-1).masked_fill(hidden.all(-1, keepdim=True), 0)
-    at = torch.zeros(len(q), dtype=torch.int64, device=q.device) if sink is None else sink
+        i, j = (torch.arange(size, device=q.device) for size in (n, t))
+        scores = scores.masked_fill(j > i[:, None], -torch.inf)
+    seen = scores > -torch.inf
+    p = scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+    return of_pattern(p, sink, seen), p.sum(-2)
+
+
+def additive(bias: Shaped[Tensor, "*shape"], wide: torch.dtype) -> Float[Tensor, "*shape"]:
+    """A mask as what is added to scores: of truth values, -inf where attention may not go."""
+    if bias.dtype != torch.bool:
+        return bias.to(wide)
+    return torch.zeros(bias.shape, dtype=wide, device=bias.device).masked_fill_(~bias, -torch.inf)
+
+
+def of_pattern(
+    p: Float[Tensor, "batch head query key"],
+    sink: Int[Tensor, " batch"] | None = None,
+    seen: Bool[Tensor, "batch head query key"] | None = None,
+) -> Float[Tensor, "batch head query 4"]:
+    """The statistics of a pattern that is there; keys that may be looked at: those `seen`, else those that get weight."""
+    i, j = (torch.arange(size, device=p.device) for size in p.shape[2:])
+    at = torch.zeros(len(p), dtype=torch.int64, device=p.device) if sink is None else sink
     first = p.gather(-1, at.view(-1, 1, 1, 1).expand(*p.shape[:3], 1)).squeeze(-1)
-    numbers = -torch.special.xlogy(p, p).sum(-1), first, (p * (i - j).abs()).sum(-1), (~hidden).sum(-1).to(wide)
-    return torch.stack(numbers, -1), p.sum(-2)
+    keys = (p > 0 if seen is None else seen).sum(-1).to(p.dtype)
+    return torch.stack([-torch.special.xlogy(p, p).sum(-1), first, (p * (i[:, None] - j).abs()).sum(-1), keys], -1)
 
 
 def cpu(
@@ -65,7 +82,7 @@ def cpu(
                 seen = slice(0, min(t, some.stop) if causal else t)
                 s = (q[b, own, some].to(wide).flatten(0, 1) @ keys[seen].T).mul_(scale).view(group, -1, seen.stop)
                 if bias is not None:
-                    s += bias[b, own, some, seen]
+                    s += additive(bias[b, own, some, seen], wide)
                 if causal:
                     late = slice(begin, seen.stop)
                     s[..., late].masked_fill_(place[late] > place[some, None], -torch.inf)

@@ -85,9 +85,9 @@ def cpu(
     step = max(1, BLOCK // max(1, x.shape[1]))
     if len(slots) <= step:
         return reference(x, kept, slots, rows, scales, pivot, sums)
-    parts = (slice(at, at + step) for at in range(0, len(slots), step))
-    given = ((x[at], None, slots[at]) if kept is None else (x, kept[at], slots[at]) for at in parts)
-    return torch.cat([reference(*some, rows, scales, pivot, sums) for some in given])
+    parts = [slice(at, at + step) for at in range(0, len(slots), step)]
+    given = [(x[at], None, slots[at]) if kept is None else (x, kept[at], slots[at]) for at in parts]
+    return torch.cat([reference(some, own, places, rows, scales, pivot, sums) for some, own, places in given])
 
 
 def _has(x: Tensor, rows: Tensor, pivot: Tensor | None) -> bool:
