@@ -101,6 +101,32 @@ def _sddmm(name: str, n: int, d: int, m: int, k: int) -> Case:
     return Case(f"{name}: {k} of {m} latents, {n} rows of {d}", arguments, eager, (1, 1, 1), 4 * d * n * (k + 1))
 
 
+# ---------------------------------------------------------------- attention
+
+
+def _attention(name: str, batch: int, heads: int, kv: int, t: int, d: int) -> Case:
+    """Causal, with key heads that are shared; half of the scores are looked at."""
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        q, k = (torch.randn(batch, h, t, d, device=device) for h in (heads, kv))
+        return q, k, None, None, True, d**-0.5
+
+    size = f"{name}: {batch} × {heads} heads ({kv} of keys), {t} tokens, width {d}"
+    return Case(size, arguments, eager_attention, (-(-batch * heads * t // 2), d, t), 4 * batch * t * d * (heads + kv))
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, _: Tensor | None, __: Tensor | None, ___: bool, scale: float
+) -> tuple[Tensor, ...]:
+    """As notebooks write it, from the whole pattern."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * scale
+    late = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+    p = scores.masked_fill(late, -torch.inf).softmax(-1)
+    j = torch.arange(p.shape[-1], device=q.device, dtype=p.dtype)
+    return -(p * (p + 1e-12).log()).sum(-1), p[..., 0], (p * (j[:, None] - j)).sum(-1), p.sum(-2)
+
+
 # ---------------------------------------------------------------- rows into a store
 
 
@@ -170,6 +196,15 @@ CASES: dict[str, list[Case]] = {
         _largest("training", 4096, 8192, 32),
         _largest("wide", 256, 65536, 64),
         _largest("half of them", 1024, 512, 256),
+    ],
+    "attention_statistics": [
+        _attention("tiny", 1, 2, 2, 16, 8),
+        _attention("ragged", 3, 6, 2, 37, 20),
+        _attention("the demo", 4, 8, 4, 256, 32),
+        _attention("GPT-2", 1, 12, 12, 1024, 64),
+        _attention("wide", 1, 8, 2, 1024, 128),
+        _attention("long", 1, 2, 2, 4096, 64),
+        _attention("many short", 64, 4, 4, 32, 16),
     ],
     "record_rows": [
         _record("tiny", 4, 8, torch.float32, torch.bfloat16),

@@ -10,6 +10,7 @@ the batch, the first if none is given.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,10 @@ from interp.kernels.registry import Op
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
-SCORES = 1 << 18  # that exist at a time: they stay in the cache
+SCORES, QUERIES = (
+    1 << 18,
+    64,
+)  # scores that exist at a time, so that they stay in the cache; of at least so many queries
 
 
 def reference(
@@ -71,23 +75,24 @@ def cpu(
     (batch, heads, n, _), (kv, t) = q.shape[:4], k.shape[1:3]
     group, wide = heads // max(1, kv), torch.promote_types(q.dtype, torch.float32)
     found, received = q.new_empty(batch, heads, n, 4, dtype=wide), q.new_zeros(batch, heads, t, dtype=wide)
-    place, step = torch.arange(max(n, t), dtype=wide), max(1, SCORES // max(1, group * t))
+    many = max(1, min(kv, SCORES // max(1, group * t * min(n, QUERIES))))  # key heads at a time
+    place, step = torch.arange(max(n, t), dtype=wide), max(1, SCORES // max(1, many * group * t))
     at = [0] * batch if sink is None else sink.tolist()
     bias = None if bias is None else bias.expand(batch, heads, n, t)
-    for b in range(batch):
-        for h in range(kv):
-            own, keys = slice(h * group, (h + 1) * group), k[b, h].to(wide)
-            for begin in range(0, n, step):
-                some = slice(begin, min(n, begin + step))
-                seen = slice(0, min(t, some.stop) if causal else t)
-                s = (q[b, own, some].to(wide).flatten(0, 1) @ keys[seen].T).mul_(scale).view(group, -1, seen.stop)
-                if bias is not None:
-                    s += additive(bias[b, own, some, seen], wide)
-                if causal:
-                    late = slice(begin, seen.stop)
-                    s[..., late].masked_fill_(place[late] > place[some, None], -torch.inf)
-                found[b, own, some], got = _block(s, place[some], place[seen], at[b], causal)
-                received[b, own, seen] += got
+    for b, h in itertools.product(range(batch), range(0, kv, many)):
+        own, keys = slice(h * group, (h + many) * group), k[b, h : h + many].to(wide).mT
+        for begin in range(0, n, step):
+            some = slice(begin, min(n, begin + step))
+            seen = slice(0, min(t, some.stop) if causal else t)
+            queries = q[b, own, some].to(wide).reshape(keys.shape[0], -1, keys.shape[1])
+            s = (queries @ keys[..., seen]).mul_(scale).view(-1, some.stop - begin, seen.stop)
+            if bias is not None:
+                s += additive(bias[b, own, some, seen], wide)
+            if causal:
+                late = slice(begin, seen.stop)
+                s[..., late].masked_fill_(place[late] > place[some, None], -torch.inf)
+            found[b, own, some], got = _block(s, place[some], place[seen], at[b], causal)
+            received[b, own, seen] += got
     return found, received
 
 
@@ -108,6 +113,11 @@ def _block(
     return torch.stack([entropy, first, far, keys], -1), (share.unsqueeze(-2) @ e).squeeze(-2)
 
 
+def _plain(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float) -> bool:
+    """Reference where a row of the batch has up to 16,384 scores."""
+    return q.shape[1] * q.shape[2] * k.shape[2] <= 2**14
+
+
 def _fake(
     q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -121,4 +131,5 @@ attention_statistics = Op(
     reference,
     fake=_fake,
     cpu=cpu,
+    plain=_plain,
 )
