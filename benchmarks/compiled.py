@@ -22,7 +22,8 @@ ARCHITECTURES = (80, 90)
 
 def compiled(kernel: Any, arguments: dict[str, Any], architecture: int) -> dict[str, int]:
     """What the compilers say of a kernel; `arguments`: type of each ("*fp32", "i32", …), or the value of a constant."""
-    warps = (arguments := dict(arguments)).pop("num_warps")
+    arguments = dict(arguments)
+    options = {name: arguments.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in arguments}
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -33,9 +34,11 @@ def compiled(kernel: Any, arguments: dict[str, Any], architecture: int) -> dict[
     made = triton.compile(
         ASTSource(kernel, types, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps},
+        options=options,
     )
-    return {"sm": architecture, "warps": warps} | used(made.asm["cubin"]) | {"shared": made.metadata.shared}
+    return (
+        {"sm": architecture, "warps": options["num_warps"]} | used(made.asm["cubin"]) | {"shared": made.metadata.shared}
+    )
 
 
 def used(cubin: bytes) -> dict[str, int]:

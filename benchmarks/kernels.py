@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.record import machine
 from interp.kernels import OPS
+from interp.kernels.record_rows import GROUP
 
 
 class Case(NamedTuple):
@@ -100,6 +101,76 @@ def _sddmm(name: str, n: int, d: int, m: int, k: int) -> Case:
     return Case(f"{name}: {k} of {m} latents, {n} rows of {d}", arguments, eager, (1, 1, 1), 4 * d * n * (k + 1))
 
 
+# ---------------------------------------------------------------- attention
+
+
+def _attention(name: str, batch: int, heads: int, kv: int, t: int, d: int) -> Case:
+    """Causal, with key heads that are shared; half of the scores are looked at."""
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        q, k = (torch.randn(batch, h, t, d, device=device) for h in (heads, kv))
+        return q, k, None, None, True, d**-0.5
+
+    size = f"{name}: {batch} × {heads} heads ({kv} of keys), {t} tokens, width {d}"
+    return Case(size, arguments, eager_attention, (-(-batch * heads * t // 2), d, t), 4 * batch * t * d * (heads + kv))
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, _: Tensor | None, __: Tensor | None, ___: bool, scale: float
+) -> tuple[Tensor, ...]:
+    """As notebooks write it, from the whole pattern."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * scale
+    late = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+    p = scores.masked_fill(late, -torch.inf).softmax(-1)
+    j = torch.arange(p.shape[-1], device=q.device, dtype=p.dtype)
+    return -(p * (p + 1e-12).log()).sum(-1), p[..., 0], (p * (j[:, None] - j)).sum(-1), p.sum(-2)
+
+
+# ---------------------------------------------------------------- rows into a store
+
+
+def _record(name: str, n: int, width: int, read: torch.dtype, wrote: torch.dtype) -> Case:
+    """An eighth of the rows is padding; int8 with sums, as the store asks for them."""
+    kept, coded = n - n // 8, wrote == torch.int8
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        x, groups = torch.randn(n, width, device=device).to(read), -(-width // GROUP)
+        places = (torch.randperm(n, device=device)[:kept].sort().values, torch.randperm(n, device=device)[:kept])
+        ring = torch.zeros(n, width, device=device).to(wrote)
+        if not coded:
+            return x, *places, ring, None, None, None
+        scales, sums = torch.zeros(n, groups, device=device), torch.zeros(3, width, device=device, dtype=torch.float64)
+        return x, *places, ring, scales.bfloat16(), x.float().mean(0), sums
+
+    dtypes = " to ".join(str(t).removeprefix("torch.") for t in (read, wrote))
+    moved = kept * width * (read.itemsize + wrote.itemsize)
+    return Case(f"{name}: {kept} of {n} × {width}, {dtypes}", arguments, eager_record, (1, 1, 1), moved)
+
+
+def eager_record(
+    x: Tensor,
+    kept: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    scales: Tensor | None,
+    pivot: Tensor | None,
+    sums: Tensor | None,
+) -> Tensor:
+    """As notebooks write it, one scale a row; a copy for each step."""
+    x = x[kept]
+    if pivot is not None and sums is not None:
+        y = x.float() - pivot
+        scale = y.abs().amax(1, keepdim=True) / 127
+        stored = (y / scale).round().to(torch.int8)
+        sums += torch.stack([y.sum(0), y.square().sum(0), (stored * scale - y).square().sum(0)])
+        rows[slots] = stored
+    else:
+        rows[slots] = x.to(rows.dtype)
+    return x.float().norm(dim=1)
+
+
 CODES = {  # rows, width, latents, active
     "tiny": (4, 8, 64, 4),
     "ragged": (37, 100, 1999, 7),
@@ -125,6 +196,25 @@ CASES: dict[str, list[Case]] = {
         _largest("training", 4096, 8192, 32),
         _largest("wide", 256, 65536, 64),
         _largest("half of them", 1024, 512, 256),
+    ],
+    "attention_statistics": [
+        _attention("tiny", 1, 2, 2, 16, 8),
+        _attention("ragged", 3, 6, 2, 37, 20),
+        _attention("the demo", 4, 8, 4, 256, 32),
+        _attention("GPT-2", 1, 12, 12, 1024, 64),
+        _attention("wide", 1, 8, 2, 1024, 128),
+        _attention("long", 1, 2, 2, 4096, 64),
+        _attention("many short", 64, 4, 4, 32, 16),
+    ],
+    "record_rows": [
+        _record("tiny", 4, 8, torch.float32, torch.bfloat16),
+        _record("ragged", 37, 100, torch.float32, torch.int8),
+        _record("the demo", 2048, 256, torch.float32, torch.bfloat16),
+        _record("training", 8192, 512, torch.bfloat16, torch.bfloat16),
+        _record("int8", 8192, 512, torch.bfloat16, torch.int8),
+        _record("wide", 512, 4096, torch.float32, torch.int8),
+        _record("as it is", 4096, 768, torch.float32, torch.float32),
+        _record("half", 1024, 768, torch.float32, torch.float16),
     ],
     "weight_gradient": [_weight_gradient(name, *sizes) for name, sizes in CODES.items()],
     "sddmm": [_sddmm(name, *sizes) for name, sizes in CODES.items()],

@@ -124,7 +124,8 @@ def geometry(
     """Every curve of `CURVES` that the model has sites for, over full windows of text of `context` tokens, up to `tokens`.
 
     `data`: a text, texts, token ids [window, pos], or ready inputs. `stack`: of several ("encoder.", "decoder."), whose.
-    One pass; of patterns, values and neurons only sums are kept, so memory holds the stream's states and one layer's patterns.
+    One pass; of attention, values and neurons only sums are kept, so memory holds the stream's states, and a pattern only
+    where the model itself makes one.
     Raises `WrongUse` for a text shorter than a window, as many states as the stream is wide or fewer, and an unknown stack.
     """
     seen = _pass(model, data, _blocks(model, stack), context, tokens, batch)
@@ -194,7 +195,7 @@ def _pass(model: Model, data: Data, blocks: list[str], context: int, tokens: int
                 _read(seen, i, part, t, keep, norms.get(i))
             return site == stream[-1]
 
-        run_until(model, x, [*stream, *inner], visit)
+        run_until(model, x, [*stream, *inner], visit, statistics=True)
     return seen
 
 
@@ -207,9 +208,10 @@ def _read(
         seen.sums.setdefault(name, [[] for _ in seen.blocks])[i] += values
 
     if part == "attn.pattern":
-        for row, pattern in enumerate(t):
-            real = None if keep is None or keep.shape[1] != pattern.shape[-1] else _asked(keep[row])
-            seen.entropies[i].append(m.attention_entropy(pattern if real is None else pattern[:, real]).cpu())
+        for row, statistics in enumerate(t):
+            real = None if keep is None or keep.shape[1] != t.shape[2] else _asked(keep[row])
+            entropy, _, _, keys = (statistics if real is None else statistics[:, real]).unbind(-1)
+            seen.entropies[i].append(m.entropy_shares(entropy, keys.amax(0)).cpu())
         return
     windows = of_windows(t, keep)
     if part.endswith("write") and norms is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Real
 
 NEAREST = 4096  # states among which nearest neighbours are sought
 CANDIDATES = 6  # neighbours found by products, whose distances are measured again by differences
@@ -246,10 +246,14 @@ def attention_entropy(pattern: Float[Tensor, "head query key"]) -> Float[Tensor,
     allowed = torch.zeros(pattern.shape[1:], dtype=torch.bool, device=pattern.device)
     for head in pattern:
         allowed |= head > 0
-    most = allowed.sum(-1).double().log()
-    rows = torch.stack([torch.special.xlogy(head, head).sum(-1).double().neg() for head in pattern])
-    shares = (rows / most)[:, most > 0]
-    return torch.stack([rows.mean(-1), shares.mean(-1)])
+    rows = torch.stack([torch.special.xlogy(head, head).sum(-1).neg() for head in pattern])
+    return entropy_shares(rows, allowed.sum(-1))
+
+
+def entropy_shares(rows: Float[Tensor, "head query"], keys: Real[Tensor, " query"]) -> Float[Tensor, "2 head"]:
+    """`attention_entropy`, from that of each query and the keys that it can look at."""
+    most, rows = keys.double().log(), rows.double()
+    return torch.stack([rows.mean(-1), (rows / most)[:, most > 0].mean(-1)])
 
 
 def hoyer(a: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:

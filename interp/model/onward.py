@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from interp.kernels.attention_statistics import of_pattern
 from interp.model.edits import Replace
 from interp.model.live import main_inputs
 from interp.model.session import Session, Stop
@@ -21,21 +23,36 @@ if TYPE_CHECKING:
     from interp.model.model import Model
 
 
-def run_until(model: Model, x: Any, sites: str | Sequence[str], enough: Callable[[str, Tensor], bool]) -> None:
+def run_until(
+    model: Model, x: Any, sites: str | Sequence[str], enough: Callable[[str, Tensor], bool], *, statistics: bool = False
+) -> None:
     """Run on `x` and show `enough(site, tensor)` what stands at each site when it is made; the pass ends once that is true.
 
-    What would have come after is not computed. Edits in force apply. Raises `WrongUse` for a padding mask that the model
-    would ignore.
+    What would have come after is not computed. Edits in force apply. `statistics`: in place of each pattern, what
+    `attention_statistics` says of its queries [batch, head, query, 4]; fused attention then makes no pattern. Raises `WrongUse`
+    for a padding mask that the model would ignore.
     """
     names, inputs = model.names(sites), model.inputs(x)
     model._check_mask(inputs)
+    patterns = {n for n in names if statistics and n.endswith(".pattern")}
+    made = patterns and not (model._active or model.attached)  # edits change patterns: these are then there
 
     def keep(site: str, t: Tensor, where: Any) -> None:
-        if enough(site, t):
+        if enough(site, of_pattern(t) if site in patterns and not made else t):
             raise Stop
 
-    with model._watched([], names, keep=keep, stop=True), suppress(Stop):
+    with _measured(model, names, patterns) if made else model._watched([], names) as session, suppress(Stop):
+        session.keep, session.stop = keep, True
         model.module(**main_inputs(model.module, inputs))
+
+
+@contextmanager
+def _measured(model: Model, names: list[str], patterns: set[str]) -> Iterator[Session]:
+    """Hooks that read statistics in place of patterns."""
+    table = model._sites(names)[1]
+    table = table | {name: replace(table[name], inner="statistics") for name in patterns}
+    with model._bare(), Session(model.module, table, [], names) as session:
+        yield session
 
 
 class Onward:

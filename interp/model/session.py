@@ -582,7 +582,7 @@ def _first_key(args: Any, kwargs: dict[str, Any]) -> int | str:
 
 def _from_heads(t: Tensor, site: Site) -> Tensor:
     """[batch, head, pos, d] to [batch, pos, head, d], one of every group of equal heads; patterns as they are."""
-    if site.inner in ("scores", "pattern"):
+    if site.inner in ("scores", "pattern", "statistics"):
         return t
     if site.inner == "sink":
         return t.squeeze(-1).transpose(1, 2)

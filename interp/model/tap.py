@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from interp.kernels.attention_statistics import attention_statistics, of_pattern
+
 SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 PRODUCT = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm}
 ADDED_PRODUCT = {torch.baddbmm, torch.Tensor.baddbmm}  # bias first, then the operands
@@ -110,8 +112,10 @@ class Tap(TorchFunctionMode):
     """Calls `visit(name, tensor)` for the inner tensors of each attention, and `done(attention)` at its end.
 
     `visit` gets [batch, head, pos, d_head] or [batch, head, query, key] and returns the tensor to go on with. `edits`
-    names the tensors that `visit` may change; for others its result is ignored. `product` is the number of the
-    query-key product in the module (needed to edit q or k outside fused attention), `heads` the number of query heads.
+    names the tensors that `visit` may change; for others its result is ignored. "statistics", where wanted, are what
+    `attention_statistics` says of each query [batch, head, query, 4]: of a fused call no pattern is made for them.
+    `product` is the number of the query-key product in the module (needed to edit q or k outside fused attention), `heads`
+    the number of query heads.
     """
 
     def __init__(
@@ -222,6 +226,8 @@ class Tap(TorchFunctionMode):
         attention.pattern = operands[1 - at]
         if attention.sink is not None:
             self._see("sink", attention.sink.unsqueeze(-1), attention)
+        if "statistics" in self.wanted:
+            self._see("statistics", of_pattern(self._apart(operands[1 - at])), attention)
         attention.pattern = operands[1 - at] = self._see("pattern", operands[1 - at], attention)
         operands[at] = self._see("v", operands[at], attention, of_v)
         attention.v = operands[at].permute(of_v) if of_v else operands[at]
@@ -284,6 +290,9 @@ class Tap(TorchFunctionMode):
         attention, inside = self._begin(Attention(-1)), self.done is not None or self.wanted & {"scores", "pattern"}
         q, k, v = (self._see(name, t, attention) for name, t in (("q", q), ("k", key), ("v", value)))
         attention.q, attention.k, attention.v = q, k, v
+        if "statistics" in self.wanted:
+            scaled = q.shape[-1] ** -0.5 if scale is None else scale
+            self._see("statistics", attention_statistics(q, k, mask, None, is_causal, scaled)[0], attention)
         if inside or self.edits:
             plain = reference_scores(q, k, visible(q, k, mask, is_causal), scale)
             attention.scores = self._see("scores", plain, attention)

@@ -5,7 +5,7 @@
 
 The pivot is the mean of the first rows, so that a feature with a large constant part does not take the codes of its group.
 Scales are bfloat16: 8 bits of scale times 7 of code are exact in float32, so every machine reads the same x̂; they reach as
-far as float32; and rounding them costs nothing, since the codes are relative to the rounded scale.
+far as float32; and rounding them costs nothing, since the codes are relative to the rounded scale. `record_rows` writes them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.kernels.record_rows import GROUP
 from interp.store.memory import memory
 
 if TYPE_CHECKING:
     from jaxtyping import BFloat16, Float, Float32, Float64, Int8
     from torch import Tensor
 
-GROUP = 128
-BLOCK = 1 << 19  # numbers encoded or decoded at a time: their float32 stay in the cache
-TINY = 2.0**-126  # the smallest scale: that of a group of zeros, and of numbers below float32's normal ones
+BLOCK = 1 << 20  # numbers decoded at a time: their float32 stay in the cache
 LOST = 0.1  # a feature that loses more than this share of its variance is counted as lost
 
 
@@ -34,7 +33,7 @@ class Coding:
 
     pivot: Float32[Tensor, " width"]
     sums: Float64[Tensor, "3 width"]
-    """Σ y, Σ y², Σ (x − x̂)² over the rows: float32 within a block, float64 over blocks."""
+    """Σ y, Σ y², Σ (x − x̂)² over the rows."""
 
     def fvu(self, rows: int) -> float:
         """Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖², over the rows so far; 0 where nothing is lost."""
@@ -47,6 +46,10 @@ class Coding:
     def _variance(self, rows: int) -> Float64[Tensor, " width"]:
         """Σ y² − (Σ y)²/n."""
         return (self.sums[1] - self.sums[0].square() / rows).clamp(min=torch.finfo(torch.float64).tiny)
+
+    def copy(self) -> Coding:
+        """One with sums of its own."""
+        return Coding(self.pivot, self.sums.clone())
 
     def as_json(self, rows: int) -> dict[str, Any]:
         """For the index; numbers of features as little-endian bytes in base64."""
@@ -67,39 +70,6 @@ def begun(x: Float[Tensor, "n width"]) -> Coding:
     return Coding(x.mean(0, dtype=torch.float64).float(), torch.zeros(3, x.shape[1], dtype=torch.float64))
 
 
-def memory_for(width: int) -> Float32[Tensor, "2 n"]:
-    """What `encode` works in, for rows up to that width. Memory fresh at every call would cost more than the arithmetic."""
-    return torch.empty(2, max(BLOCK, -(-width // GROUP) * GROUP))
-
-
-def encode(
-    x: Float[Tensor, "n width"], coding: Coding, memory: Float32[Tensor, "2 n"]
-) -> tuple[Int8[Tensor, "n width"], BFloat16[Tensor, "n groups"], Coding]:
-    """Codes, scales, and the coding with these rows counted. A row with NaN or inf has scales that are not finite.
-
-    Floor, bytes a number: reads 2 or 4, writes 1. Eager torch in blocks is bound by its dozen passes over the cache.
-    """
-    (n, width), groups = x.shape, -(-x.shape[1] // GROUP)
-    codes, scales = torch.empty(n, width, dtype=torch.int8), torch.empty(n, groups, dtype=torch.bfloat16)
-    sums = coding.sums.clone()
-    step = max(1, BLOCK // (groups * GROUP))
-    for block, *kept in zip(x.split(step), codes.split(step), scales.split(step), strict=True):
-        y, q = memory[:, : len(block) * groups * GROUP].view(2, len(block), groups * GROUP)
-        y_g, q_g = y.unflatten(1, (groups, GROUP)), q.unflatten(1, (groups, GROUP))
-        y[:, :width], y[:, width:] = block, 0
-        y[:, :width] -= coding.pivot
-        torch.abs(y, out=q)
-        kept[1][:] = (q_g.amax(-1) / 127).clamp_(min=TINY)
-        scale = kept[1].float().unsqueeze(-1)
-        torch.mul(y_g, scale.reciprocal(), out=q_g)
-        kept[0][:] = q.round_()[:, :width]
-        q_g.mul_(scale)
-        sums[2] += q.sub_(y).square_().sum(0)[:width]
-        sums[0] += y.sum(0)[:width]
-        sums[1] += y.square_().sum(0)[:width]
-    return codes, scales, Coding(coding.pivot, sums)
-
-
 def decode(
     codes: Int8[Tensor, "n width"], scales: BFloat16[Tensor, "n groups"], pivot: Float32[Tensor, " width"]
 ) -> Float32[Tensor, "n width"]:
@@ -110,7 +80,7 @@ def decode(
     n, width = codes.shape
     out = memory(4 * n * width).view(torch.float32).view(n, width)
     whole = width // GROUP
-    step = max(1, 2 * BLOCK // width)
+    step = max(1, BLOCK // width)
     for at in range(0, n, step):
         out[at : at + step] = codes[at : at + step]
         for groups in (slice(0, whole), slice(whole, scales.shape[1])):  # the last may be narrower

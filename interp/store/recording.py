@@ -168,9 +168,9 @@ def _write(writer: StoreWriter, shared: Callable[[tuple[int, int, bool]], Iterat
 
     begun = writer.rows, int((writer.cursor or {}).get("windows", 0)), writer.complete
     with tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1) as bar:
-        for turn, (windows, documents, rows) in enumerate(shared(begun)):
+        for turn, (windows, documents, kept, rows) in enumerate(shared(begun)):
             room = None if tokens is None else tokens - writer.rows
-            writer.append({name: r[:room] for name, r in rows.items()}, documents=documents[:room])
+            writer.append(rows, documents[:room], kept[:room])
             bar.update(len(documents[:room]))
             if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
                 writer.commit({"windows": windows})
@@ -185,7 +185,7 @@ def forwarded(
     tokens: int | None,
     begun: tuple[int, int, bool] | None,
 ) -> Iterator[Part]:
-    """Windows so far, document of each row [n] and rows of every site [n, width], a group at a time, until `tokens` rows.
+    """Windows so far, document of each row that is kept, its number, and rows of every site, a group at a time, until `tokens` rows.
 
     `begun` is rank 0's to say, where the store stands: rows, windows, whether it is complete. Rank r of R runs the model on
     groups r, r + R, r + 2R, … and hands the rows to rank 0, which alone yields. Every rank tokenises the whole text.
@@ -206,39 +206,53 @@ def forwarded(
             part = ranks.handed(mine, shapes[owner], owner)
             rows, windows = rows + shapes[owner][0][0][0], windows + len(numbers)
             if not ranks.rank():
-                yield windows, part[0], dict(zip(names, part[1:], strict=True))
+                yield windows, part[0], part[1], dict(zip(names, part[2:], strict=True))
 
 
 def _with_documents(model: Readable, names: Sequence[str], numbers: list[int], group: Group) -> list[Tensor]:
-    """The document of each kept row of a group, and the rows of every site."""
-    rows, window = kept_rows(model, names, group)
-    return [torch.tensor(numbers)[window], *rows.values()]
+    """The document of each kept row of a group, its number, and rows of every site: of several processes the kept ones alone."""
+    states, kept = _states(model, names, group)
+    documents = torch.tensor(numbers)[_window(kept, states, numbers)]
+    if ranks.ranks() > 1:
+        states, kept = _gathered(states, kept), torch.arange(len(kept))
+    return [documents, kept, *states.values()]
 
 
 def kept_rows(
     model: Readable, names: Sequence[str], group: Group
 ) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
     """The kept rows of every site over a group of windows or inputs, and which of them each comes from."""
+    states, kept = _states(model, names, group)
+    count = len(next(iter(group.values()))) if isinstance(group, dict) else len(group)
+    return _gathered(states, kept), _window(kept, states, range(count))
+
+
+def _window(kept: Int64[Tensor, " n"], states: Mapping[str, Tensor], of: Sequence[int]) -> Int64[Tensor, " n"]:
+    return kept // max(1, len(next(iter(states.values()))) // len(of))
+
+
+def _gathered(states: Mapping[str, Tensor], kept: Int64[Tensor, " n"]) -> dict[str, Float[Tensor, "n width"]]:
+    return {name: x[kept.to(x.device)].cpu() for name, x in states.items()}
+
+
+def _states(
+    model: Readable, names: Sequence[str], group: Group
+) -> tuple[dict[str, Float[Tensor, "positions width"]], Int64[Tensor, " n"]]:
+    """Every position of every site over a group, and the numbers of those that are kept."""
     if isinstance(group, dict):
-        return _input_rows(model, names, group)
-    tokens, keep = padded(model, group)
-    cache = model.record(tokens, names)
-    for name in names:
-        if cache[name].shape[:2] != keep.shape:
-            raise WrongUse(
-                f"{name!r} has {cache[name].shape[1]} positions for windows of {keep.shape[1]} tokens, so its rows are no "
-                "tokens of the text: record it from ready inputs (--inputs FILE)."
-            )
-    rows = {n: cache[n][keep.to(cache[n].device)].flatten(1).cpu() for n in names}
-    return rows, keep.nonzero()[:, 0].cpu()
-
-
-def _input_rows(
-    model: Readable, names: Sequence[str], inputs: dict[str, Tensor]
-) -> tuple[dict[str, Float[Tensor, "n width"]], Int64[Tensor, " n"]]:
-    cache = model.record(inputs, names)
-    first = kept_positions(names, cache, inputs)
-    return {n: cache[n][first.to(cache[n].device)].flatten(1).cpu() for n in names}, first.nonzero()[:, 0]
+        cache = model.record(group, names)
+        keep = kept_positions(names, cache, group)
+    else:
+        tokens, keep = padded(model, group)
+        cache = model.record(tokens, names)
+        for name in names:
+            if cache[name].shape[:2] != keep.shape:
+                raise WrongUse(
+                    f"{name!r} has {cache[name].shape[1]} positions for windows of {keep.shape[1]} tokens, so its rows are no "
+                    "tokens of the text: record it from ready inputs (--inputs FILE)."
+                )
+    states = {name: cache[name].flatten(0, 1).flatten(1) for name in names}
+    return states, keep.flatten().nonzero().flatten().cpu()
 
 
 def kept_positions(
@@ -264,7 +278,9 @@ def _kept(name: str, x: Tensor, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "b
 
 Data = Iterable[str] | Mapping[str, Tensor]  # texts, or inputs
 Group = Sequence[Sequence[int]] | dict[str, Tensor]  # of windows, or of inputs
-Part = tuple[int, Tensor, dict[str, Tensor]]  # of a recording: windows so far, document of each row, rows of every site
+Part = tuple[
+    int, Tensor, Tensor, dict[str, Tensor]
+]  # of a recording: windows so far, document and number of each row kept, rows
 
 
 def groups(model: Readable, texts: Data, context: int, batch: int, skip: int = 0) -> Iterator[tuple[list[int], Group]]:

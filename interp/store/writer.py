@@ -18,7 +18,7 @@ import torch
 
 from interp.errors import Failed, WrongUse, check_keys
 from interp.store.disk import sync, sync_folder, writes_direct
-from interp.store.int8 import LOST, Coding, begun, encode, memory_for
+from interp.store.int8 import LOST, Coding, begun
 from interp.store.layout import (
     DTYPES,
     IDS,
@@ -37,12 +37,13 @@ from interp.store.layout import (
     shard_name,
 )
 from interp.store.memory import raw
+from interp.store.placing import placed
 from interp.store.shards import Shard, block_rows, cut_back
 from interp.store.shuffle import piles_of
 from interp.store.waiting import SPARE, Waiting
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, Int64
     from torch import Tensor
 
 SYNCS = 8  # shards brought to the disk at a time: the disk's journal is written once for all of them
@@ -98,7 +99,6 @@ class StoreWriter:
             raise
         self._piles = np.array(self._index.piles) - self._waiting.counts  # rows that are written for good
         self._codings = {site: Coding.from_json(told) for site, told in self._index.int8.items()}
-        self._memory = memory_for(max(widths.values()))
         self._rows = self._index.rows
         self._torn = False
         self._thread, self._summing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -133,28 +133,39 @@ class StoreWriter:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Mapping[str, Float[Tensor, "n width"]], documents: Int[Tensor, " n"]) -> None:
-        """Append n rows of every site, converted to the store's dtype; they get the next n row ids.
+    def append(
+        self,
+        rows: Mapping[str, Float[Tensor, "n width"]],
+        documents: Int[Tensor, " r"],
+        kept: Int[Tensor, " r"] | None = None,
+    ) -> None:
+        """Append rows of every site, converted to the store's dtype; they get the next row ids.
 
-        `documents` numbers the text each row comes from. Raises `WrongUse` for a wrong site or shape, and `Failed` for
-        NaN, inf, or a number too large for the dtype (naming the site and the row), for int8 rows that lose too much
-        (naming the site and its FVU; nothing of this append is then written), and naming the file if the disk is full.
+        `documents` numbers the text each row comes from. `kept`: the rows that are meant, by number; without it all, r = n.
+        Raises `WrongUse` for a wrong site or shape, and `Failed` for NaN, inf, or a number too large for the dtype (naming
+        the site and the row), for int8 rows that lose too much (naming the site and its FVU; nothing of this append is then
+        written), and naming the file if the disk is full.
         """
         self._check_open()
-        count = self._check_shapes(rows, documents)
+        count = self._check_shapes(rows, documents, kept)
         if not count:
             return
-        columns, codings = self._columns(rows)
-        ids = torch.arange(self.rows, self.rows + count)
-        columns[IDS] = torch.stack([ids, documents.detach().to("cpu", torch.int64)], dim=1)
+        ids = torch.stack([torch.arange(self.rows, self.rows + count), documents.detach().to("cpu", torch.int64)], 1)
         piles = piles_of(self._index.seed, self.rows, self.rows + count, len(self._piles))
+        source = torch.arange(count) if kept is None else kept.detach().to("cpu", torch.int64)
+        parts, codings = self._waiting.parts(piles), self._begun(rows, source)
+        for part in parts:  # into memory where they do not count yet: a row that is refused leaves nothing behind
+            self._place(rows, source, part, self._slots(piles[part]), codings)
+        for site, coding in codings.items():
+            self._check_lost(site, coding, self.rows + count)
         with self._whole():
             self._codings = codings
-            for at in range(0, count, self._waiting.room):
-                part = slice(at, at + self._waiting.room)
-                for pile in self._waiting.full(piles[part]):
-                    self._flush(pile)
-                self._waiting.put({name: values[part] for name, values in columns.items()}, piles[part])
+            for part in parts:
+                slots = self._slots(piles[part])
+                if len(parts) > 1:  # they lay one over another
+                    self._place(rows, source, part, slots, {s: c.copy() for s, c in codings.items()})
+                self._waiting.put({IDS: ids[part]}, slots)
+                self._waiting.count(piles[part])
             self._rows += count
 
     def commit(self, cursor: Mapping[str, Any] | None) -> None:
@@ -236,7 +247,9 @@ class StoreWriter:
                 for column, values in rest.items():
                     name, keep = shard_name(pile, column), (rows - len(values)) * values.shape[1] * values.itemsize
                     self._shards[name], raw(values)[:] = cut_back(self.path / name, index.shards[name], keep)
-                self._waiting.put(rest, np.full(rows % self._waiting.block, pile))
+                piles = np.full(rows % self._waiting.block, pile)
+                self._waiting.put(rest, self._waiting.slots(piles))
+                self._waiting.count(piles)
 
     def _check_open(self) -> None:
         if self.complete:
@@ -244,43 +257,69 @@ class StoreWriter:
         if self._lock.closed or self._torn:
             raise Failed(f"Writing {self.path} was broken off. {self._advice()}")
 
-    def _check_shapes(self, rows: Mapping[str, Tensor], documents: Tensor) -> int:
-        """The number of rows, if every site has as many, of its width."""
+    def _check_shapes(self, rows: Mapping[str, Tensor], documents: Tensor, kept: Tensor | None) -> int:
+        """The number of rows to append, if every site has them, of its width."""
         check_keys(rows, self._index.widths, f"The store {self.path}")
         check_keys(self._index.widths, rows, "This append")
         count = len(documents)
         if documents.ndim != 1 or documents.is_floating_point():
             raise WrongUse(f"documents must be whole numbers of shape [{count}], not {documents.dtype}.")
+        there = count if kept is None else len(next(iter(rows.values())))
         for site, values in rows.items():
-            shape = (count, self._index.widths[site])
+            shape = (there, self._index.widths[site])
             if tuple(values.shape) != shape or not values.is_floating_point():
                 raise WrongUse(f"{site} must be real numbers {shape}, not {values.dtype} {tuple(values.shape)}.")
+        if kept is not None:
+            whole = kept.shape == documents.shape and kept.dtype == torch.int64
+            if not whole or (count and not 0 <= int(kept.min()) <= int(kept.max()) < there):
+                raise WrongUse(f"kept must be {count} int64 numbers of rows below {there}.")
         return count
 
-    def _columns(self, rows: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Coding]]:
-        """Every column but the ids, and the codings once these rows are written."""
-        dtype = self._index.dtype
-        columns: dict[str, Tensor] = {}
-        codings: dict[str, Coding] = {}
-        for site, values in rows.items():
-            if dtype == "int8":
-                codes, scales, codings[site] = self._coded(site, values.detach().cpu())
-                parts = [codes, scales]
-            else:
-                parts = [values.detach().to("cpu", DTYPES[dtype]).contiguous()]
-                self._check_finite(site, values, parts[0])
-            columns |= zip(columns_of(site, values.shape[1], dtype), parts, strict=True)
-        return columns, codings
+    def _begun(self, rows: Mapping[str, Tensor], source: Int[Tensor, " r"]) -> dict[str, Coding]:
+        """The coding of every int8 site, to count these rows in; for the first rows with their mean as pivot."""
+        if self._index.dtype != "int8":
+            return {}
+        if self._codings:
+            return {site: coding.copy() for site, coding in self._codings.items()}
+        first = {site: _gathered(values, source).float() for site, values in rows.items()}
+        for site, x in first.items():
+            self._check_finite(site, x, x)
+        return {site: begun(x) for site, x in first.items()}
 
-    def _coded(self, site: str, values: Float[Tensor, "n width"]) -> tuple[Tensor, Tensor, Coding]:
-        """Codes, scales, and the coding with these rows counted, if it loses no more than allowed."""
-        first = site not in self._codings
-        if first:
-            self._check_finite(site, values, values.float())
-        coding = begun(values.float()) if first else self._codings[site]
-        codes, scales, coding = encode(values, coding, self._memory)
-        self._check_finite(site, values, scales)
-        count, width = self.rows + len(values), values.shape[1]
+    def _place(
+        self,
+        rows: Mapping[str, Tensor],
+        source: Int[Tensor, " r"],
+        part: slice,
+        slots: Int64[np.ndarray, " p"],
+        codings: Mapping[str, Coding],
+    ) -> None:
+        """A part of the rows of every site into their slots, and into the sums of its coding. Raises `Failed` for NaN and inf."""
+        places, ended = torch.from_numpy(slots), {}
+        for site, values in rows.items():
+            ring = [self._waiting.columns[c] for c in columns_of(site, values.shape[1], self._index.dtype)]
+            ended[site] = placed(values.detach(), source[part], places, ring, codings.get(site))
+        dtype = DTYPES[self._index.dtype]
+        for site, values in rows.items():
+            most = torch.finfo(torch.float32 if codings else dtype).max
+            if not (ended[site]() <= most).all():  # NaN, inf, or a number that may be too large
+                x = _gathered(values, source)
+                self._check_finite(site, x, x.float() - codings[site].pivot if codings else x.to(dtype))
+
+    def _check_finite(self, site: str, values: Float[Tensor, "n w"], stored: Float[Tensor, "n w"]) -> None:
+        """Raise `Failed` unless all that is to be stored of these values is finite."""
+        bad = ~torch.isfinite(stored).all(1)
+        if bad.any():
+            lost = torch.isfinite(values).all(1) & bad
+            why = f"a number too large for {self._index.dtype}" if lost.any() else "NaN or inf"
+            first = self.rows + int(bad.int().argmax())
+            raise Failed(
+                f"{why} at {site}, in {int(bad.sum())} of {len(stored)} rows, first in row {first}. None was kept."
+            )
+
+    def _check_lost(self, site: str, coding: Coding, count: int) -> None:
+        """Raise `Failed` if the int8 rows so far lose more than is allowed; warn if the first lose all of some features."""
+        width = len(coding.pivot)
         if (fvu := coding.fvu(count)) > self._max_fvu:
             raise Failed(
                 f"int8 rows lose {fvu:.2g} of the variance of {site} (FVU), and may lose {self._max_fvu:g}. "
@@ -289,24 +328,19 @@ class StoreWriter:
                 + f" {self._advice()}"
                 * bool(self._index.rows)
             )
-        if first and (lost := coding.lost(count)):
+        if not self._codings and (lost := coding.lost(count)):
             warnings.warn(
                 f"int8 rows lose over {LOST:.0%} of the variance of {lost} of the {width} features of {site}, though only "
                 f"{fvu:.1g} of all: larger features of their groups drown them. bfloat16 rows would keep them.",
-                stacklevel=4,
+                stacklevel=3,
             )
-        return codes, scales, coding
 
-    def _check_finite(self, site: str, values: Float[Tensor, "n w"], stored: Float[Tensor, "n v"]) -> None:
-        """Raise `Failed` unless all that is to be stored of these values is finite."""
-        if stored.numel() and not torch.isfinite(torch.stack(stored.aminmax())).all():
-            bad = ~torch.isfinite(stored).all(1)
-            lost = torch.isfinite(values.detach()).all(1).cpu() & bad
-            why = f"a number too large for {self._index.dtype}" if lost.any() else "NaN or inf"
-            first = self.rows + int(bad.int().argmax())
-            raise Failed(
-                f"{why} at {site}, in {int(bad.sum())} of {len(stored)} rows, first in row {first}. None was kept."
-            )
+    def _slots(self, piles: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Where these rows go, once there is room for them."""
+        with self._whole():
+            for pile in self._waiting.full(piles):
+                self._flush(pile)
+        return self._waiting.slots(piles)
 
     def _flush(self, pile: int) -> None:
         """Have the waiting rows of a pile written, by a thread: disk, checksum and the caller's next rows overlap."""
@@ -347,9 +381,9 @@ class StoreWriter:
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
         """What is broken off inside, by an error or by Ctrl-C, leaves a writer that writes no more."""
-        self._torn = True
+        before, self._torn = self._torn, True
         yield
-        self._torn = False
+        self._torn = before
 
     def _naming(self, path: Path) -> contextlib.AbstractContextManager[None]:
         return naming(path, self._advice())
@@ -361,6 +395,10 @@ class StoreWriter:
         self._thread.shutdown()
         self._summing.shutdown()
         self._lock.close()
+
+
+def _gathered(values: Tensor, source: Int[Tensor, " r"]) -> Tensor:
+    return values.detach()[source.to(values.device)].cpu()
 
 
 def _asked(

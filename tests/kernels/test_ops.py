@@ -28,6 +28,16 @@ def arguments(op):
     return {
         "largest": (draw(5, 90).bfloat16(), draw(90), 4),
         "lens_statistics": (draw(2, 4, 6), draw(4, 6), draw(50, 6), draw(50), 0.5, 3.0, asked, 3),
+        "attention_statistics": (draw(2, 4, 5, 6), draw(2, 2, 5, 6), draw(2, 1, 5, 5), torch.tensor([1, 0]), True, 0.4),
+        "record_rows": (
+            draw(6, 140),
+            asked[0],
+            torch.tensor([3, 1]),
+            torch.zeros(5, 140, dtype=torch.int8),
+            torch.zeros(5, 2).bfloat16(),
+            draw(140),
+            torch.zeros(3, 140, dtype=torch.float64),
+        ),
         "sddmm": (draw(4, 6), draw(50, 6), asked),
         "weight_gradient": (draw(4, 2), asked, draw(4, 6), 50),
     }[op]

@@ -22,8 +22,9 @@ from interp.cli.store import app
 from interp.dictionaries import RowsSource, StoreSource, TrainConfig, evaluate, load_dictionary, train
 from interp.dictionaries.planted import superposed
 from interp.errors import Failed, WrongUse
+from interp.kernels.record_rows import GROUP, record_rows
 from interp.store import Store, StoreWriter, open_store, row_bytes
-from interp.store.int8 import Coding, begun, decode, encode, memory_for
+from interp.store.int8 import Coding, begun, decode
 from interp.texts import default_text
 
 
@@ -58,8 +59,12 @@ def _served(store: Store) -> torch.Tensor:
 
 
 def _encoded(x: torch.Tensor, coding: Coding | None = None) -> tuple[torch.Tensor, torch.Tensor, Coding]:
-    """In memory that holds anything."""
-    return encode(x, coding or begun(x), memory_for(x.shape[1]).fill_(float("nan")))
+    """Into memory that holds anything."""
+    coding = (coding or begun(x)).copy()
+    codes = torch.full(x.shape, 99, dtype=torch.int8)
+    scales = torch.full((len(x), -(-x.shape[1] // GROUP)), torch.nan).bfloat16()
+    record_rows(x, None, torch.arange(len(x)), codes, scales, coding.pivot, coding.sums)
+    return codes, scales, coding
 
 
 def _fvu(x: torch.Tensor, served: torch.Tensor) -> float:

@@ -122,19 +122,23 @@ def test_rows_that_fill_blocks(widths: dict[str, int], dtype: str, expected: int
 def test_what_waits_keeps_its_order_over_regions() -> None:
     index = Index("float32", {"a": 1}, 0, [0, 0, 0], {}, None, {})
     waiting, generator = Waiting(index, room=12, block=4), torch.Generator().manual_seed(2)
-    assert (waiting.size, waiting.room) == (12, 9)
+    assert waiting.size == 12
     taken: dict[int, list[float]] = {0: [], 1: [], 2: []}
     thrown: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for turn in range(60):
-        piles = torch.randint(3, (int(torch.randint(1, 10, (1,), generator=generator)),), generator=generator).numpy()
+        piles = torch.randint(3, (int(torch.randint(1, 60, (1,), generator=generator)),), generator=generator).numpy()
         values = torch.arange(100.0 * turn, 100.0 * turn + len(piles)).unsqueeze(1)
-        for pile in waiting.full(piles):
-            rows, region = waiting.take(pile)
-            assert len(rows["a.rows"]) % 4 == 0
-            assert raw(rows["a.rows"]).nbytes == 4 * len(rows[IDS])
-            taken[pile] += rows["a.rows"].flatten().tolist()
-            waiting.free(region)
-        waiting.put({"a.rows": values, IDS: values.long().expand(-1, 2).contiguous()}, piles)
+        for part in waiting.parts(piles):
+            for pile in waiting.full(piles[part]):
+                rows, region = waiting.take(pile)
+                assert len(rows["a.rows"]) % 4 == 0
+                assert raw(rows["a.rows"]).nbytes == 4 * len(rows[IDS])
+                taken[pile] += rows["a.rows"].flatten().tolist()
+                waiting.free(region)
+            some = values[part]
+            slots = waiting.slots(piles[part])
+            waiting.put({"a.rows": some, IDS: some.long().expand(-1, 2).contiguous()}, slots)
+            waiting.count(piles[part])
         for pile, value in zip(piles.tolist(), values.flatten().tolist(), strict=True):
             thrown[pile].append(value)
     for pile in thrown:

@@ -1,0 +1,135 @@
+"""What attention does, without its pattern: of every query four numbers, of every key how much it gets.
+
+    p = softmax(scale · q kᵀ + bias)       statistics_i = (−Σ_j p_ij log p_ij,  p_i,sink,  Σ_j p_ij |i − j|,  keys that i may look at)
+    received_j = Σ_i p_ij
+
+Causal: keys up to the query's own place. `bias` is added to scores, or says where attention may go. Key heads may be fewer than
+query heads, each for a group of these. A query that may look nowhere attends to nothing: zeros. `sink` is a key for each row of
+the batch, the first if none is given.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.kernels.registry import Op
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
+
+SCORES, QUERIES = (
+    1 << 18,
+    64,
+)  # scores that exist at a time, so that they stay in the cache; of at least so many queries
+
+
+def reference(
+    q: Float[Tensor, "batch head query d"],
+    k: Float[Tensor, "batch kv_head key d"],
+    bias: Shaped[Tensor, "#batch #head #query #key"] | None,
+    sink: Int[Tensor, " batch"] | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Float[Tensor, "batch head query 4"], Float[Tensor, "batch head key"]]:
+    """By the pattern, in float32 at least."""
+    wide, (n, t) = torch.promote_types(q.dtype, torch.float32), (q.shape[2], k.shape[2])
+    scores = q.to(wide) @ k.to(wide).repeat_interleave(q.shape[1] // max(1, k.shape[1]), 1).mT * scale
+    if bias is not None:
+        scores = scores + additive(bias, wide)
+    if causal:
+        i, j = (torch.arange(size, device=q.device) for size in (n, t))
+        scores = scores.masked_fill(j > i[:, None], -torch.inf)
+    seen = scores > -torch.inf
+    p = scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+    return of_pattern(p, sink, seen), p.sum(-2)
+
+
+def additive(bias: Shaped[Tensor, "*shape"], wide: torch.dtype) -> Float[Tensor, "*shape"]:
+    """A mask as what is added to scores: of truth values, -inf where attention may not go."""
+    if bias.dtype != torch.bool:
+        return bias.to(wide)
+    return torch.zeros(bias.shape, dtype=wide, device=bias.device).masked_fill_(~bias, -torch.inf)
+
+
+def of_pattern(
+    p: Float[Tensor, "batch head query key"],
+    sink: Int[Tensor, " batch"] | None = None,
+    seen: Bool[Tensor, "batch head query key"] | None = None,
+) -> Float[Tensor, "batch head query 4"]:
+    """The statistics of a pattern that is there; keys that may be looked at: those `seen`, else those that get weight."""
+    i, j = (torch.arange(size, device=p.device) for size in p.shape[2:])
+    at = torch.zeros(len(p), dtype=torch.int64, device=p.device) if sink is None else sink
+    first = p.gather(-1, at.view(-1, 1, 1, 1).expand(*p.shape[:3], 1)).squeeze(-1)
+    keys = (p > 0 if seen is None else seen).sum(-1).to(p.dtype)
+    return torch.stack([-torch.special.xlogy(p, p).sum(-1), first, (p * (i[:, None] - j).abs()).sum(-1), keys], -1)
+
+
+def cpu(
+    q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Of some queries of a group of heads at a time, each with the keys that it may look at."""
+    (batch, heads, n, _), (kv, t) = q.shape[:4], k.shape[1:3]
+    group, wide = heads // max(1, kv), torch.promote_types(q.dtype, torch.float32)
+    found, received = q.new_empty(batch, heads, n, 4, dtype=wide), q.new_zeros(batch, heads, t, dtype=wide)
+    many = max(1, min(kv, SCORES // max(1, group * t * min(n, QUERIES))))  # key heads at a time
+    place, step = torch.arange(max(n, t), dtype=wide), max(1, SCORES // max(1, many * group * t))
+    at = [0] * batch if sink is None else sink.tolist()
+    bias = None if bias is None else bias.expand(batch, heads, n, t)
+    for b, h in itertools.product(range(batch), range(0, kv, many)):
+        own, keys = slice(h * group, (h + many) * group), k[b, h : h + many].to(wide).mT
+        for begin in range(0, n, step):
+            some = slice(begin, min(n, begin + step))
+            seen = slice(0, min(t, some.stop) if causal else t)
+            queries = q[b, own, some].to(wide).reshape(keys.shape[0], -1, keys.shape[1])
+            s = (queries @ keys[..., seen]).mul_(scale).view(-1, some.stop - begin, seen.stop)
+            if bias is not None:
+                s += additive(bias[b, own, some, seen], wide)
+            if causal:
+                late = slice(begin, seen.stop)
+                s[..., late].masked_fill_(place[late] > place[some, None], -torch.inf)
+            found[b, own, some], got = _block(s, place[some], place[seen], at[b], causal)
+            received[b, own, seen] += got
+    return found, received
+
+
+def _block(
+    s: Float[Tensor, "head query key"], i: Float[Tensor, " query"], j: Float[Tensor, " key"], sink: int, causal: bool
+) -> tuple[Float[Tensor, "head query 4"], Float[Tensor, "head key"]]:
+    """With u = s - max s and e = exp u: H = log Σ e - Σ e u / Σ e; the other sums are products of e with vectors."""
+    keys = (s > -torch.inf).sum(-1).to(s.dtype)
+    most = s.amax(-1, keepdim=True)
+    u = s.sub_(most.masked_fill_(most == -torch.inf, 0))
+    e = u.exp()
+    total = e.sum(-1)
+    share = torch.where(keys > 0, 1 / total, 0)
+    eu = (e.unsqueeze(-2) @ u.clamp_(min=-1e4).unsqueeze(-1)).flatten(-3)  # where u is -inf, e is 0
+    entropy = torch.where(keys > 0, total.log() - eu * share, 0)
+    first = e[..., sink] * share if sink < len(j) else torch.zeros_like(total)
+    far = i * (keys > 0) - (e @ j) * share if causal else (e * (i[:, None] - j).abs()).sum(-1) * share
+    return torch.stack([entropy, first, far, keys], -1), (share.unsqueeze(-2) @ e).squeeze(-2)
+
+
+def _plain(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float) -> bool:
+    """Reference where a row of the batch has up to 16,384 scores."""
+    return q.shape[1] * q.shape[2] * k.shape[2] <= 2**14
+
+
+def _fake(
+    q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    shape = (*q.shape[:2], k.shape[2])
+    return q.new_empty(*q.shape[:3], 4, dtype=wide), q.new_empty(shape, dtype=wide)
+
+
+attention_statistics = Op(
+    "attention_statistics(Tensor q, Tensor k, Tensor? bias, Tensor? sink, bool causal, float scale) -> (Tensor, Tensor)",
+    reference,
+    fake=_fake,
+    cpu=cpu,
+    plain=_plain,
+)
