@@ -6,10 +6,11 @@ there is one, and a line below.
 
 from __future__ import annotations
 
+from interp.kernels.above import above
 from interp.kernels.largest import largest
 from interp.kernels.lens_statistics import lens_statistics
 from interp.kernels.registry import FORMS, OPS, Op, counted
 from interp.kernels.sddmm import sddmm
 from interp.kernels.weight_gradient import weight_gradient
 
-__all__ = ["FORMS", "OPS", "Op", "counted", "largest", "lens_statistics", "sddmm", "weight_gradient"]
+__all__ = ["FORMS", "OPS", "Op", "above", "counted", "largest", "lens_statistics", "sddmm", "weight_gradient"]
