@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DENSE_ABOVE = 0.15  # share of active latents above which dense products win (measured: float32, one core, d 64 to 512)
 SPARSE_BELOW = (
-    0.05  # share of latents above their bound below which the sparse form of a whole step wins (measured there too)
+    0.08  # share of latents above their bound below which a step wins that touches these alone (measured: one core)
 )
 FIRST = 128  # entries of a row that `encode_above` has room for; where there are more, it looks again
 ROWS = 512  # rows whose pre-activations exist at one time: they are selected from while in cache, and never kept
@@ -75,13 +75,22 @@ class Near(Code):
 
 def l0(f: Code | Float[Tensor, "batch m"]) -> float:
     """Latents that fire, a row."""
-    values = f.values if isinstance(f, Code) else f
-    return (values > 0).sum().item() / len(values)
+    return (entries(f) > 0).sum().item() / len(entries(f))
 
 
 def fired(f: Code | Float[Tensor, "batch m"]) -> Tensor:
     """An index of the latents that fire on some row: numbers, or a mask [m]."""
     return f.indices[f.values > 0] if isinstance(f, Code) else (f > 0).any(0)
+
+
+def entries(f: Code | Float[Tensor, "batch m"]) -> Tensor:
+    """The values of a code; of a dense f, all."""
+    return f.values if isinstance(f, Code) else f
+
+
+def at(p: Float[Tensor, " m"], f: Code | Float[Tensor, "batch m"]) -> Tensor:
+    """p_i beside each of the `entries` of f."""
+    return _At.apply(p, f.indices) if isinstance(f, Code) else p
 
 
 def pre_activations(
@@ -230,7 +239,7 @@ class _Entries(torch.autograd.Function):
         dW, dc = weight_gradient(dz, indices, centred, W.shape[1])
         dx = _gathered(dz, indices, W.T) if ctx.needs_input_grad[0] else None
         db = -(W @ dc) if ctx.needs_input_grad[1] else None
-        return dx, db, dW.T, dc, None, None, None
+        return dx, db, dW.T, dc if ctx.needs_input_grad[3] else None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -249,12 +258,9 @@ class _Decode(torch.autograd.Function):
         return dvalues, None, dW, None
 
 
-def at(p: Float[Tensor, " m"], indices: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
-    """p_i at the entries of a code; what goes back is added up in the order of the rows."""
-    return _At.apply(p, indices)
-
-
 class _At(torch.autograd.Function):
+    """`at`: what goes back is added up in the order of the rows."""
+
     @staticmethod
     def forward(ctx: Any, p: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)

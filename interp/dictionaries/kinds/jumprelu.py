@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.april import April
 from interp.dictionaries.kinds.kind import SAMPLE, Kind, Loss, Now, at_least, positive, share, squared
-from interp.dictionaries.sparse import Code, Near, at, encode_above, lowest, pre_activations
+from interp.dictionaries.sparse import Code, Near, at, encode_above, entries, lowest, pre_activations
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -113,25 +113,21 @@ class JumpReLU(Kind):
         """Thresholds."""
         return D.get_parameter("log_threshold").exp()
 
-    def near(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor, Code | None]:
-        """(z, θ, None), or both at the entries above θ − ε/2, which are all that anything depends on, and these as a code."""
-        θ = self.θ(D)
-        z = encode_above(x, None, D.W_enc, D.b_enc, (θ - EDGE * self.bandwidth).detach(), D.product)
-        return (z.values, at(θ, z.indices), z) if isinstance(z, Code) else (z, θ, None)
-
-    def coded(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code | Tensor, Tensor, Tensor]:
-        """(f = z·1[z > θ], z, θ)."""
-        z, θ, code = self.near(D, x)
-        f = Jump.apply(z, θ, self.bandwidth)
-        return f if code is None else Near.to(f, code.indices, (z > lowest(z)).to(z)), z, θ
+    def near(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code | Tensor, Tensor, Tensor]:
+        """(f, z, θ); if they are few, f as a code and z and θ at its entries: those above θ − ε/2, on which alone L depends."""
+        θ, ε = self.θ(D), self.bandwidth
+        found = encode_above(x, None, D.W_enc, D.b_enc, (θ - EDGE * ε).detach(), D.product)
+        z, θ = entries(found), at(θ, found)
+        f = Jump.apply(z, θ, ε)
+        return Near.to(f, found.indices, (z > lowest(z)).to(z)) if isinstance(found, Code) else f, z, θ
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = z·1[z > θ]."""
-        return self.coded(D, x)[0]
+        return self.near(D, x)[0]
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ L0, or what `penalty` makes of L0."""
-        f, z, θ = self.coded(D, x)
+        f, z, θ = self.near(D, x)
         e = y - D.decode(f, x)
         penalty = self.penalty(Step.apply(z, θ, self.bandwidth).sum(-1).mean())
         return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
@@ -162,6 +158,7 @@ class TargetJumpReLU(JumpReLU):
     def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """One θ for all, above which L0* latents of a row are; then the length of the encoder, and of θ with it."""
         super().begin(D, x, y)
+        x, y = x.to(D.W_enc), y.to(D.W_dec)
         rows = x[: max(1, min(SAMPLE, NUMBERS // D.config.latents))]
         z = (rows @ D.W_enc + D.b_enc).flatten()
         beyond = len(z) - round(self.target_l0 * len(rows))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.dictionaries.sparse import Code, pre_activations
+from interp.dictionaries.sparse import Code, encode_above, pre_activations
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ class Kind:
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f as it is in training; unless a kind says otherwise, ReLU(z)."""
-        return self.z(D, x).relu()
+        b = D.b_pre if self.centred else None
+        z = encode_above(x, b, D.W_enc, D.b_enc, torch.zeros_like(D.b_enc), D.product)
+        return Code(z.values.relu(), z.indices) if isinstance(z, Code) else z.relu()
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """The loss of a batch; unless a kind says otherwise, the error alone."""
