@@ -25,18 +25,17 @@ def found(
     """`above` for z in bfloat16 or float32, the others in float32."""
     shift = np.int32(16 if z.dtype == torch.bfloat16 else 0)
     bits = z.detach().contiguous().view(torch.int16 if shift else torch.int32).numpy()
-    again = rows is not None and W is not None
     if rows is None or W is None:
-        rows, W, u, edge = z.new_zeros(len(z), 0, dtype=c.dtype), c[:, None][:, :0], 0.0, bound
+        rows, W, u, edge = c[:0, None], c[:0, None], 0.0, bound
+        slack, size = c.new_zeros(len(z)), torch.zeros_like(c)
     else:
-        u = torch.finfo(z.dtype).eps / 2
-        edge = bound - 4 * EPS * (bound.abs() + c.abs())
-    slack, size = rows.norm(dim=1) * (2.1 * u + EPS * rows.shape[1]), W.norm(dim=1)
+        u, edge = torch.finfo(z.dtype).eps / 2, bound - 4 * EPS * (bound.abs() + c.abs())
+        slack, size = rows.norm(dim=1) * (2.1 * u + EPS * rows.shape[1]), W.norm(dim=1)
     values = torch.full((len(z), k), torch.finfo(c.dtype).min)
     indices, counts = torch.zeros(len(z), k, dtype=torch.int64), torch.empty(len(z), dtype=torch.int64)
     given = (t.detach().contiguous().numpy() for t in (c, bound, edge, slack, size, rows, W))
     shared(
-        _found, len(z), bits, shift, *given, np.float32(1.1 * u), again, *(t.numpy() for t in (values, indices, counts))
+        _found, len(z), bits, shift, *given, np.float32(1.1 * u), u > 0, *(t.numpy() for t in (values, indices, counts))
     )
     return values, indices, counts
 

@@ -346,6 +346,28 @@ def test_s1_every_kind_folds(name: str, measured: Measure) -> None:
 # ------------------------------------------------------------ what else a kind does
 
 
+@pytest.mark.check(
+    "dictionaries 4.1 first thresholds", formula="⟨y − ŷ, ŷ − b⟩ / ‖y‖‖ŷ − b‖ at the start, float64", tolerance=1e-12
+)
+@pytest.mark.parametrize("d_out", [None, 5])
+def test_a_target_is_met_from_the_start(d_out: int | None, measured: Measure) -> None:
+    """One θ for all, above which 5 latents of a row are on average, exactly; and the encoder as long as is best."""
+    t = trainer("jumprelu_target", d_out)
+    t.kind = of = k.TargetJumpReLU(target_l0=5.0, threshold=1e-9)
+    t.begin()
+    D, (x, y) = t.dictionary, next(t.source.batches(400, 0, 0, 1))
+    x, y = ((r * torch.tensor(s)).double() for r, s in zip((x, y), t.scales, strict=True))  # as in `begin`
+    θ = D.get_parameter("log_threshold").exp()
+    assert torch.equal(θ, θ[:1].expand(24))
+    assert (of.z(D, x) > θ * (1 + 1e-9)).sum() == 400 * 5
+    written = D.written(of.encode(D, x[:200]))
+    error = y[:200] - D.b_dec - written
+    measured(((error * written).sum() / (y[:200].norm() * written.norm())).abs().item())
+    t.kind = k.TargetJumpReLU(target_l0=24.0, threshold=0.3)  # all may fire: the paper's θ
+    t.begin()
+    assert far(D.get_parameter("log_threshold").exp(), torch.full((24,), 0.3, dtype=torch.float64)) < 1e-12
+
+
 def test_batchtopk_learns_a_threshold_that_keeps_k_a_row() -> None:
     """The first batch's value, then a moving average; in use rows alone give k a row on average."""
     t = trainer("batchtopk", steps=400)
