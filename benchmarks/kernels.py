@@ -72,6 +72,25 @@ def _largest(name: str, n: int, m: int, k: int) -> Case:
     return Case(f"{name}: {k} of {n} × {m}", arguments, eager, (1, 1, 1), 4 * n * m)
 
 
+# ---------------------------------------------------------------- what is above its bound
+
+
+def _above(name: str, n: int, m: int, share: float) -> Case:
+    """`share` of normal numbers above one bound."""
+
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        bound = torch.distributions.Normal(0.0, 2**0.5).icdf(torch.tensor(1 - share)).item()
+        z, c = torch.randn(n, m, device=device), torch.randn(m, device=device)
+        return z, c, torch.full((m,), bound, device=device), max(8, round(3 * share * m))
+
+    def eager(z: Tensor, c: Tensor, bound: Tensor, k: int) -> tuple[Tensor, ...]:
+        found = z + c > bound
+        return ((z + c) * found).topk(k)
+
+    return Case(f"{name}: {share:.1%} of {n} × {m}", arguments, eager, (1, 1, 1), 4 * n * m)
+
+
 # ---------------------------------------------------------------- the two products of a sparse code
 
 
@@ -215,6 +234,14 @@ CASES: dict[str, list[Case]] = {
         _record("wide", 512, 4096, torch.float32, torch.int8),
         _record("as it is", 4096, 768, torch.float32, torch.float32),
         _record("half", 1024, 768, torch.float32, torch.float16),
+    ],
+    "above": [
+        _above("tiny", 4, 64, 0.05),
+        _above("ragged", 37, 1999, 0.004),
+        _above("the demo", 1024, 2048, 0.016),
+        _above("training", 4096, 8192, 0.004),
+        _above("wide", 256, 65536, 0.001),
+        _above("a twelfth of them", 1024, 512, 0.08),
     ],
     "weight_gradient": [_weight_gradient(name, *sizes) for name, sizes in CODES.items()],
     "sddmm": [_sddmm(name, *sizes) for name, sizes in CODES.items()],

@@ -1,7 +1,7 @@
 """Training steps against SAELens, dictionary_learning and sparsify: ratio of time, loss after equal tokens, share of the floor.
 
     python -m benchmarks.train [--d 512 --m 8192 --k 32 --batch 4096 --steps 2 --blocks 8 --kinds topk … --peers sparsify …
-                                --lrs 3e-4 1e-3 3e-3]
+                                --lrs 3e-4 1e-3 3e-3 --rates ours=3e-4 …]
 
 Every contestant lives in a process of its own and sees the same rows in the same order: planted features, written once.
 Processes alternate, a block of steps each; the first block warms up. Ratios are theirs over ours within a round: median
@@ -10,8 +10,9 @@ selected as in training; the JSON has them after every block. Weights start at r
 
 Learning rates are constant, and each library has its own: of `--lrs` the one with which it ends at the least loss after as many
 steps on rows of another seed, found before anything is timed, in ours' first form and theirs' last. The loss is the FVU held
-out; of jumprelu FVU + (L0/k − 1)², which is what it minimises. One rate given is that of all. A library whose choice is
-the first or the last of the list could gain by a longer one: the table says so.
+out; of jumprelu FVU + (L0/k − 1)², which is what it minimises. One rate given is that of all; `--rates` gives those found
+before, such as by a run with smaller batches. A library whose choice is the first or the last of the list could gain by a
+longer one: the table says so.
 
 Peers: "shipped", in float32; "fused", with Adam fused; "bfloat16", that under autocast. The best of a peer is the fastest
 form that ran. Ours: float32 weights, the encoder's product in float32 or bfloat16. Kinds: topk; batchtopk; jumprelu, about
@@ -19,10 +20,8 @@ a target L0 of k; transcoder, TopK with a skip. A peer is missing where it train
 of their own: `make bench-peers`.
 
 Floor of a step (kernels that cannot overlap, each bound by products or by memory; s: bytes of a number in the product):
-    topk, batchtopk   2Bdm / G_s  +  (2sBm + 4·4Bkd + 26·2dm) / W      pre-activations written and read once, four gathers
-                                                                       of active rows, Adam's update in one pass
-    jumprelu          10Bdm / G_s  +  (2sBm + 26·2dm) / W              dense: before L0 comes down, half the latents fire
-    transcoder        topk's, and 4Bd² / G_s for the skip
+    2Bdm / G_s  +  (2sBm + 4·4Bkd + 26·2dm) / W      pre-activations written and read once, four gathers of active rows,
+                                                     Adam's update in one pass; for the skip 4Bd² / G_s more
 G_s and W, operations and bytes a second, are measured in the same rounds, by another process.
 """
 
@@ -157,8 +156,10 @@ def tuned(kind: str, folder: Path, a: argparse.Namespace) -> dict[str, float]:
     """The learning rate of each library: see the head of this file."""
     if len(a.lrs) == 1:
         return dict.fromkeys(("ours", *PEERS[kind]), a.lrs[0])
-    chosen = {}
+    chosen = {who: float(lr) for who, _, lr in (given.partition("=") for given in a.rates)}
     for who in ("ours", *(peer for peer in PEERS[kind] if peer in a.peers)):
+        if who in chosen:
+            continue
         losses = {}
         for lr in a.lrs:
             run = process(who, a.ours[0] if who == "ours" else a.theirs[-1], kind, folder, a, lr)
@@ -198,8 +199,6 @@ def floor(kind: str, form: str, told: Told, a: argparse.Namespace) -> float:
     speed = {name: float(np.median([block[name] for block in told["machine"]])) for name in told["machine"][0]}
     products, s = 2 * a.batch * a.d * a.m, BYTES[form]
     moved = 2 * s * a.batch * a.m + 26 * 2 * a.d * a.m
-    if kind == "jumprelu":
-        return 5 * products / speed[form] + moved / speed["bytes"]
     skip = 4 * a.batch * a.d**2 if kind == "transcoder" else 0
     return (products + skip) / speed[form] + (moved + 16 * a.batch * a.k * a.d) / speed["bytes"]
 
@@ -272,6 +271,7 @@ def main() -> None:
     parser.add_argument(
         "--lrs", type=float, nargs="+", default=LRS, help="learning rates that each library chooses from"
     )
+    parser.add_argument("--rates", nargs="*", default=[], help="WHO=RATE: not looked for, but taken")
     parser.add_argument("--kinds", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS), help="ratios shown are to the first")
     parser.add_argument("--theirs", nargs="+", choices=THEIRS, default=list(THEIRS))

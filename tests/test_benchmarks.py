@@ -132,7 +132,9 @@ def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatc
     monkeypatch.setattr(train, "PEERS", dict.fromkeys(train.PEERS, ("peer",)))
     monkeypatch.setattr(train, "COPIED", 2**10)
     sizes = {"d": 16, "m": 64, "k": 4, "batch": 64, "steps": 4, "blocks": 3}
-    a = argparse.Namespace(**sizes, lrs=[1e-2, 1e-9], ours=["float32", "bfloat16"], theirs=["float32"], peers=["peer"])
+    a = argparse.Namespace(
+        **sizes, lrs=[1e-2, 1e-9], rates=[], ours=["float32", "bfloat16"], theirs=["float32"], peers=["peer"]
+    )
     training.write_rows(tmp_path, a)
     x, y = (np.load(tmp_path / f"{name}.npy") for name in "xy")
     assert x.shape == y.shape == ((3 * 4 + 1) * 64, 16)
@@ -163,10 +165,12 @@ def test_training_is_compared_on_the_same_rows_and_told_with_its_loss(monkeypatc
 def test_a_learning_rate_is_chosen_by_what_is_minimised():
     assert train.loss("topk", {"fvu": 0.5, "l0": 99.0}, 4) == 0.5
     assert train.loss("jumprelu", {"fvu": 0.5, "l0": 8.0}, 4) == 1.5
-    one = argparse.Namespace(lrs=[1e-3])
+    one = argparse.Namespace(lrs=[1e-3], rates=[])
     assert train.tuned("topk", Path(), one) == dict.fromkeys(
         ("ours", "saelens", "dictionary_learning", "sparsify"), 1e-3
     )
+    given = argparse.Namespace(lrs=[1e-3, 1e-2], rates=["ours=0.5", "saelens=2"], peers=["saelens"])
+    assert train.tuned("topk", Path(), given) == {"ours": 0.5, "saelens": 2.0}
     assert train.edge(3e-3, {"asked": {"lrs": [1e-3, 3e-3]}}) == "*"
     assert train.edge(1e-3, {"asked": {"lrs": [3e-4, 1e-3, 3e-3]}}) == ""
 
@@ -178,7 +182,7 @@ def test_the_floor_of_a_step_is_its_products_and_its_bytes():
     assert train.floor("topk", "float32", told, a) == 60 + 8 * 10 + 16 * 6 + 26 * 30
     assert train.floor("topk", "bfloat16", told, a) == 60 + 4 * 10 + 16 * 6 + 26 * 30
     assert train.floor("transcoder", "float32", told, a) == 60 + 4 * 18 + 8 * 10 + 16 * 6 + 26 * 30
-    assert train.floor("jumprelu", "float32", told, a) == 300 + 8 * 10 + 26 * 30
+    assert train.floor("jumprelu", "float32", told, a) == train.floor("topk", "float32", told, a)
 
 
 def test_the_lens_tells_its_ratio_and_memory(monkeypatch, capsys):

@@ -29,9 +29,10 @@ Build = Callable[[argparse.Namespace], tuple[Step, Rebuild]]
 def write_rows(folder: Path, a: argparse.Namespace, active: int = 24, noise: float = 0.1, seed: int = 0) -> None:
     """x.npy and y.npy: for every step a batch and one held out, at the end; E‖x‖² = E‖y‖² = d.
 
-    x = Σ_j c_j u_j + noise, y = Σ_j c_j v_j + noise: `active` of m/2 random unit directions a row, c exponential.
+    x = Σ_j c_j u_j + noise, y = Σ_j c_j v_j + noise: `active` of m/2 random unit directions a row, c exponential. Seeds are
+    far from those that contestants start with: of one stream of numbers, their first decoder and u can be the same part.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(10**9 + seed)
     rows, planted = (a.blocks * a.steps + 1) * a.batch, max(2, a.m // 2)
     indices = torch.randint(planted, (rows, active), generator=generator)
     c = torch.empty(rows, active).exponential_(generator=generator)

@@ -183,7 +183,7 @@ class Dictionary(nn.Module):
         if isinstance(f, Latents):
             flat = Code(*(t.flatten(0, -2) for t in f.code))
             return decode_topk(*flat, self.W_dec).view(*f.code.values.shape[:-1], -1)
-        return decode_topk(*f, self.W_dec) if isinstance(f, Code) else f @ self.W_dec
+        return decode_topk(*f, self.W_dec, f.reached) if isinstance(f, Code) else f @ self.W_dec
 
     def decode(
         self, f: Code | Float[Tensor, "*batch m"], x: Float[Tensor, "*batch d_in"] | None = None

@@ -6,6 +6,7 @@ there is one, and a line below.
 
 from __future__ import annotations
 
+from interp.kernels.above import above
 from interp.kernels.attention_statistics import attention_statistics
 from interp.kernels.largest import largest
 from interp.kernels.lens_statistics import lens_statistics
@@ -18,6 +19,7 @@ __all__ = [
     "FORMS",
     "OPS",
     "Op",
+    "above",
     "attention_statistics",
     "counted",
     "largest",

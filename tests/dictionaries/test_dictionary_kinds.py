@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from written_out import DEAD, NOW, OWN, WRITTEN_OUT, kind, rows, universal
 
-from interp.dictionaries import KINDS, Code, Dictionary, RowsSource, TrainConfig, evaluate, load_dictionary, train
+from interp.dictionaries import (
+    KINDS,
+    Code,
+    Dictionary,
+    RowsSource,
+    TrainConfig,
+    evaluate,
+    load_dictionary,
+    sparse,
+    train,
+)
 from interp.dictionaries import kinds as k
 from interp.dictionaries.kinds.jumprelu import Jump, Step
 from interp.dictionaries.planted import superposed
@@ -25,6 +35,11 @@ Measure = Callable[[float], None]
 def far(a: Tensor, b: Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
+
+
+def whole(f: Code | Tensor, m: int = 24) -> Tensor:
+    """f with its zeros written out."""
+    return f.dense(m) if isinstance(f, Code) else f
 
 
 def outcome(total: Tensor, D: Dictionary) -> list[Tensor]:
@@ -63,6 +78,82 @@ def test_a_kind_is_its_paper_and_no_other(name: str, transcoder: bool, measured:
             measured(difference)
         else:
             assert difference > 1e-3, other
+
+
+@pytest.fixture(params=["few", "all"])
+def form(request, monkeypatch) -> str:
+    """Whether losses go through the entries above their bounds or through all, however many there are."""
+    few = request.param == "few"
+    monkeypatch.setattr(sparse, "SPARSE_BELOW", 2.0 if few else -1.0)
+    monkeypatch.setattr(sparse, "DENSE_ABOVE", 2.0 if few else 0.15)
+    return request.param
+
+
+@pytest.mark.check(
+    "dictionaries performance 4: gradients",
+    formula="losses and gradients through the entries above their bounds, against the paper written out, float64",
+    tolerance=1e-12,
+)
+@pytest.mark.parametrize("name", ["l1", "l1_april", "gated", "p_anneal", "jumprelu", "jumprelu_target"])
+@pytest.mark.parametrize("form", ["few"], indirect=True)
+@pytest.mark.parametrize("transcoder", [False, True])
+def test_few_latents_say_what_all_say(name: str, form: str, transcoder: bool, measured: Measure) -> None:
+    x, D = rows(), universal(5, skip=True) if transcoder else universal(None)
+    y = rows(50, 5).square() if transcoder else x
+    loss = kind(name).loss(D, x, y, NOW)
+    assert isinstance(loss.code, Code)
+    measured(distance(outcome(loss.total, D), outcome(WRITTEN_OUT[name](D, x, y), D)))
+
+
+def on_a_grid() -> tuple[Dictionary, Tensor]:
+    """z are multiples of ¼ and θ is 1: with ε = ½ many tie with θ, many lie on an edge of the band."""
+    D, generator = universal(None), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p, n in ((D.W_enc, 2), (D.b_enc, 4)):
+            p.copy_(torch.randint(-n, n + 1, p.shape, generator=generator) / 4)
+        D.get_parameter("log_threshold").zero_()
+    return D, torch.randint(-1, 2, (50, 7), generator=generator).double()
+
+
+def test_ties_and_edges_of_the_band(form: str) -> None:
+    """Of z = ¾, 1, 1¼ none but 1 is near θ, and 1 does not fire; gradients are those of the dense formula."""
+    D, x = on_a_grid()
+    z = x @ D.W_enc + D.b_enc
+    assert min((z == edge).sum() for edge in (0.75, 1.0, 1.25)) > 20
+    of = k.TargetJumpReLU(bandwidth=0.5, target_l0=5.0)
+    loss = of.loss(D, x, x, NOW)
+    assert isinstance(loss.code, Code) == (form == "few")
+    assert torch.equal(whole(loss.code) > 0, z > 1)
+    θ = D.get_parameter("log_threshold").exp()
+    f = Jump.apply(z, θ, 0.5)
+    l0 = Step.apply(z, θ, 0.5).sum(-1).mean()
+    e = x - f @ D.W_dec - D.b_dec
+    wanted = k.squared(e) + NOW.warm * of.sparsity * (l0 / 5 - 1).square()
+    assert distance(outcome(loss.total, D), outcome(wanted, D)) < 1e-13
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["l1", "gated", "jumprelu_target"])
+def test_what_is_not_finite_is_not_lost(name: str, bad: float, form: str) -> None:
+    """One number of one row, and no loss is finite: training says so and stops."""
+    D, x = universal(None), rows()
+    x[3, 2] = bad
+    assert not torch.isfinite(kind(name).loss(D, x, x, NOW).total)
+
+
+def test_fewer_bits_choose_no_other_entries() -> None:
+    """The encoder's product in bfloat16 gives the code of the product in float32, entry for entry."""
+    D, x = universal(None, m=600).float(), rows(700).float()
+    with torch.no_grad():
+        D.get_parameter("log_threshold").add_(1.3)
+    exact = kind("jumprelu").encode(D, x)
+    D.product = torch.bfloat16
+    found = kind("jumprelu").encode(D, x)
+    assert isinstance(exact, Code) and isinstance(found, Code)
+    a, b = exact.dense(600), found.dense(600)
+    assert torch.equal(a > 0, b > 0)
+    assert 0.005 < (a > 0).float().mean() < 0.08
+    assert far(b, a) < 1e-6
 
 
 # ------------------------------------------------------------ identities
@@ -111,7 +202,7 @@ def test_s3_orthonormal_l1_is_the_soft_threshold(measured: Measure) -> None:
     for row in 3 * rows(20):
         x = row[None]
         wanted = ((x - D.b_dec) @ D.W_dec.T - λ / 2).clamp(min=0)
-        measured(far(L1.encode(D, x), wanted))
+        measured(far(whole(L1.encode(D, x), 7), wanted))
         best = L1.loss(D, x, x, now).total
         measured(torch.autograd.grad(best, D.b_enc)[0].abs().max().item())
         for i in range(7):
@@ -196,7 +287,7 @@ def test_p_anneal(measured: Measure) -> None:
 def test_gated_is_a_jumprelu(measured: Measure) -> None:
     for D in (prepared("gated", None), prepared("gated", 5)):
         x = rows(2000)
-        f = kind("gated").encode(D, x)
+        f = whole(kind("gated").encode(D, x))
         assert 0.1 < (f > 0).double().mean() < 0.9
         used = kind("gated").folded(D)
         measured(far(used.encode(x), f))
@@ -242,7 +333,7 @@ def test_s1_every_kind_folds(name: str, measured: Measure) -> None:
         f = of.encode(D, s_in * x)
         if name in ("batchtopk", "matryoshka"):
             f = of.z(D, s_in * x) * (of.z(D, s_in * x) > 0.6)
-        dense = f.dense(24) if isinstance(f, Code) else f
+        dense = whole(f)
         used = of.folded(D).rescaled(s_in, s_out)
         measured(far(used(x), D.decode(dense, s_in * x) / s_out))
         if name == "codebook":  # its values are 1/k, its codes as long as they are
@@ -253,6 +344,28 @@ def test_s1_every_kind_folds(name: str, measured: Measure) -> None:
 
 
 # ------------------------------------------------------------ what else a kind does
+
+
+@pytest.mark.check(
+    "dictionaries 4.1 first thresholds", formula="⟨y − ŷ, ŷ − b⟩ / ‖y‖‖ŷ − b‖ at the start, float64", tolerance=1e-12
+)
+@pytest.mark.parametrize("d_out", [None, 5])
+def test_a_target_is_met_from_the_start(d_out: int | None, measured: Measure) -> None:
+    """One θ for all, above which 5 latents of a row are on average, exactly; and the encoder as long as is best."""
+    t = trainer("jumprelu_target", d_out)
+    t.kind = of = k.TargetJumpReLU(target_l0=5.0, threshold=1e-9)
+    t.begin()
+    D, (x, y) = t.dictionary, next(t.source.batches(400, 0, 0, 1))
+    x, y = ((r * torch.tensor(s)).double() for r, s in zip((x, y), t.scales, strict=True))  # as in `begin`
+    θ = D.get_parameter("log_threshold").exp()
+    assert torch.equal(θ, θ[:1].expand(24))
+    assert (of.z(D, x) > θ * (1 + 1e-9)).sum() == 400 * 5
+    written = D.written(of.encode(D, x[:200]))
+    error = y[:200] - D.b_dec - written
+    measured(((error * written).sum() / (y[:200].norm() * written.norm())).abs().item())
+    t.kind = k.TargetJumpReLU(target_l0=24.0, threshold=0.3)  # all may fire: the paper's θ
+    t.begin()
+    assert far(D.get_parameter("log_threshold").exp(), torch.full((24,), 0.3, dtype=torch.float64)) < 1e-12
 
 
 def test_batchtopk_learns_a_threshold_that_keeps_k_a_row() -> None:

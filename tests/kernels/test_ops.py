@@ -26,6 +26,7 @@ def arguments(op):
 
     asked = torch.randint(50, (4, 2), generator=generator)
     return {
+        "above": (draw(5, 90).bfloat16(), draw(90), draw(90), 60),
         "largest": (draw(5, 90).bfloat16(), draw(90), 4),
         "lens_statistics": (draw(2, 4, 6), draw(4, 6), draw(50, 6), draw(50), 0.5, 3.0, asked, 3),
         "attention_statistics": (draw(2, 4, 5, 6), draw(2, 2, 5, 6), draw(2, 1, 5, 5), torch.tensor([1, 0]), True, 0.4),

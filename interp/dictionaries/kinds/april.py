@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Kind, Loss, Now, at_least, share, squared
+from interp.dictionaries.sparse import at, entries
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,7 +53,7 @@ class April(Kind):
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ Σ_i f_i Σ_s ‖d_i^s‖."""
-        f = self.z(D, x).relu()
+        f = self.encode(D, x)
         e = y - D.decode(f, x)
-        penalty = (f * D.part_norms().sum(1)).sum(-1).mean()
+        penalty = (entries(f) * at(D.part_norms().sum(1), f)).sum(-1).mean()
         return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now, at_least, share, squared
 from interp.dictionaries.kinds.resampling import Resampled
-from interp.dictionaries.sparse import pre_activations
+from interp.dictionaries.sparse import Code, at, decode_topk, encode_above, entries
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,13 +43,16 @@ class Gated(Resampled):
         super().__post_init__()
         at_least(self, sparsity=0)
 
-    def both(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
-        """(f, ReLU(π)), each [batch, m]."""
-        u = pre_activations(x, D.b_pre, D.W_enc, None, D.product)
-        π = u + D.get_parameter("b_gate")
-        return (π > 0) * (D.get_parameter("r_mag").exp() * u + D.b_enc).relu(), π.relu()
+    def both(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code | Tensor, Code | Tensor]:
+        """(f, ReLU(π)), each [batch, m]; if few gates are open, as codes."""
+        b_gate, r = D.get_parameter("b_gate"), D.get_parameter("r_mag").exp()
+        found = encode_above(x, D.b_pre, D.W_enc, None, -b_gate.detach(), D.product)
+        u = entries(found)
+        π = u + at(b_gate, found)
+        f, gate = (π > 0) * (at(r, found) * u + at(D.b_enc, found)).relu(), π.relu()
+        return (Code(f, found.indices), Code(gate, found.indices)) if isinstance(found, Code) else (f, gate)
 
-    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
+    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = 1[π > 0] ReLU(e^r u + b_mag)."""
         return self.both(D, x)[0]
 
@@ -57,10 +60,11 @@ class Gated(Resampled):
         """L = ‖y − ŷ‖² + λ ‖ReLU(π)‖₁ + ‖y − ŷ_gate‖²."""
         f, gate = self.both(D, x)
         e = y - D.decode(f, x)
-        ŷ_gate = gate @ D.W_dec.detach() + D.b_dec.detach()
+        W_dec = D.W_dec.detach()
+        ŷ_gate = (decode_topk(*gate, W_dec) if isinstance(gate, Code) else gate @ W_dec) + D.b_dec.detach()
         if D.config.skip:
             ŷ_gate = ŷ_gate + x @ D.W_skip.detach().T
-        penalty, aux = gate.sum(-1).mean(), squared(y - ŷ_gate)
+        penalty, aux = entries(gate).sum(-1).mean(), squared(y - ŷ_gate)
         rest = now.warm * self.sparsity * penalty + aux
         return Loss(squared(e), rest, share(e, y), penalty, aux, f)
 

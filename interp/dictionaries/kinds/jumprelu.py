@@ -23,13 +23,16 @@ import torch
 from torch import Tensor
 
 from interp.dictionaries.kinds.april import April
-from interp.dictionaries.kinds.kind import Kind, Loss, Now, at_least, positive, share, squared
-from interp.dictionaries.sparse import Code, pre_activations
+from interp.dictionaries.kinds.kind import SAMPLE, Kind, Loss, Now, at_least, positive, share, squared
+from interp.dictionaries.sparse import Code, Near, at, encode_above, entries, lowest, pre_activations
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+
+NUMBERS = 2**25  # pre-activations that the first thresholds are chosen among, at the most
+EDGE = 0.500001  # how far below θ is looked at, in ε: rounding loses nothing of the band
 
 
 def jumprelu(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -43,7 +46,7 @@ class Jump(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, θ: Tensor, ε: float) -> Tensor:
-        """z [batch, m], θ [m]."""
+        """z [batch, m], θ [m]; or both at some entries [batch, k]."""
         ctx.save_for_backward(z, θ)
         ctx.ε = ε
         return z * (z > θ)
@@ -52,7 +55,7 @@ class Jump(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         """See the class."""
         z, θ = ctx.saved_tensors
-        return g * (z > θ), -(θ / ctx.ε) * (g * K((z - θ) / ctx.ε)).sum(0), None
+        return g * (z > θ), -(θ / ctx.ε) * (g * K((z - θ) / ctx.ε)).sum_to_size(θ.shape), None
 
 
 class Step(torch.autograd.Function):
@@ -60,7 +63,7 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, θ: Tensor, ε: float) -> Tensor:
-        """z [batch, m], θ [m]."""
+        """z [batch, m], θ [m]; or both at some entries [batch, k]."""
         ctx.save_for_backward(z, θ)
         ctx.ε = ε
         return (z > θ).to(z)
@@ -69,7 +72,7 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, None]:
         """See the class."""
         z, θ = ctx.saved_tensors
-        return None, -(g * K((z - θ) / ctx.ε)).sum(0) / ctx.ε, None
+        return None, -(g * K((z - θ) / ctx.ε)).sum_to_size(θ.shape) / ctx.ε, None
 
 
 def K(u: Tensor) -> Tensor:
@@ -110,14 +113,21 @@ class JumpReLU(Kind):
         """Thresholds."""
         return D.get_parameter("log_threshold").exp()
 
-    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
+    def near(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code | Tensor, Tensor, Tensor]:
+        """(f, z, θ); if they are few, f as a code and z and θ at its entries: those above θ − ε/2, on which alone L depends."""
+        θ, ε = self.θ(D), self.bandwidth
+        found = encode_above(x, None, D.W_enc, D.b_enc, (θ - EDGE * ε).detach(), D.product)
+        z, θ = entries(found), at(θ, found)
+        f = Jump.apply(z, θ, ε)
+        return Near.to(f, found.indices, (z > lowest(z)).to(z)) if isinstance(found, Code) else f, z, θ
+
+    def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = z·1[z > θ]."""
-        return Jump.apply(self.z(D, x), self.θ(D), self.bandwidth)
+        return self.near(D, x)[0]
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ L0, or what `penalty` makes of L0."""
-        z, θ = self.z(D, x), self.θ(D)
-        f = Jump.apply(z, θ, self.bandwidth)
+        f, z, θ = self.near(D, x)
         e = y - D.decode(f, x)
         penalty = self.penalty(Step.apply(z, θ, self.bandwidth).sum(-1).mean())
         return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
@@ -144,6 +154,19 @@ class TargetJumpReLU(JumpReLU):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "target_l0")
+
+    def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
+        """One θ for all, above which L0* latents of a row are; then the length of the encoder, and of θ with it."""
+        super().begin(D, x, y)
+        x, y = x.to(D.W_enc), y.to(D.W_dec)
+        rows = x[: max(1, min(SAMPLE, NUMBERS // D.config.latents))]
+        z = (rows @ D.W_enc + D.b_enc).flatten()
+        beyond = len(z) - round(self.target_l0 * len(rows))
+        if beyond < 1:  # all may fire
+            return
+        log_threshold = D.get_parameter("log_threshold")
+        log_threshold.fill_(z.kthvalue(beyond).values.clamp(min=self.threshold).log())
+        log_threshold.add_(self.fit(D, x, y).log())
 
     def penalty(self, l0: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """(L0/L0* − 1)²."""

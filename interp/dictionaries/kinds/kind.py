@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.dictionaries.sparse import Code, pre_activations
+from interp.dictionaries.sparse import Code, encode_above, pre_activations
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
+
+SAMPLE = 1024  # rows that the length of a first encoder is chosen on
+LEAST = 0.1  # what is written at first, at the least, as a share of √E‖y − b_dec‖²: latents that write nothing learn nothing
 
 
 class Now(NamedTuple):
@@ -81,13 +84,39 @@ class Kind:
     def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
         """Change the first weights, which are those of `start.initialise`; x and y are a sample of the rows."""
 
+    def fit(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> Float[Tensor, ""]:
+        """A transcoder's W_dec; then W_enc ← c W_enc, c = Σ ⟨y − b_dec, ŷ − b_dec⟩ / Σ ‖ŷ − b_dec‖² on other rows, of all c the best.
+
+        For kinds whose code becomes c f where W_enc is c W_enc. Returns c.
+        """
+        y, n = y - D.b_dec, min(SAMPLE, len(x) // 2)
+        if not D.config.autoencoder:
+            self.aim(D, x[n:], y[n:])
+        made = D.written(self.encode(D, x[:n]))
+        if not made.any():
+            return made.new_ones(())
+        c = (made * y[:n]).sum() / made.square().sum()
+        c = torch.maximum(c, LEAST * y[:n].norm() / made.norm())
+        D.W_enc.mul_(c)
+        return c
+
+    @torch.enable_grad()
+    def aim(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
+        """d_i ∝ E[f_i (y − b_dec)], where latent i fires: what a first step from W_dec = 0 would give it."""
+        toward = torch.autograd.grad((D.written(self.encode(D, x)) * y).sum(), D.W_dec)[0]
+        length = toward.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            D.W_dec.copy_(torch.where(length > 0, toward / length, D.W_dec))
+
     def z(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch m"]:
         """Pre-activations W_encᵀ (x − b_pre) + b_enc."""
         return pre_activations(x, D.b_pre if self.centred else None, D.W_enc, D.b_enc, D.product)
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f as it is in training; unless a kind says otherwise, ReLU(z)."""
-        return self.z(D, x).relu()
+        b = D.b_pre if self.centred else None
+        z = encode_above(x, b, D.W_enc, D.b_enc, torch.zeros_like(D.b_enc), D.product)
+        return Code(z.values.relu(), z.indices) if isinstance(z, Code) else z.relu()
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """The loss of a batch; unless a kind says otherwise, the error alone."""

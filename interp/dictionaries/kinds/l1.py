@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now, at_least, share, squared
 from interp.dictionaries.kinds.resampling import Resampled
-from interp.dictionaries.sparse import Code, pre_activations
+from interp.dictionaries.sparse import Code, entries, pre_activations
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -47,7 +47,7 @@ class L1(Resampled):
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ Σ_i f_i."""
-        f = self.z(D, x).relu()
+        f = self.encode(D, x)
         e = y - D.decode(f, x)
-        penalty = f.sum(-1).mean()
+        penalty = entries(f).sum(-1).mean()
         return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)

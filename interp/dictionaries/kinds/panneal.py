@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Loss, Now, at_least, share, squared
 from interp.dictionaries.kinds.l1 import L1
+from interp.dictionaries.sparse import entries
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -63,18 +64,18 @@ class PAnneal(L1):
 
     def loss(self, D: Dictionary, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], now: Now) -> Loss:
         """L = ‖y − ŷ‖² + λ s Σ_i f_i^p."""
-        f = self.z(D, x).relu()
+        f = self.encode(D, x)
         e = y - D.decode(f, x)
-        penalty = D.get_buffer("s").to(f) * power(f, self.p(self.level(now.step, now.steps)))
+        penalty = D.get_buffer("s").to(e) * power(entries(f), self.p(self.level(now.step, now.steps)))
         return Loss(squared(e), now.warm * self.sparsity * penalty, share(e, y), penalty, e.new_zeros(()), f)
 
     def after(self, D: Dictionary, loss: Loss, now: Now) -> None:
         """Keep Σ f^p and Σ f^q; where p steps to q, s ← s Σ f^p / Σ f^q."""
-        assert isinstance(loss.code, Tensor)
+        f = entries(loss.code)
         s, powers = D.get_buffer("s"), D.get_buffer("powers")
         here, there = (self.level(step, now.steps) for step in (now.step, now.step + 1))
         p, q = self.p(here), self.p(there if there > here else min(here + 1, self.p_steps))
-        powers[now.step % BATCHES] = torch.stack([power(loss.code, p), power(loss.code, q)])
+        powers[now.step % BATCHES] = torch.stack([power(f, p), power(f, q)])
         if there > here:
             old, new = powers.sum(0)
             s.mul_(old / new if new > 0 else 1.0)

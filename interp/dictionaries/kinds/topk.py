@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from interp.dictionaries.kinds.kind import Kind, Loss, Now, at_least, share
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
-
-SAMPLE = 1024  # rows that the length of the first encoder is chosen on
-LEAST = 0.1  # what is written at first, at the least, as a share of √E‖y − b_dec‖²: latents that write nothing learn nothing
 
 
 def topk(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -65,22 +61,8 @@ class TopK(Kind):
         return config.d_in, config.d_in if config.autoencoder else 1.0
 
     def begin(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
-        """A transcoder's W_dec; W_enc ← c W_enc, c = Σ ⟨y − b_dec, ŷ − b_dec⟩ / Σ ‖ŷ − b_dec‖² on other rows, of all c the best."""
-        y, n = y - D.b_dec, min(SAMPLE, len(x) // 2)
-        if not D.config.autoencoder:
-            self.aim(D, x[n:], y[n:])
-        made = D.written(self.encode(D, x[:n]))
-        if made.any():
-            c = (made * y[:n]).sum() / made.square().sum()
-            D.W_enc.mul_(torch.maximum(c, LEAST * y[:n].norm() / made.norm()))
-
-    @torch.enable_grad()
-    def aim(self, D: Dictionary, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> None:
-        """d_i ∝ E[f_i (y − b_dec)], where latent i fires: what a first step from W_dec = 0 would give it."""
-        toward = torch.autograd.grad((D.written(self.encode(D, x)) * y).sum(), D.W_dec)[0]
-        length = toward.norm(dim=1, keepdim=True)
-        with torch.no_grad():
-            D.W_dec.copy_(torch.where(length > 0, toward / length, D.W_dec))
+        """A transcoder's W_dec, and the length of W_enc."""
+        self.fit(D, x, y)
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = TopK_k(ReLU(z))."""
