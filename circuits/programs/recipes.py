@@ -12,7 +12,7 @@ from interp.errors import check_keys
 LEARNT = Path(__file__).with_name("learnt")  # a folder a program
 
 RECIPES = {
-    "histogram": Recipe(steps=1000, batch=64, layers=1, closest=1, count=3, tables=0),
+    "histogram": Recipe(steps=1000, batch=32, layers=1, closest=1, count=1, tables=0, count_tables=0),
     "sort": Recipe(steps=1000, batch=64, layers=1, closest=1, count=6, tables=0, count_tables=0),
     "reverse": Recipe(steps=2500, batch=64, closest=4, count=1, tables=2, count_tables=0),
     "dyck1": Recipe(steps=1500, batch=64, closest=2, count=3),
