@@ -40,6 +40,7 @@ def train(
     lr: Annotated[float | None, _setting("learning rate")] = None,
     hot: Annotated[float | None, _setting("temperature at first")] = None,
     cold: Annotated[float | None, _setting("temperature at the end")] = None,
+    noise: Annotated[float | None, _setting("how much Gumbel noise: 1 samples choices, 0 takes their mean")] = None,
     layers: Annotated[int | None, _setting("layers")] = None,
     closest: Annotated[int | None, _setting("heads a layer that read the closest match")] = None,
     count: Annotated[int | None, _setting("heads a layer that count matches")] = None,
@@ -56,6 +57,7 @@ def train(
 ) -> None:
     """Learn a task from random parameters, print the best seed's program as Python, and say how often that file is right."""
     given = {"seed": seed, "seeds": seeds, "steps": steps, "batch": batch, "lr": lr, "hot": hot, "cold": cold}
+    given |= {"noise": noise}
     given |= {"layers": layers, "closest": closest, "count": count, "tables": tables, "count_tables": count_tables}
     given |= {"readable": readable, "words": words, "kinds": kinds}
     from circuits.programs import measure, simplify

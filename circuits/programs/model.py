@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 HIDDEN = 32  # neurons of a table's MLP
+SPREAD = 3  # how much larger a table's last weights begin: its values differ from pair to pair, so that heads have something to find
 LEAST = 1e-6  # what is left of 1 - s at s = 1: a first match stays differentiable
 
 
@@ -121,7 +122,7 @@ class Shape:
         found = self.choices()
         for i in range(self.layers):
             found[f"{i}.table"] = (self.tables, self.size**2, self.size)
-            found[f"{i}.count"] = (self.count_tables, 1, self.length, self.size)
+            found[f"{i}.count"] = (self.count_tables, (self.length + 1) ** 2, self.size)
         return {k: v for k, v in found.items() if math.prod(v)}
 
 
@@ -146,7 +147,7 @@ def initial(shape: Shape, uniform: Float[Tensor, "seed parameters"]) -> Float[Te
         else:
             fan = HIDDEN if name.endswith(("W2", "b2")) else 2 * shape.size if "table." in name else 2
             bound = 0.1 if name.startswith("out") else 1 / math.sqrt(fan)
-            part.copy_((2 * part - 1) * bound)
+            part.copy_((2 * part - 1) * bound * (SPREAD if name.endswith("W2") else 1))
     return made
 
 
@@ -180,10 +181,12 @@ class Relaxed:
         p = split(parameters, shape.choices() | shape.weights())
         g = split(noise, shape.noise()) if noise is not None else None
 
-        def choice(name: str, logits: Tensor) -> Tensor:
+        def choice(name: str, logits: Tensor, entry: Tensor | None = None) -> Tensor:
             if temperature is None:
                 return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-            return ((logits if g is None else logits + g[name]) / temperature).softmax(-1)
+            if g is not None:
+                logits = logits + (g[name] if entry is None else g[name].take_along_dim(entry[..., None], 2))
+            return (logits / temperature).softmax(-1)
 
         places = self.eye[:n].expand(batch, n, -1).reshape(1, 1, -1).expand(seeds, -1, -1)
         told = self.eye[tokens].view(1, 1, -1).expand(seeds, -1, -1)
@@ -246,11 +249,12 @@ class Relaxed:
             made.append((pairs @ table).view(seeds, shape.tables, -1))
         if shape.count_tables:
             read = choice(f"{i}.numbers", p[f"{i}.numbers"]) @ torch.cat(numbers, 1)
-            if hard:
-                read = read.round()
-            logits = self.count_table(i, p, torch.stack(read.clamp(max=shape.length).split(shape.count_tables, 1), -1))
-            chosen = choice(f"{i}.count", logits.view(seeds, shape.count_tables, -1, shape.length, d))
-            made.append(chosen.view(seeds, shape.count_tables, -1))
+            read = (read.round() if hard else read).clamp(max=shape.length)
+            first, second = read.split(shape.count_tables, 1)
+            logits = self.count_table(i, p, torch.stack((first, second), -1))
+            # counts are not yet whole: the noise is that of the nearest entry
+            entry = first.round().long() * (shape.length + 1) + second.round().long()
+            made.append(choice(f"{i}.count", logits, entry).flatten(2))
         return torch.cat(made, 1)
 
     def table(self, i: int, p: dict[str, Tensor]) -> Float[Tensor, "seed table pair value"]:

@@ -190,19 +190,12 @@ def _table(program: Program, step: Table) -> str:
 # ---------------------------------------------------------------- the label
 
 
-def _single(program: Program) -> str | None:
-    """The categorical variable that alone has votes."""
-    name = next(iter(program.votes), None)
-    return name if len(program.votes) == 1 and name and not program.is_count(name) else None
-
-
 def _label(program: Program) -> list[str]:
     if not program.votes:
         return []
-    name = _single(program)
-    if name:
-        best = [_best([v + b for v, b in zip(row, program.bias, strict=True)]) for row in program.votes[name]]
-        values = {value: program.labels[best[i]] for i, value in enumerate(program.names(name))}
+    alone = program.lookup()
+    if alone:
+        name, values = alone
         return ["\n".join([f"def label({name}):", *_branches(name, values, "    ")])]
     lines: list[str] = []
     for n, rows in program.votes.items():
@@ -281,6 +274,4 @@ def _step(program: Program, step: Step) -> list[str]:
 
 def _read(program: Program, name: str) -> str:
     """A count that may be above the task's length is read as the length."""
-    step = next((s for s in program.steps if s.name == name), None)
-    large = isinstance(step, Head) and step.kind == COUNT and step.value != ONES
-    return f"min({name}, {program.length})" if large else name
+    return f"min({name}, {program.length})" if program.is_sum(name) else name

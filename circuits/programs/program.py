@@ -124,6 +124,10 @@ class Program:
         """Whether the variable is a number."""
         return name == ONES or any(s.name == name and isinstance(s, Head) and s.kind == COUNT for s in self.steps)
 
+    def is_sum(self, name: str) -> bool:
+        """Whether the variable is a sum of other counts, which may be above the length."""
+        return any(s.name == name and isinstance(s, Head) and s.kind == COUNT and s.value != ONES for s in self.steps)
+
     def as_read(self, name: str, values: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """What a table reads of a variable."""
         return np.minimum(values, self.length) if self.is_count(name) else values
@@ -171,6 +175,17 @@ class Program:
             votes = np.array(rows)
             score += found[name][..., None] * votes[0] if self.is_count(name) else votes[found[name]]
         return score.argmax(-1)
+
+    def lookup(self) -> tuple[str, dict[Any, str]] | None:
+        """The variable that alone has votes, and the label at each of its values; None if several have, or a sum of counts."""
+        name = next(iter(self.votes), "")
+        if len(self.votes) != 1 or name == ONES or self.is_sum(name):
+            return None
+        values = range(self.length + 1) if self.is_count(name) else self.names(name)
+        rows = np.array(self.votes[name])
+        scores = np.arange(self.length + 1)[:, None] * rows if self.is_count(name) else rows
+        best = (scores + np.array(self.bias)).argmax(-1)
+        return name, {value: self.labels[i] for value, i in zip(values, best, strict=False)}
 
     def names(self, name: str) -> tuple[Any, ...]:
         """What the values of a categorical variable are called: tokens, positions, or numbers of a table's own."""

@@ -138,9 +138,7 @@ def _code(program: Program, name: str) -> str:
         return _map({v: i for i, v in enumerate(values)}, _name(name))
     if name == ONES:
         return "1"
-    step = next((s for s in program.steps if s.name == name), None)
-    large = isinstance(step, Head) and step.kind == COUNT and step.value != ONES
-    return f"({program.length} if {name}>{program.length} else {name})" if large else _name(name)
+    return f"({program.length} if {name}>{program.length} else {name})" if program.is_sum(name) else _name(name)
 
 
 def _table(program: Program, table: Table) -> list[str]:
@@ -154,6 +152,10 @@ def _table(program: Program, table: Table) -> list[str]:
 
 
 def _labels(program: Program) -> list[str]:
+    alone = program.lookup()
+    if alone:
+        name, said = alone
+        return [f"labels = {_map(said, _name(name))};"]
     scores = []
     for i in range(len(program.labels)):
         terms = [str(program.bias[i])]
@@ -164,12 +166,6 @@ def _labels(program: Program) -> list[str]:
                 values = program.names(name)
                 terms.append(_map({v: row[i] for v, row in zip(values, rows, strict=False)}, _name(name)))
         scores.append(terms)
-    names = list(program.votes)
-    if len(names) == 1 and not program.is_count(names[0]):
-        rows = program.votes[names[0]]
-        best = [max(range(len(row)), key=lambda i: (row[i] + program.bias[i], -i)) for row in rows]
-        said = {v: program.labels[b] for v, b in zip(program.names(names[0]), best, strict=False)}
-        return [f"labels = {_map(said, _name(names[0]))};"]
     lines = [f"votes_{i} = {'+'.join(terms)};" for i, terms in enumerate(scores)]
     lines += [
         "most_0 = votes_0+0*indices;",

@@ -50,6 +50,8 @@ class Recipe:
     """the temperature at first"""
     cold: float = 0.01
     """and at the end"""
+    noise: float = 1.0
+    """how much of the Gumbel noise there is: 1 samples choices, 0 takes their mean"""
     layers: int = 2
     closest: int = 2
     """heads a layer that pick the closest match"""
@@ -75,6 +77,8 @@ class Recipe:
             raise WrongUse("words and kinds go together: both 0, or both not.")
         if not 0 < self.cold <= self.hot or self.lr <= 0:
             raise WrongUse("the temperatures need 0 < cold <= hot, and lr must be positive.")
+        if self.noise < 0:
+            raise WrongUse("noise must not be negative.")
 
     def temperature(self, step: int) -> float:
         """τ at a step."""
@@ -109,7 +113,7 @@ class Learner:
     def loss(self, batch: Batch) -> Float[Tensor, "seed"]:
         """The cross-entropy of each seed, in nats a label, with this step's noise."""
         at = self.recipe.temperature(self.step)
-        noise = gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
+        noise = self.recipe.noise * gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
         logits = self.model(self.parameters, *_tensors(batch), at, noise)
         labels = torch.from_numpy(batch.labels).expand(len(logits), -1, -1)
         lost = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=-1, reduction="none")

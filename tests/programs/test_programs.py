@@ -289,6 +289,46 @@ def test_noise_is_a_seeds_and_a_steps_own():
     )
 
 
+def test_a_table_of_counts_draws_its_noise_once_an_entry():
+    """Positions with the same counts get the same value in a step, whatever the noise; another step draws another table."""
+    made = learner("histogram", 3, seeds=2, layers=1, count=1, tables=0)
+    with torch.no_grad():
+        parts = split(made.parameters, made.shape.choices() | made.shape.weights())
+        parts["0.read"][:, 3], parts["0.read"][:, 7] = 0, 0  # query and key of the count: the tokens
+        parts["0.read"][:, 3, 0], parts["0.read"][:, 7, 0] = 1e3, 1e3
+        parts["0.wanted"][:, 3].copy_(1e3 * torch.eye(made.shape.size))
+        parts["out.categorical"][:, : -made.shape.size] = 0
+        parts["out.count"].zero_()
+    batch, tokens, real = everything(made)
+    noise = [gumbel(uniform(made.seeds, step, made.drawn, torch.float64)) for step in (1, 2)]
+    with torch.no_grad():
+        first, second = (made.model(made.parameters, tokens, real, 1e-3, g) for g in noise)
+    assert not torch.equal(first, second)
+    many = torch.from_numpy((batch.tokens[:, :, None] == batch.tokens[:, None, :])[:, :, : tokens.shape[1]].sum(-1))
+    full = real.all(1)
+    for count in (1, 2, 3):
+        same = first[:, full][:, many[full] == count]
+        assert float((same - same[:, :1]).abs().max()) < 1e-9, count
+
+
+def test_a_label_of_one_count_is_looked_up(tmp_path):
+    """Histogram planted as one count with votes 2kc - k²: said as a map from the count, in Python and in RASP."""
+    task = tiny("histogram", 3)
+    head = Head("same", COUNT, "tokens", "tokens", "ones", (6, *range(1, 7)))
+    votes, bias = tuple(2 * k for k in range(1, 8)), tuple(-k * k for k in range(1, 8))
+    program = Program("histogram", task.vocabulary, task.labels, 4, 7, False, (head,), {"same": (votes,)}, bias)
+    assert program.lookup() == ("same", {0: "1", 1: "1", 2: "2", 3: "3", 4: "4"})
+    file = tmp_path / "file.py"
+    file.write_text(printed(program, task.about), encoding="utf-8")
+    assert measure(file, task).whole == 1
+    text = rasp_text(program, task)
+    assert "votes" not in file.read_text() + text
+    assert disagreements(program, text, task, list(task.everything())) == 0
+    assert replace(program, votes={"ones": (votes,)}).lookup() is None
+    twice = replace(head, name="twice", value="same")
+    assert replace(program, steps=(head, twice), votes={"twice": (votes,)}).lookup() is None
+
+
 def test_wrong_use_says_what_there_is(tmp_path):
     task = tiny("sort", 3)
     with pytest.raises(WrongUse, match="no token 'z'"):

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from circuits.cli.program import app
+from circuits.cli.rasp import app as rasp
 from circuits.programs import TASKS, Recipe, load, readout, train
 from circuits.programs import training as module
 from circuits.programs.labelled import KINDS, labelled
@@ -195,3 +196,16 @@ def test_a_program_that_ships_does_what_is_said_of_it(name):
     assert RUNNER.invoke(app, ["print", name]).stdout == (folder / f"{name}.py").read_text()
     ran = told("run", name, "--input", json.dumps(bodies[0]))["labels"]
     assert ran == outputs(folder / f"{name}.py", bodies[:1])[0]
+
+
+def test_a_learnt_program_becomes_weights_that_are_verified(tmp_path):
+    """Histogram as it ships: printed in RASP, compiled, verified on every input of up to four tokens."""
+    file, folder = tmp_path / "histogram.rasp", tmp_path / "weights"
+    assert RUNNER.invoke(app, ["print", "histogram", "--rasp", "-o", str(file)]).exit_code == 0
+    vocabulary = json.dumps(TASKS["histogram"].vocabulary)
+    asked = ["compile", str(file), "--var", "labels", "--vocab", vocabulary, "--max-len", "4", "-o", str(folder)]
+    assert RUNNER.invoke(rasp, asked).exit_code == 0
+    found = RUNNER.invoke(rasp, ["verify", str(folder), "--json"])
+    assert found.exit_code == 0
+    verdict = json.loads(found.stdout)
+    assert (verdict["inputs"], verdict["wrong"], verdict["undefined"]) == (sum(7**n for n in range(1, 5)), 0, 0)
