@@ -194,7 +194,7 @@ def _varied(compiled: Any, kind: str, given: dict[str, int | None], seed: int) -
     from circuits.rasp.trained import compressed, mimic
     from circuits.rasp.variants import rotated, with_layer_norm
 
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if kind not in KINDS.replace(" or ", ", ").split(", "):
         raise WrongUse(f"there is no variant {kind!r}: give --as {KINDS}")
     if kind in ("rotated", "layer-norm"):

@@ -7,6 +7,7 @@ variable comes from another input? `descent` is not here: real numbers are equal
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Put = Callable[[str, Any], Any]  # (variable, what the equations say of it) → what it is set to
 
 
-class Truth:
+class Truth(ABC):
     """The equations of one machine. `draw` makes an example of a size, `inputs` what the model takes of it."""
 
     outputs: tuple[str, ...] = ("answer",)
@@ -44,11 +45,11 @@ class Truth:
             found[name] = (given or {}).get(name, value)
             return found[name]
 
-        found |= self.compute(example, put)
+        outputs = self._compute(example, put)
         unknown = set(given or ()) - set(found)
         if unknown:
             raise WrongUse(f"{self.machine.name}'s equations have no {unknown.pop()!r}; they have {', '.join(found)}")
-        return found
+        return found | outputs
 
     def pairs(self, count: int, seed: int = 0) -> list[tuple[Any, Any]]:
         """Pairs of random examples of one size each."""
@@ -56,25 +57,25 @@ class Truth:
         sizes = [self.size(rng) for _ in range(count)]
         return [(self.draw(rng, size), self.draw(rng, size)) for size in sizes]
 
+    @abstractmethod
     def size(self, rng: random.Random) -> int:
         """The size of an example."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, rng: random.Random, size: int) -> Any:
         """A random example."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, example: Any) -> Any:
         """The example as the model takes it."""
-        raise NotImplementedError
 
-    def compute(self, example: Any, put: Put) -> dict[str, list[Any]]:
+    @abstractmethod
+    def _compute(self, example: Any, put: Put) -> dict[str, list[Any]]:
         """The outputs, by the equations; every variable on the way goes through `put`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, logits: Float[Tensor, "1 pos out"]) -> dict[str, list[Any]]:
         """The outputs that the model gives."""
-        raise NotImplementedError
 
 
 class Strings(Truth):
@@ -108,7 +109,7 @@ class Strings(Truth):
 class Parity(Strings):
     """[i = k] from k/n and 1/n; the parity of its place."""
 
-    def compute(self, example: str, put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: str, put: Put) -> dict[str, list[Any]]:
         token = put("token", self.inputs(example)[0])
         i = torch.arange(len(token), dtype=torch.float64) / len(token)
         k = put("ones/n", (token == 1).double().mean().expand(len(token)))
@@ -122,7 +123,7 @@ class Parity(Strings):
 class First(Strings):
     """A mark at position 1 if a one is there."""
 
-    def compute(self, example: str, put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: str, put: Put) -> dict[str, list[Any]]:
         token = put("token", self.inputs(example)[0])
         first = put("[i=1]", (torch.arange(len(token)) == 1).double())
         mark = put("mark", relu((token == 1).double() + first - 1))
@@ -148,7 +149,7 @@ class Permutation(Truth):
         order, data = example
         return permutation.ids_of(self.machine, torch.tensor([order]), torch.tensor([data]))
 
-    def compute(self, example: tuple[list[int], list[int]], put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: tuple[list[int], list[int]], put: Put) -> dict[str, list[Any]]:
         n = self.options["n"]
         token = put("token", self.inputs(example)[0].tolist())
         goal = put("goal", token[:n])
@@ -179,7 +180,7 @@ class Subleq(Truth):
     def inputs(self, example: tuple[list[int], int]) -> Int[Tensor, "1 pos"]:
         return subleq.ids_of([example[0]], [example[1]], self.options["bits"])
 
-    def compute(self, example: tuple[list[int], int], put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: tuple[list[int], int], put: Put) -> dict[str, list[Any]]:
         bits, n = self.options["bits"], self.options["addresses"]
         memory, counter = list(put("word", example[0])), put("counter", example[1])
         a, b, c = (put(name, memory[counter] // n**i % n) for i, name in enumerate("abc"))
@@ -212,7 +213,7 @@ class Graphs(Truth):
     def inputs(self, example: tuple[Int[Tensor, "node node"], int]) -> dict[str, Tensor]:
         return graphs.inputs_of([example[0]], [example[1]])
 
-    def compute(self, example: tuple[Int[Tensor, "node node"], int], put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: tuple[Int[Tensor, "node node"], int], put: Put) -> dict[str, list[Any]]:
         lengths = self.inputs(example)["graph"][0].double()
         size = len(lengths)
         index = torch.arange(size, dtype=torch.float64)
@@ -252,7 +253,7 @@ class Connectivity(Truth):
     def inputs(self, example: Int[Tensor, "node node"]) -> Float[Tensor, "1 node node"]:
         return torch.maximum(example.float(), torch.eye(len(example))).unsqueeze(0)
 
-    def compute(self, example: Int[Tensor, "node node"], put: Put) -> dict[str, list[Any]]:
+    def _compute(self, example: Int[Tensor, "node node"], put: Put) -> dict[str, list[Any]]:
         powers = {1: put("A^1", self.inputs(example)[0].double())}
         for layer in range(self.options["layers"]):
             x = powers[max(powers)]

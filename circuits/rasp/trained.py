@@ -94,7 +94,7 @@ def _train(
                 loss = loss + F.mse_loss(small, h @ w)
         loss = loss + _cross_entropy(compiled, model.logits(small), compiled.model.logits(h))
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
 
