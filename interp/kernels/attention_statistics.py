@@ -21,10 +21,8 @@ from interp.kernels.registry import Op
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
-SCORES, QUERIES = (
-    1 << 18,
-    64,
-)  # scores that exist at a time, so that they stay in the cache; of at least so many queries
+WHOLE = 1 << 26  # scores that the reference makes at a time
+SCORES, QUERIES = 1 << 18, 64  # that stay in the cache, where that is so many queries
 
 
 def reference(
@@ -35,7 +33,7 @@ def reference(
     causal: bool,
     scale: float,
 ) -> tuple[Float[Tensor, "batch head query 4"], Float[Tensor, "batch head key"]]:
-    """By the pattern, in float32 at least, of so many queries at a time that it takes 256 MB at most."""
+    """By the pattern, in float32 at least, of as many queries at a time as make 2^26 scores."""
     wide, (n, t) = torch.promote_types(q.dtype, torch.float32), (q.shape[2], k.shape[2])
     keys = k.to(wide).repeat_interleave(q.shape[1] // max(1, k.shape[1]), 1).mT
     found, received = q.new_empty(*q.shape[:3], 4, dtype=wide), q.new_zeros(*q.shape[:2], t, dtype=wide)
