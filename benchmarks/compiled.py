@@ -1,14 +1,16 @@
-"""Every Triton kernel compiled for sm_80 and sm_90, no GPU needed: registers and spills of a thread, shared bytes of a block.
+"""Every kernel compiled for sm_80 and sm_90, no GPU needed: registers and spills of a thread, shared bytes of a block.
 
     python -m benchmarks.compiled
 
-Shapes and dtypes are those in `COMPILED` of each interp/kernels/*_triton.py, by the name of the row.
+Shapes and dtypes of Triton's are those in `COMPILED` of each interp/kernels/*_triton.py, by the name of the row. Where nvcc is,
+the CUDA C++ form is compiled too; of its kernels, one for each pair of dtypes, the largest numbers are told.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 from importlib import import_module
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import interp.kernels
+from interp.kernels import record_rows_cuda
 
 ARCHITECTURES = (80, 90)
 
@@ -36,21 +39,33 @@ def compiled(kernel: Any, arguments: dict[str, Any], architecture: int) -> dict[
         target=GPUTarget("cuda", architecture, 32),
         options=options,
     )
-    return (
-        {"sm": architecture, "warps": options["num_warps"]} | used(made.asm["cubin"]) | {"shared": made.metadata.shared}
-    )
+    about = {"sm": architecture, "warps": options["num_warps"]}
+    return about | used(made.asm["cubin"]) | {"shared": made.metadata.shared}
+
+
+def compiled_by_nvcc(architecture: int) -> dict[str, int]:
+    """What nvcc makes of record_rows.cu, to PTX and to a program for the card."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("ptx", "cubin"):
+            to = ["-arch", f"sm_{architecture}", f"-{kind}", "-o", f"{folder}/{kind}"]
+            subprocess.run(["nvcc", *record_rows_cuda.STRICT, *to, str(record_rows_cuda.SOURCE)], check=True)
+        return {"sm": architecture, "warps": 4} | used(Path(folder, "cubin").read_bytes())
 
 
 def used(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of stack (spilled registers) of a thread, as NVIDIA's reader (it comes with Triton) tells them."""
+    """Registers, bytes of stack (spilled registers) and shared bytes, the most of any kernel in it, as NVIDIA's reader tells them,
+    which comes with Triton.
+    """
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         (file := Path(folder, "kernel.cubin")).write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", told)}
-    return {"registers": numbers["REG"], "spilled": numbers["STACK"]}
+    numbers = dict.fromkeys(("REG", "STACK", "SHARED"), 0)
+    for name, n in re.findall(r"(REG|STACK|SHARED):(\d+)", told):
+        numbers[name] = max(numbers[name], int(n))
+    return {"registers": numbers["REG"], "spilled": numbers["STACK"], "shared": numbers["SHARED"]}
 
 
 def table() -> list[dict[str, Any]]:
@@ -59,6 +74,8 @@ def table() -> list[dict[str, Any]]:
     for file in sorted(Path(interp.kernels.__file__).parent.glob("*_triton.py")):
         for name, (kernel, arguments) in import_module(f"interp.kernels.{file.stem}").COMPILED.items():
             rows += [{"kernel": name} | compiled(kernel, arguments, a) for a in ARCHITECTURES]
+    if shutil.which("nvcc"):
+        rows += [{"kernel": "record_rows.cu, all dtypes"} | compiled_by_nvcc(a) for a in ARCHITECTURES]
     return rows
 
 

@@ -1,9 +1,11 @@
 """Every op on a GPU, in one script: checked against float64 on the CPU, timed against eager torch and the floor.
 
     python -m benchmarks.gpu [--out gpu.json] [--minutes 10]
+    python -m benchmarks.gpu --device cpu          # the checks alone, of two small sizes: of the forms that run on a CPU
 
-Sizes are those of benchmarks/kernels.py, and `LARGE`. Checked are the numbers of results (relative to the norm of the
-float64 reference, `BARS`) and, of results that are places, the share that is the same: near a tie others may be right.
+Sizes are those of benchmarks/kernels.py, and `LARGE`. Checked are the numbers that an op returns or writes (relative to the
+norm of the float64 reference, `BARS`; where dtypes are part of a size, of the reference in these) and, of whole numbers, the
+share that is the same: near a tie others may be right.
 Timed by CUDA events, median of as many runs as fit in 0.2 s. Floor: multiplications at the rate of a product of the same
 width by torch, bytes at that of a copy. Without a GPU it says so and exits 1.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from interp.errors import Failed
 from interp.kernels import OPS
 
 BARS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-SAME = 0.999  # of places
+SAME, SMALL = 0.999, 2  # of whole numbers; sizes on a CPU
 LARGE: dict[str, list[Case]] = {
     "lens_statistics": [
         _lens("GPT-2, all tokens", 12, 4096, 768, 50257),
@@ -58,25 +60,37 @@ def cast(args: tuple[Any, ...], device: str, dtype: torch.dtype) -> tuple[Any, .
     )
 
 
-def checked(op: str, case: Case, dtype: torch.dtype) -> dict[str, float]:
-    """The largest relative error of numbers, and the least share of places that are the same."""
-    args = cast(case.arguments("cpu"), "cpu", dtype)  # the reference sees what was rounded to the dtype
-    want = OPS[op].forms["reference"](*cast(args, "cpu", torch.float64))
-    got = OPS[op](*cast(args, "cuda", dtype))
+def checked(op: str, case: Case, dtype: torch.dtype, device: str) -> dict[str, float]:
+    """The largest relative error of numbers, and the least share of whole numbers that are the same."""
+    args = case.arguments("cpu")
+    if case.typed:
+        want, got = results(OPS[op].forms["reference"], args, "cpu"), results(OPS[op], args, device)
+    else:
+        args = cast(args, "cpu", dtype)  # the reference sees what was rounded to the dtype
+        want = results(OPS[op].forms["reference"], cast(args, "cpu", torch.float64), "cpu")
+        got = results(OPS[op], args, device)
     error, same = 0.0, 1.0
-    got, want = ((t,) if isinstance(t, Tensor) else t for t in (got, want))
-    for a, b in zip((t.cpu() for t in got), want, strict=True):
+    for a, b in zip(got, want, strict=True):
         if a.is_floating_point():
-            error = max(error, float((a.double() - b).norm() / b.norm().clamp(min=1e-12)))
+            error = max(error, float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)))
         else:
             same = min(same, float((a == b).double().mean()))
     return {"error": error, "same": same}
 
 
+def results(form: Callable[..., Any], args: tuple[Any, ...], device: str) -> list[Tensor]:
+    """What a form returns, and its arguments, of which it may have written some."""
+    args = tuple(a.to(device, copy=True) if isinstance(a, Tensor) else a for a in args)
+    made = form(*args)
+    made = (made,) if isinstance(made, Tensor) else made or ()
+    return [t.cpu() for t in (*made, *args) if isinstance(t, Tensor)]
+
+
 @torch.no_grad()
 def row(op: str, case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """Times of one size."""
-    args, (n, d, m) = cast(case.arguments("cuda"), "cuda", dtype), case.product
+    args, (n, d, m) = case.arguments("cuda"), case.product
+    args = args if case.typed else cast(args, "cuda", dtype)
     x, W, there = (torch.randn(*s, device="cuda", dtype=dtype) for s in ((min(n, 8192), d), (d, m), (2**26,)))
     product = seconds(lambda: x @ W) * n / len(x)
     floor = product + case.bytes * seconds(lambda: there.clone()) / (2 * there.nbytes)
@@ -99,25 +113,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     a = parser.parse_args()
-    if not torch.cuda.is_available():
+    if a.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no GPU here; the CPU's table is python -m benchmarks.kernels")
     end, rows = time.monotonic() + 60 * a.minutes, []
-    about = machine("cuda") | {"cuda": torch.version.cuda, "date": date.today().isoformat()}
-    for op, cases in CASES.items():
-        for case in [*cases, *LARGE.get(op, [])]:
-            for dtype in BARS:
-                if time.monotonic() > end:
-                    raise Failed(f"{a.minutes} minutes were too few: {len(rows)} rows are in {a.out}")
-                told = {"op": op, "size": case.size, "dtype": str(dtype)[6:]}
-                if case in cases:
-                    told |= checked(op, case, dtype)
-                    told["passed"] = told["error"] <= BARS[dtype] and (dtype != torch.float32 or told["same"] >= SAME)
-                rows.append(told | row(op, case, dtype))
-                print(json.dumps(rows[-1]), flush=True)
-                a.out.write_text(json.dumps({"gpu": rows, "machine": about}, indent=1), encoding="utf-8")
+    about = machine(a.device) | {"cuda": torch.version.cuda, "date": date.today().isoformat()}
+    for told in told_of(a.device):
+        rows.append(told)
+        print(json.dumps(told), flush=True)
+        a.out.write_text(json.dumps({"gpu": rows, "machine": about}, indent=1), encoding="utf-8")
+        if time.monotonic() > end:
+            raise Failed(f"{a.minutes} minutes were too few: {len(rows)} rows are in {a.out}")
     wrong = [r for r in rows if not r.get("passed", True)]
     raise SystemExit(f"{len(wrong)} of {len(rows)} rows failed" if wrong else None)
+
+
+def told_of(device: str) -> Iterator[dict[str, Any]]:
+    """A row for each op, size and dtype: checked, and on a GPU timed."""
+    for op, cases in CASES.items():
+        for case in [*cases, *LARGE.get(op, [])] if device == "cuda" else cases[:SMALL]:
+            for dtype in [torch.float32] if case.typed else BARS:
+                told: dict[str, Any] = {"op": op, "size": case.size, "dtype": str(dtype)[6:]}
+                if case in cases:
+                    told |= checked(op, case, dtype, device)
+                    told["passed"] = told["error"] <= BARS[dtype] and (dtype != torch.float32 or told["same"] >= SAME)
+                yield told | row(op, case, dtype) if device == "cuda" else told
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     eager: Callable[..., Any]
     product: tuple[int, int, int]  # rows, inner width, columns of the products that must be made
     bytes: int  # that must be read or written once
+    typed: bool = False  # its dtypes are part of it
 
 
 # ---------------------------------------------------------------- lens statistics
@@ -165,7 +166,7 @@ def _record(name: str, n: int, width: int, read: torch.dtype, wrote: torch.dtype
 
     dtypes = " to ".join(str(t).removeprefix("torch.") for t in (read, wrote))
     moved = kept * width * (read.itemsize + wrote.itemsize)
-    return Case(f"{name}: {kept} of {n} × {width}, {dtypes}", arguments, eager_record, (1, 1, 1), moved)
+    return Case(f"{name}: {kept} of {n} × {width}, {dtypes}", arguments, eager_record, (1, 1, 1), moved, True)
 
 
 def eager_record(
@@ -188,6 +189,19 @@ def eager_record(
     else:
         rows[slots] = x.to(rows.dtype)
     return x.float().norm(dim=1)
+
+
+def _unpack(name: str, n: int, width: int) -> Case:
+    def arguments(device: str) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        codes = torch.randint(-127, 128, (n, width), dtype=torch.int8, device=device)
+        scales = torch.rand(n, -(-width // GROUP), device=device).bfloat16()
+        return codes, scales, torch.randn(width, device=device), torch.zeros(n, width, device=device)
+
+    def eager(codes: Tensor, scales: Tensor, pivot: Tensor, rows: Tensor) -> None:
+        rows[:] = pivot + codes.float() * scales.float().repeat_interleave(GROUP, 1)[:, : codes.shape[1]]
+
+    return Case(f"{name}: {n} × {width}", arguments, eager, (1, 1, 1), 5 * n * width, True)
 
 
 CODES = {  # rows, width, latents, active
@@ -242,6 +256,14 @@ CASES: dict[str, list[Case]] = {
         _above("training", 4096, 8192, 0.004),
         _above("wide", 256, 65536, 0.001),
         _above("a twelfth of them", 1024, 512, 0.08),
+    ],
+    "unpack_rows": [
+        _unpack("tiny", 4, 8),
+        _unpack("ragged", 37, 100),
+        _unpack("the demo", 1024, 256),
+        _unpack("training", 4096, 512),
+        _unpack("wide", 512, 4096),
+        _unpack("a pile", 65536, 300),
     ],
     "weight_gradient": [_weight_gradient(name, *sizes) for name, sizes in CODES.items()],
     "sddmm": [_sddmm(name, *sizes) for name, sizes in CODES.items()],

@@ -13,7 +13,7 @@ from interp.cli import answer, guarded
 def kernels(as_json: Annotated[bool, typer.Option("--json", help="print a JSON list")] = False) -> None:
     """List the ops, their forms, and the form that runs by default on a CPU, with CUDA and with MPS.
 
-    INTERP_KERNELS=reference|cpu|triton forces a form wherever an op has it.
+    INTERP_KERNELS=reference|cpu|triton|cuda forces a form wherever an op has it.
     """
     from interp.kernels import OPS
     from interp.kernels.registry import forced
@@ -23,7 +23,7 @@ def kernels(as_json: Annotated[bool, typer.Option("--json", help="print a JSON l
 
 
 def _show(ops: list[dict[str, Any]]) -> None:
-    print(f"{'op':24}{'forms':26}{'cpu':12}{'cuda':12}{'mps':12}crossover")
+    print(f"{'op':24}{'forms':34}{'cpu':12}{'cuda':12}{'mps':12}crossover")
     for op in ops:
         default = "".join(f"{form:12}" for form in op["default"].values())
-        print(f"{op['op']:24}{', '.join(op['implementations']):26}{default}{op['crossover'] or ''}")
+        print(f"{op['op']:24}{', '.join(op['implementations']):34}{default}{op['crossover'] or ''}")

@@ -13,6 +13,7 @@ from interp.kernels.lens_statistics import lens_statistics
 from interp.kernels.record_rows import record_rows
 from interp.kernels.registry import FORMS, OPS, Op, counted
 from interp.kernels.sddmm import sddmm
+from interp.kernels.unpack_rows import unpack_rows
 from interp.kernels.weight_gradient import weight_gradient
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "lens_statistics",
     "record_rows",
     "sddmm",
+    "unpack_rows",
     "weight_gradient",
 ]

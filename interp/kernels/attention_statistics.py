@@ -21,10 +21,8 @@ from interp.kernels.registry import Op
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
-SCORES, QUERIES = (
-    1 << 18,
-    64,
-)  # scores that exist at a time, so that they stay in the cache; of at least so many queries
+WHOLE = 1 << 26  # scores that the reference makes at a time
+SCORES, QUERIES = 1 << 18, 64  # that stay in the cache, where that is so many queries
 
 
 def reference(
@@ -35,17 +33,24 @@ def reference(
     causal: bool,
     scale: float,
 ) -> tuple[Float[Tensor, "batch head query 4"], Float[Tensor, "batch head key"]]:
-    """By the pattern, in float32 at least."""
+    """By the pattern, in float32 at least, of as many queries at a time as make 2^26 scores."""
     wide, (n, t) = torch.promote_types(q.dtype, torch.float32), (q.shape[2], k.shape[2])
-    scores = q.to(wide) @ k.to(wide).repeat_interleave(q.shape[1] // max(1, k.shape[1]), 1).mT * scale
-    if bias is not None:
-        scores = scores + additive(bias, wide)
-    if causal:
-        i, j = (torch.arange(size, device=q.device) for size in (n, t))
-        scores = scores.masked_fill(j > i[:, None], -torch.inf)
-    seen = scores > -torch.inf
-    p = scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
-    return of_pattern(p, sink, seen), p.sum(-2)
+    keys = k.to(wide).repeat_interleave(q.shape[1] // max(1, k.shape[1]), 1).mT
+    found, received = q.new_empty(*q.shape[:3], 4, dtype=wide), q.new_zeros(*q.shape[:2], t, dtype=wide)
+    bias = None if bias is None else bias.expand(*q.shape[:3], t)
+    for at in range(0, n, step := max(1, WHOLE // max(1, q.shape[0] * q.shape[1] * t))):
+        some = slice(at, at + step)
+        scores = q[:, :, some].to(wide) @ keys * scale
+        if bias is not None:
+            scores = scores + additive(bias[:, :, some], wide)
+        if causal:
+            i, j = (torch.arange(size, device=q.device) for size in (n, t))
+            scores = scores.masked_fill(j > i[some, None], -torch.inf)
+        hidden = scores == -torch.inf
+        p = scores.softmax(-1).masked_fill(hidden.all(-1, keepdim=True), 0)
+        found[:, :, some] = of_pattern(p, sink, ~hidden, at)
+        received += p.sum(-2)
+    return found, received
 
 
 def additive(bias: Shaped[Tensor, "*shape"], wide: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -59,9 +64,13 @@ def of_pattern(
     p: Float[Tensor, "batch head query key"],
     sink: Int[Tensor, " batch"] | None = None,
     seen: Bool[Tensor, "batch head query key"] | None = None,
+    start: int = 0,
 ) -> Float[Tensor, "batch head query 4"]:
-    """The statistics of a pattern that is there; keys that may be looked at: those `seen`, else those that get weight."""
+    """The statistics of a pattern that is there, of queries from `start` on; keys that may be looked at: those `seen`, else
+    those that get weight.
+    """
     i, j = (torch.arange(size, device=p.device) for size in p.shape[2:])
+    i = i + start
     at = torch.zeros(len(p), dtype=torch.int64, device=p.device) if sink is None else sink
     first = p.gather(-1, at.view(-1, 1, 1, 1).expand(*p.shape[:3], 1)).squeeze(-1)
     keys = (p > 0 if seen is None else seen).sum(-1).to(p.dtype)

@@ -133,6 +133,7 @@ record_rows = Op(
     cpu=cpu,
     plain=_plain,
     triton="interp.kernels.record_rows_triton:record_rows",
+    cuda="interp.kernels.record_rows_cuda:record_rows",
 )
 
 

@@ -1,4 +1,4 @@
-"""`record_rows` on a CPU: a row is gathered, rounded or coded, measured and put in its place while the cache holds it.
+"""`record_rows` and `unpack_rows` on a CPU: a row is gathered, rounded or coded, measured and put in its place while the cache holds it.
 
 bfloat16 is read and written by its bits. Sums are added up in float64 over `ROWS` rows and then over those, in order, so they
 do not depend on the number of threads.
@@ -45,6 +45,12 @@ def put(
     if sums is not None:
         sums += torch.from_numpy(parts).sum(0)
     return norms
+
+
+def unpack(codes: Tensor, scales: Tensor, pivot: Tensor, rows: Tensor) -> None:
+    """`unpack_rows`, into float32."""
+    given = codes.numpy(), _bits(scales.contiguous()), pivot.contiguous().numpy(), rows.numpy()
+    shared(_unpacked, len(codes), *given)
 
 
 def _bits(t: Tensor) -> Any:
@@ -124,6 +130,17 @@ def _scale(bits: Any, begin: Any, end: Any) -> Any:
     most = np.int32(peak).view(np.float32) / MOST
     most = np.float32(LEAST if most < LEAST else most)
     return _half(most.view(np.int32))
+
+
+@njit(nogil=True, cache=True)
+def _unpacked(start: int, stop: int, codes: Any, scales: Any, pivot: Any, rows: Any) -> None:
+    width = codes.shape[1]
+    for i in range(start, stop):
+        one, into, own = codes[i], rows[i], scales[i]
+        for g in range(len(own)):
+            step = np.int32(np.int32(own[g]) << HIGH).view(np.float32)
+            for j in range(np.uintp(g * GROUP), np.uintp(min(width, g * GROUP + GROUP))):
+                into[j] = pivot[j] + step * np.float32(one[j])
 
 
 @njit(nogil=True, cache=True)

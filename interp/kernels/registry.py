@@ -7,15 +7,17 @@ Forms take and return the same: dtypes, shapes, and of equal values the one with
     reference   plain torch, nothing clever; runs in float64 and on every device
     cpu         blocked torch, only where it was measured to win
     triton      "module:function", imported when it is first called
+    cuda        likewise, CUDA C++ that nvcc builds then; never the default
 
 An op is a torch custom op `torch.ops.interp.NAME`: `fake` gives its shapes (meta tensors, torch.compile), `gradient` its
-backward. INTERP_KERNELS=reference|cpu|triton forces a form wherever an op has it; an op without it keeps to the reference.
+backward. INTERP_KERNELS=reference|cpu|triton|cuda forces a form wherever an op has it; an op without it keeps to the reference.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ import torch
 
 from interp.errors import WrongUse, nearest
 
-FORMS = ("reference", "cpu", "triton")
+FORMS = ("reference", "cpu", "triton", "cuda")
 OPS: dict[str, Op] = {}
 _counts: list[Counter[tuple[str, str]]] = []
 
@@ -37,7 +39,7 @@ Form = Callable[..., Any]
 
 
 class Op:
-    """An op with up to three forms; calling it calls the torch op.
+    """An op with up to four forms; calling it calls the torch op.
 
     `schema`: name, arguments and results in torch's schema language, `Tensor(a!)` for what is written to. `gradient`:
     (backward, setup_context) as `torch.library.register_autograd` takes them. `plain`: whether for these arguments, on a CPU,
@@ -54,11 +56,13 @@ class Op:
         fake: Form,
         cpu: Form | None = None,
         triton: str | None = None,
+        cuda: str | None = None,
         gradient: tuple[Form, Form] | None = None,
         plain: Callable[..., bool] | None = None,
     ) -> None:
         self.name, self.plain = schema.partition("(")[0], plain
-        given = {"reference": reference, "cpu": cpu, "triton": triton and _when_called(triton)}
+        written_elsewhere = {"triton": triton, "cuda": cuda}
+        given = {"reference": reference, "cpu": cpu} | {n: w and _when_called(w) for n, w in written_elsewhere.items()}
         self.forms: dict[str, Form] = {name: form for name, form in given.items() if form}
         written = re.findall(r"!\)\S* (\w+)", schema)
         self._op = torch.library.custom_op(
@@ -143,6 +147,12 @@ def _check(asked: str, device: str) -> None:
     if asked == "cpu" and device != "cpu":
         raise WrongUse(
             f"INTERP_KERNELS=cpu, but the tensors are on {device}: leave it out, or ask for 'reference', which runs on all."
+        )
+    if asked == "cuda" and not (device == "cuda" and shutil.which("nvcc")):
+        raise WrongUse(
+            f"INTERP_KERNELS=cuda, but the tensors are on {device}: it takes an NVIDIA GPU."
+            if device != "cuda"
+            else "INTERP_KERNELS=cuda, but there is no nvcc on the PATH to build it: install the CUDA toolkit."
         )
     if asked == "triton" and not find_spec("triton"):
         raise WrongUse("INTERP_KERNELS=triton, but Triton is not installed: pip install 'interp-kit[triton]'.")

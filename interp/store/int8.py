@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.kernels.record_rows import GROUP
+from interp.kernels.unpack_rows import unpack_rows
 from interp.store.memory import memory
 
 if TYPE_CHECKING:
     from jaxtyping import BFloat16, Float, Float32, Float64, Int8
     from torch import Tensor
 
-BLOCK = 1 << 20  # numbers decoded at a time: their float32 stay in the cache
 LOST = 0.1  # a feature that loses more than this share of its variance is counted as lost
 
 
@@ -73,22 +72,7 @@ def begun(x: Float[Tensor, "n width"]) -> Coding:
 def decode(
     codes: Int8[Tensor, "n width"], scales: BFloat16[Tensor, "n groups"], pivot: Float32[Tensor, " width"]
 ) -> Float32[Tensor, "n width"]:
-    """x̂ = pivot + scale · code, exact but for the rounding of the sum.
-
-    Floor, bytes a number: reads 1, writes 4. In blocks that stay in the cache, torch is as fast as a float32 copy.
-    """
-    n, width = codes.shape
-    out = memory(4 * n * width).view(torch.float32).view(n, width)
-    whole = width // GROUP
-    step = max(1, BLOCK // width)
-    for at in range(0, n, step):
-        out[at : at + step] = codes[at : at + step]
-        for groups in (slice(0, whole), slice(whole, scales.shape[1])):  # the last may be narrower
-            features = slice(groups.start * GROUP, groups.stop * GROUP)
-            shape = (groups.stop - groups.start, min(GROUP, width - features.start))
-            if shape[0]:
-                x = out[at : at + step, features].unflatten(1, shape)
-                torch.addcmul(
-                    pivot[features].view(shape), x, scales[at : at + step, groups].float().unsqueeze(-1), out=x
-                )
-    return out
+    """x̂ = pivot + scale · code, exact but for the rounding of the sum (`unpack_rows`). Floor, bytes a number: reads 1, writes 4."""
+    rows = memory(4 * codes.numel()).view(torch.float32).view(codes.shape)
+    unpack_rows(codes, scales, pivot, rows)
+    return rows

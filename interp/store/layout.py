@@ -17,8 +17,9 @@ import torch
 
 from interp.errors import Failed, WrongUse, check_keys
 from interp.files import write_json
+from interp.kernels.record_rows import GROUP
 from interp.store.disk import sync_folder
-from interp.store.int8 import GROUP, Coding
+from interp.store.int8 import Coding
 from interp.store.memory import memory
 
 if TYPE_CHECKING:

@@ -46,7 +46,8 @@ def by_hand(q, k, bias, sink, causal, scale):
 @pytest.fixture(params=[60, 1 << 18])
 def at_a_time(request, monkeypatch):
     """Few queries at a time, and all."""
-    monkeypatch.setattr(sys.modules["interp.kernels.attention_statistics"], "SCORES", request.param)
+    for name in ("SCORES", "WHOLE"):
+        monkeypatch.setattr(sys.modules["interp.kernels.attention_statistics"], name, request.param)
 
 
 @form

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.compiled import ARCHITECTURES, compiled
 from interp.kernels import OPS, registry
 
@@ -40,13 +41,19 @@ def arguments(op):
             torch.zeros(3, 140, dtype=torch.float64),
         ),
         "sddmm": (draw(4, 6), draw(50, 6), asked),
+        "unpack_rows": (
+            torch.arange(-70, 70, dtype=torch.int8).expand(5, -1).contiguous(),
+            draw(5, 2).bfloat16(),
+            draw(140),
+            torch.zeros(5, 140),
+        ),
         "weight_gradient": (draw(4, 2), asked, draw(4, 6), 50),
     }[op]
 
 
 def results(made):
-    """Of an op, one or several."""
-    return (made,) if isinstance(made, torch.Tensor) else made
+    """Of an op: one, several, or none."""
+    return (made or ()) if not isinstance(made, torch.Tensor) else (made,) if isinstance(made, torch.Tensor) else made
 
 
 @pytest.mark.slow("compiles")
@@ -92,3 +99,10 @@ def test_it_compiles_without_a_gpu(file, architecture):
         assert 16 <= told["registers"] <= 255, name
         assert told["spilled"] <= 128, name
         assert told["shared"] <= 163 * 1024, name
+
+
+def test_the_script_for_a_gpu_checks_every_op():
+    """On a CPU, the same code: what each op returns and writes, of two small sizes."""
+    told = list(gpu.told_of("cpu"))
+    assert {t["op"] for t in told} == set(OPS)
+    assert all(t["passed"] for t in told), [t for t in told if not t["passed"]]

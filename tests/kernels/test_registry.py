@@ -9,7 +9,7 @@ import torch
 
 from interp.cli.kernels import kernels
 from interp.errors import WrongUse
-from interp.kernels import FORMS, OPS, Op, counted, registry
+from interp.kernels import OPS, Op, counted, registry
 
 
 @pytest.fixture
@@ -88,6 +88,12 @@ def test_what_cannot_run_is_refused(scaled, put, monkeypatch):
     monkeypatch.setenv("INTERP_KERNELS", "cpu")
     with pytest.raises(WrongUse, match=r"tensors are on cuda.*'reference'"):
         scaled.chosen("cuda", x, 2.0)
+    monkeypatch.setenv("INTERP_KERNELS", "cuda")
+    with pytest.raises(WrongUse, match="tensors are on cpu: it takes an NVIDIA GPU"):
+        scaled(x, 2.0)
+    monkeypatch.setattr(registry.shutil, "which", lambda name: None)
+    with pytest.raises(WrongUse, match="no nvcc on the PATH"):
+        scaled.chosen("cuda", x, 2.0)
     monkeypatch.setenv("INTERP_KERNELS", "trito")
     with pytest.raises(WrongUse, match=r"INTERP_KERNELS=trito is no form. Did you mean 'triton'"):
         scaled(x, 2.0)
@@ -132,7 +138,7 @@ def test_interp_kernels_lists_them(scaled, put, capsys):
     assert set(found) == set(OPS)
     assert found["scaled_for_a_test"] == {
         "op": "scaled_for_a_test",
-        "implementations": list(FORMS),
+        "implementations": ["reference", "cpu", "triton"],
         "default": {"cpu": "cpu", "cuda": "triton", "mps": "reference"},
         "crossover": "up to two numbers",
     }
