@@ -267,8 +267,8 @@ class Relaxed:
     def count_table(
         self, i: int, p: dict[str, Tensor], pairs: Float[Tensor, "seed table any two"]
     ) -> Float[Tensor, "seed table any value"]:
-        """The same of pairs of counts."""
-        hidden = (pairs @ p[f"{i}.count.W1"] + p[f"{i}.count.b1"]).relu()
+        """The same of pairs of counts, in lengths: so that a step of training moves a table of large counts no faster."""
+        hidden = (pairs / self.shape.length @ p[f"{i}.count.W1"] + p[f"{i}.count.b1"]).relu()
         return (hidden @ p[f"{i}.count.W2"] + p[f"{i}.count.b2"]).log_softmax(-1)
 
     @torch.no_grad()

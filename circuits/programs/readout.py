@@ -9,7 +9,8 @@ If one variable alone is read: the commonest label at each of its values, and th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,69 +21,101 @@ from circuits.programs.program import CHUNK, Program
 from circuits.programs.tasks import Batch, Task
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Bool, Int
 
-FITTED, STREAM = 4000, 1_000_002  # inputs that are drawn, and the stream of random numbers they come from
-ROUNDS, STEPS, DECAY = 3, 150, 1e-6
+FITTED, STREAM = 1500, 1_000_002  # inputs that are drawn, and the stream of random numbers they come from
+WRONG = 3000  # rows that are still wrong, the commonest, fitted beside them
+ROUNDS, STEPS, DECAY = 3, 100, 1e-6
 VOTE = 100  # votes are weights in hundredths
+
+
+def drawn_for_fitting(task: Task, count: int) -> Batch:
+    """Inputs that the comparison of seeds does not draw."""
+    return task.encode(task.draw(np.random.default_rng([STREAM]), count))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Distinct rows of (values of the variables that vote, label) at the positions that are asked for, and how often each is."""
+
+    names: tuple[str, ...]
+    values: Int[np.ndarray, "row variable_or_label"]
+    often: Int[np.ndarray, "row"]
+
+    def of(self, names: Iterable[str]) -> Rows:
+        """The same of fewer variables."""
+        kept = [i for i, n in enumerate(self.names) if n in names]
+        return Rows(tuple(self.names[i] for i in kept), *_distinct(self.values[:, [*kept, -1]], self.often))
+
+
+def _distinct(values: np.ndarray, often: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found, place = np.unique(values, axis=0, return_inverse=True)
+    return found, np.bincount(place.ravel(), often, len(found)).astype(np.int64)
+
+
+def _rows(program: Program, batch: Batch) -> Rows:
+    parts = []
+    for i in range(0, len(batch.tokens), CHUNK):
+        at, asked = slice(i, i + CHUNK), batch.labels[i : i + CHUNK] >= 0
+        found = program.variables(batch.tokens[at], batch.real[at])
+        rows = np.stack([*(found[n][asked] for n in program.votes), batch.labels[at][asked]], axis=1)
+        parts.append(_distinct(rows, np.ones(len(rows), np.int64)))
+    return Rows(tuple(program.votes), *_distinct(*(np.concatenate(part) for part in zip(*parts, strict=True))))
+
+
+def refitted(program: Program, batch: Batch) -> Program:
+    """The program with votes fitted to this batch, once: enough to compare programs by."""
+    if len(program.votes) == 1:
+        return _best_variable(program, batch)
+    rows = _rows(program, batch)
+    return _voting(program, rows.values, rows.often)
 
 
 def fitted(program: Program, task: Task) -> Program:
     """The program with the votes that suit its variables best, of as few variables as are as often right."""
-    batch = task.encode(task.draw(np.random.default_rng([STREAM]), FITTED))
+    batch = drawn_for_fitting(task, FITTED)
     if len(program.votes) == 1:
         return _best_variable(program, batch)
-    program = _fitted(program, task, batch)
-    least, wrong = _errors(program, batch), _all_errors(program, task)
+    drawn = _rows(program, batch)
+    every = _rows(program, everything(task)) if task.countable and task.drawn is None else drawn
+    program = _fitted(program, drawn, every)
+    least, wrong = _errors(program, drawn), _errors(program, every)
     for name in sorted(program.votes, key=lambda n: np.ptp(program.votes[n])):
         if len(program.votes) > 1:
-            fewer = _fitted(
-                replace(program, votes={n: v for n, v in program.votes.items() if n != name}), task, batch, least
-            )
-            if _errors(fewer, batch) <= least and _all_errors(fewer, task) <= wrong:
-                program = fewer
+            fewer = replace(program, votes={n: v for n, v in program.votes.items() if n != name})
+            fewer = _fitted(fewer, drawn, every, least)
+            if _errors(fewer, drawn) <= least and _errors(fewer, every) <= wrong:
+                program, drawn, every = fewer, drawn.of(fewer.votes), every.of(fewer.votes)
     return program
 
 
-def _fitted(program: Program, task: Task, batch: Batch, most: int | None = None) -> Program:
+def _fitted(program: Program, drawn: Rows, every: Rows, most: int | None = None) -> Program:
     """Fit, and fit again with what is wrong; not again if there are more than `most` errors on the drawn inputs."""
-    rows = _rows(program, batch)
+    drawn, every = drawn.of(program.votes), every.of(program.votes)
+    values, often = drawn.values, drawn.often
     for _ in range(ROUNDS):
-        program = _voting(program, *np.unique(rows, axis=0, return_counts=True))
-        if not task.countable or (most is not None and _errors(program, batch) > most):
+        program = _voting(program, values, often)
+        wrong = np.flatnonzero(_wrong(program, every))
+        if not len(wrong) or (most is not None and _errors(program, drawn) > most):
             break
-        wrong = _wrong(program, task)
-        if not len(wrong.tokens):
-            break
-        rows = np.concatenate([rows, _rows(program, wrong)])
+        wrong = wrong[np.argsort(-every.often[wrong], kind="stable")][:WRONG]
+        more = np.maximum(every.often[wrong] * drawn.often.sum() // every.often.sum(), 1)
+        values, often = _distinct(np.concatenate([values, every.values[wrong]]), np.concatenate([often, more]))
     return program
 
 
-def _errors(program: Program, batch: Batch) -> int:
-    return int(((program.run(batch.tokens, batch.real) != batch.labels) & (batch.labels >= 0)).sum())
+def _wrong(program: Program, rows: Rows) -> Bool[np.ndarray, "row"]:
+    """Whether the label of a row is another than the program's."""
+    score = np.zeros((len(rows.values), len(program.labels)), np.int64) + np.array(program.bias)
+    for i, name in enumerate(rows.names):
+        if name in program.votes:
+            votes, value = np.array(program.votes[name]), rows.values[:, i]
+            score += value[:, None] * votes[0] if program.is_count(name) else votes[value]
+    return score.argmax(-1) != rows.values[:, -1]
 
 
-def _all_errors(program: Program, task: Task) -> int:
-    return _errors(program, everything(task)) if task.countable else 0
-
-
-def _rows(program: Program, batch: Batch) -> Int[np.ndarray, "row variable"]:
-    """The values of the variables that vote at each position that is asked for, and the label."""
-    asked = batch.labels >= 0
-    parts = []
-    for i in range(0, len(asked), CHUNK):
-        at = slice(i, i + CHUNK)
-        found = program.variables(batch.tokens[at], batch.real[at])
-        parts.append(np.stack([*(found[n][asked[at]] for n in program.votes), batch.labels[at][asked[at]]], axis=1))
-    return np.concatenate(parts)
-
-
-def _wrong(program: Program, task: Task) -> Batch:
-    """Inputs of all that have a wrong label, at most as many as are drawn."""
-    batch = everything(task)
-    bad = ((program.run(batch.tokens, batch.real) != batch.labels) & (batch.labels >= 0)).any(1)
-    few = np.flatnonzero(bad)[:: max(int(bad.sum()) // FITTED, 1)]
-    return Batch(batch.tokens[few], batch.real[few], batch.labels[few])
+def _errors(program: Program, rows: Rows) -> int:
+    return int(rows.often[_wrong(program, rows)].sum())
 
 
 _KNOWN: dict[str, Batch] = {}
@@ -105,7 +138,7 @@ def _voting(program: Program, rows: np.ndarray, counts: np.ndarray) -> Program:
     W = torch.cat([torch.tensor(v, dtype=x.dtype) for v in (*program.votes.values(), [program.bias])]) / VOTE
     W.requires_grad_(True)
     search = torch.optim.LBFGS(
-        [W], max_iter=STEPS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [W], max_iter=STEPS, tolerance_grad=1e-9, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
 
     def loss() -> torch.Tensor:
@@ -130,9 +163,10 @@ def _columns(program: Program, name: str, values: np.ndarray) -> np.ndarray:
 def _best_variable(program: Program, batch: Batch) -> Program:
     names = [n for n in program.variables(batch.tokens[:1], batch.real[:1]) if not program.is_count(n)]
     rows = _rows(replace(program, votes=dict.fromkeys(names, ())), batch)
-    tables = [np.zeros((int(rows[:, i].max()) + 1, len(program.labels)), np.int64) for i in range(len(names))]
+    values = rows.values
+    tables = [np.zeros((int(values[:, i].max()) + 1, len(program.labels)), np.int64) for i in range(len(names))]
     for i, table in enumerate(tables):
-        np.add.at(table, (rows[:, i], rows[:, -1]), 1)
+        np.add.at(table, (values[:, i], values[:, -1]), rows.often)
     best = max(range(len(names)), key=lambda i: tables[i].max(1).sum())
     most = np.zeros((max(program.size, len(tables[best])), len(program.labels)), np.int64)
     most[np.arange(len(tables[best])), tables[best].argmax(1)] = 1
