@@ -176,8 +176,6 @@ def vary(
     if output is not None:
         check_empty(output)
     compiled, started = load(folder), time.process_time()
-    if compiled.variant:
-        raise WrongUse(f"{folder} holds a variant ({compiled.variant}): give the folder of the compiled program itself")
     variant = _varied(compiled, kind, {"d_model": d_model, "steps": steps}, seed)
     seconds = time.process_time() - started
     verdict = verify(program_sops(folder / "program.rasp", list(compiled.outputs)), variant, progress=True)

@@ -25,6 +25,7 @@ from tqdm import trange
 
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.model import Block, CompiledTransformer
+from circuits.rasp.variants import check_plain
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def _train(
     generator: torch.Generator,
     progress: bool,
 ) -> None:
+    check_plain(compiled)
     weights = [*model.parameters(), *([] if w is None else [w])]
     optimiser = torch.optim.Adam(weights, lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps)

@@ -19,6 +19,7 @@ from torch import nn
 
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.model import Block, CompiledTransformer, Stack
+from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
 READS, WRITES = ("W_Q", "W_K", "W_V", "W_in"), ("W_O", "W_out", "b_out")
 
 
+def check_plain(compiled: Compiled) -> None:
+    """Raises `WrongUse` for a variant: variants are made of the compiled model itself."""
+    if compiled.variant:
+        raise WrongUse(f"this is a variant ({compiled.variant}): give the compiled program itself")
+
+
 def rotated(compiled: Compiled, seed: int = 0) -> Compiled:
     """The same function in a stream turned by a random rotation Q: what is read is Q W, what is written W Qᵀ."""
+    check_plain(compiled)
     d = compiled.model.embed.embedding_dim
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
@@ -105,6 +113,7 @@ def with_layer_norm(compiled: Compiled) -> Compiled:
     h' = (h, -h, M, -M) has mean 0 (Chiang & Cholak 2022 double a stream so) and variance (2M² + 2|h|²)/d'. With
     M = `LOUD`, LayerNorm with the gain √(2M²/d') is h' (1 - |h|²/2M² …): for |h|² of some tens, h' to five digits.
     """
+    check_plain(compiled)
     d = compiled.model.embed.embedding_dim
     eye = torch.eye(d)
     write = torch.cat([eye, -eye, torch.zeros(d, 2)], 1)

@@ -286,4 +286,4 @@ def test_variants_are_made_and_verified_by_commands(folder, tmp_path):
         (["--as", "rotated", "--d-model", "3"], "--d-model is for variants that are trained"),
     ):
         assert message in interp("vary", str(folder), *words, status=2)["error"]
-    assert "holds a variant" in interp("vary", str(tmp_path / "turned"), "--as", "mimic", status=2)["error"]
+    assert "this is a variant (rotated)" in interp("vary", str(tmp_path / "turned"), "--as", "mimic", status=2)["error"]

@@ -14,6 +14,7 @@ from circuits.rasp.compile import compile_program
 from circuits.rasp.compile.hooked import to_transformer_lens
 from circuits.rasp.compile.saved import load, save
 from circuits.rasp.compile.wrapped import wrapped
+from circuits.rasp.variants import with_layer_norm
 from interp.errors import WrongUse
 from interp.model.proof import by_letter, doctor
 
@@ -97,6 +98,8 @@ def test_transformer_lens_has_the_same_logits(text, letters, causal):
     for n in range(1, 5):
         ids = compiled.ids(list(itertools.product(letters, repeat=n)))
         torch.testing.assert_close(hooked(ids), compiled.model(ids), rtol=1e-5, atol=1e-4)
+    with pytest.raises(WrongUse, match="has norms"):
+        to_transformer_lens(with_layer_norm(compiled))
 
 
 @pytest.mark.slow("a model is examined twice, with gradients by differences")

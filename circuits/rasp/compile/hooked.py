@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.build import Compiled
-from circuits.rasp.compile.model import Block
+from circuits.rasp.compile.model import Block, CompiledTransformer
 from interp.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 def to_transformer_lens(compiled: Compiled) -> Any:
     """A `HookedTransformer` with the same logits; its input is `compiled.ids(...)`. Missing heads and neurons are zeros.
 
-    Raises `WrongUse` if TransformerLens is not installed.
+    Raises `WrongUse` if TransformerLens is not installed, and for a variant with norms.
     """
+    if type(compiled.model) is not CompiledTransformer:
+        raise WrongUse(f"a {compiled.variant} variant has norms, which are not taken along: give one without")
     try:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
     except ImportError as error:
