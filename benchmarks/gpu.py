@@ -1,7 +1,7 @@
 """Every op on a GPU, in one script: checked against float64 on the CPU, timed against eager torch and the floor.
 
     python -m benchmarks.gpu [--out gpu.json] [--minutes 10]
-    python -m benchmarks.gpu --device cpu          # the checks alone, of two small sizes: of the forms that run on a CPU
+    python -m benchmarks.gpu --device cpu          # the checks alone, of two small sizes in float32, of the forms that run there
 
 Sizes are those of benchmarks/kernels.py, and `LARGE`. Checked are the numbers that an op returns or writes (relative to the
 norm of the float64 reference, `BARS`; where dtypes are part of a size, of the reference in these) and, of whole numbers, the
@@ -133,7 +133,9 @@ def told_of(device: str) -> Iterator[dict[str, Any]]:
     """A row for each op, size and dtype: checked, and on a GPU timed."""
     for op, cases in CASES.items():
         for case in [*cases, *LARGE.get(op, [])] if device == "cuda" else cases[:SMALL]:
-            for dtype in [torch.float32] if case.typed else BARS:
+            for dtype in (
+                [torch.float32] if case.typed or device == "cpu" else BARS
+            ):  # a CPU rounds products to bfloat16
                 told: dict[str, Any] = {"op": op, "size": case.size, "dtype": str(dtype)[6:]}
                 if case in cases:
                     told |= checked(op, case, dtype, device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.errors import Failed
 from interp.kernels.record_rows import GROUP, reference
 
-SOURCE = Path(__file__).with_suffix("").with_name("record_rows.cu")
+SOURCE = Path(__file__).with_name("record_rows.cu")
 ROWS = 64  # of a block
 KNOWN = {torch.float32: 4, torch.bfloat16: 2}
 STRICT = ["-O3", "-fmad=false", "-std=c++17"]  # products and sums are rounded each

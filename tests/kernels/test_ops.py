@@ -33,7 +33,7 @@ def arguments(op):
         "attention_statistics": (draw(2, 4, 5, 6), draw(2, 2, 5, 6), draw(2, 1, 5, 5), torch.tensor([1, 0]), True, 0.4),
         "record_rows": (
             draw(6, 140),
-            asked[0],
+            torch.tensor([5, 2]),
             torch.tensor([3, 1]),
             torch.zeros(5, 140, dtype=torch.int8),
             torch.zeros(5, 2).bfloat16(),
