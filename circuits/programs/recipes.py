@@ -19,9 +19,7 @@ RECIPES = {
     "reverse": replace(CALM, seeds=16, steps=1200, batch=24, closest=4, count=0, tables=2, count_tables=0),
     "double_histogram": replace(CALM, seeds=16, steps=1000, batch=24, closest=1, count=3, tables=0, count_tables=2),
     "most_frequent": replace(CALM, seeds=8, steps=800, batch=24, closest=3, count=4),
-    "dyck1": replace(
-        CALM, seeds=16, steps=1500, batch=16, closest=1, count=3, tables=0, count_tables=2, counts_vote=False
-    ),
+    "dyck1": replace(CALM, seeds=16, steps=1500, batch=16, cold=0.03, closest=1, count=3, tables=0, count_tables=2),
     "dyck2": replace(CALM, seeds=12, steps=1000, batch=12, closest=2, count=4, count_tables=2, counts_vote=False),
     "induction": replace(CALM, seeds=16, steps=500, batch=24, closest=2, count=0, tables=0, count_tables=0),
     "tagging": replace(CALM, seeds=2, steps=1000, batch=16, layers=1, count=0, count_tables=0, words=3, kinds=33),

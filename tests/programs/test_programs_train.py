@@ -151,7 +151,7 @@ def test_tagging_and_classification_are_read_from_files(tmp_path):
     assert not set(task.held_out) & set(task.draw(np.random.default_rng(0), 2000))
     small = ["--seeds", 2, "--steps", 5, "--batch", 8, "--layers", 1, "--words", 2]
     made = told("train", "tagging", "--data", file, "-o", tmp_path / "run", *small)
-    program, wide = load(tmp_path / "run" / "simplified.json"), labelled("tagging", file)
+    program, wide = load(tmp_path / "run" / "program.json"), labelled("tagging", file)
     assert program.steps[0].kinds != program.steps[1].kinds
     batch = wide.encode(wide.held_out)
     found = program.run(batch.tokens, batch.real)
