@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuits.rasp.compile.circuit import Circuit, edges, possible_edges
 from interp.dictionaries.recovery import recovery
-from interp.errors import WrongUse, nearest
+from interp.errors import WrongUse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,12 +99,10 @@ def node_ranking(circuit: Circuit, variable: str, scores: Mapping[str, float]) -
 
 
 def upstream(circuit: Circuit, variable: str) -> set[str]:
-    """The components that a variable or output is computed by, through all that they read."""
-    writer = {each.name: each.writer for each in circuit.variables}
-    outputs = circuit.components[-1].writes
-    if variable not in writer and variable not in outputs:
-        raise WrongUse(f"nothing writes {variable!r}.{nearest(variable, [*writer, *outputs])}")
-    found, stack = set[str](), [writer.get(variable, "logits")]
+    """The components that a variable or output is computed by, through all that they read. A name that is both is the variable."""
+    names = {each.name for each in circuit.variables}
+    alone = variable in circuit.components[-1].writes and variable not in names
+    found, stack = set[str](), ["logits"] if alone else [each.writer for each in circuit.named(variable)]
     known = [edge for edge in edges(circuit) if edge.part != "erased"]
     while stack:
         name = stack.pop()

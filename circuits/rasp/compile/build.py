@@ -75,18 +75,23 @@ class Compiled:
                 )
         return ["; ".join(each) for each in said]
 
+    def named(self, name: str) -> list[Variable]:
+        """The variable of a name. Raises `WrongUse` if there is none."""
+        known = {each.name: each for each in self.variables}
+        if name not in known:
+            raise WrongUse(f"the model has no variable {name!r}.{nearest(name, known)}")
+        return [known[name]]
+
     def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
         """The first site that holds a variable, and an orthonormal basis of the subspace that it has there.
 
         Raises `WrongUse` for a name that is none, and for a variant of which it is not known.
         """
-        known = {each.name: each for each in self.variables}
-        if variable not in known:
-            raise WrongUse(f"the model has no variable {variable!r}.{nearest(variable, known)}")
+        (found,) = self.named(variable)
         if self.basis is None and self.variant:
             raise WrongUse(f"where a {self.variant} holds its variables is not known: that is for you to find")
         rows = torch.eye(self.model.unembed.in_features) if self.basis is None else self.basis
-        return known[variable].ready, torch.linalg.qr(rows[known[variable].directions].T).Q.T
+        return found.ready, torch.linalg.qr(rows[found.directions].T).Q.T
 
     def ids(self, inputs: list[Any]) -> Int[Tensor, "batch pos"]:
         """Token ids of inputs of one length, the BOS first.

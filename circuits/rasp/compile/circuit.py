@@ -30,6 +30,9 @@ class Circuit(Protocol):
     def components(self) -> list[Component]:
         """The parts, in the order they run."""
 
+    def named(self, name: str) -> list[Variable]:
+        """A variable, or the parts of one. Raises `WrongUse` for a name that is none."""
+
     def place(self, variable: str) -> tuple[str, Float[Tensor, "k d_model"]]:
         """The first site that holds a variable, and an orthonormal basis of the subspace that it has there."""
 
