@@ -66,7 +66,7 @@ def equal(folder: Path, model: Model) -> dict[str, Any]:
 
 def dies(model: Model, out: Path, rank: int) -> None:
     """That rank is killed in the seventh group it runs the model on."""
-    forward, seen = recording.kept_rows, [0]
+    forward, seen = recording._states, [0]
 
     def killed(*args: Any) -> Any:
         seen[0] += 1
@@ -74,7 +74,7 @@ def dies(model: Model, out: Path, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(*args)
 
-    recording.kept_rows = killed
+    recording._states = killed
     record(model, out)
 
 
