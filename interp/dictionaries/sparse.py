@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 DENSE_ABOVE = 0.15  # share of active latents above which dense products win (measured: float32, one core, d 64 to 512)
-SPARSE_BELOW = (
-    0.08  # share of latents above their bound below which a step wins that touches these alone (measured: one core)
-)
+SPARSE_BELOW = 0.08  # share above their bound below which a step through these alone wins (one core, d 512, m 8192)
 FIRST = 128  # entries of a row that `encode_above` has room for; where there are more, it looks again
 ROWS = 512  # rows whose pre-activations exist at one time: they are selected from while in cache, and never kept
 
@@ -61,7 +59,7 @@ class Near(Code):
     near: Tensor
 
     @classmethod
-    def to(cls, values: Tensor, indices: Tensor, near: Tensor) -> Near:
+    def made(cls, values: Tensor, indices: Tensor, near: Tensor) -> Near:
         """`near` [batch, k]: 1 or 0."""
         code = cls(values, indices)
         code.near = near

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 
 NUMBERS = 2**25  # pre-activations that the first thresholds are chosen among, at the most
-EDGE = 0.500001  # how far below θ is looked at, in ε: rounding loses nothing of the band
+EDGE = 0.500001  # how far below θ is looked at, in ε; and a number further, so that rounding loses nothing of the band
 
 
 def jumprelu(D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code:
@@ -116,10 +116,12 @@ class JumpReLU(Kind):
     def near(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> tuple[Code | Tensor, Tensor, Tensor]:
         """(f, z, θ); if they are few, f as a code and z and θ at its entries: those above θ − ε/2, on which alone L depends."""
         θ, ε = self.θ(D), self.bandwidth
-        found = encode_above(x, None, D.W_enc, D.b_enc, (θ - EDGE * ε).detach(), D.product)
+        edge = (θ - EDGE * ε).detach()
+        edge = edge.nextafter(torch.full_like(edge, -torch.inf))
+        found = encode_above(x, None, D.W_enc, D.b_enc, edge, D.product)
         z, θ = entries(found), at(θ, found)
         f = Jump.apply(z, θ, ε)
-        return Near.to(f, found.indices, (z > lowest(z)).to(z)) if isinstance(found, Code) else f, z, θ
+        return Near.made(f, found.indices, (z > lowest(z)).to(z)) if isinstance(found, Code) else f, z, θ
 
     def encode(self, D: Dictionary, x: Float[Tensor, "batch d_in"]) -> Code | Float[Tensor, "batch m"]:
         """f = z·1[z > θ]."""
