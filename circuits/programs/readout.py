@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
 FITTED, STREAM = 1500, 1_000_002  # inputs that are drawn, and the stream of random numbers they come from
+NEAR = 0.05  # errors on drawn inputs above which all inputs are not looked at: the variables do not suffice
 WRONG = 3000  # rows that are still wrong, the commonest, fitted beside them
 ROUNDS, STEPS, DECAY = 3, 100, 1e-6
 VOTE = 100  # votes are weights in hundredths
@@ -77,7 +78,8 @@ def fitted(program: Program, task: Task) -> Program:
     if len(program.votes) == 1:
         return _best_variable(program, batch)
     drawn = _rows(program, batch)
-    every = _rows(program, everything(task)) if task.countable and task.drawn is None else drawn
+    near = _errors(_voting(program, drawn.values, drawn.often), drawn) <= NEAR * drawn.often.sum()
+    every = _rows(program, everything(task)) if near and task.countable and task.drawn is None else drawn
     program = _fitted(program, drawn, every)
     least, wrong = _errors(program, drawn), _errors(program, every)
     for name in sorted(program.votes, key=lambda n: np.ptp(program.votes[n])):

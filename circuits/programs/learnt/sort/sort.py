@@ -50,19 +50,6 @@ def count_0_0_seeks(tokens):
     return "d"
 
 
-def count_0_1_seeks(positions):
-    """Which positions a position with these positions looks for."""
-    if positions in (0, 5):
-        return 7
-    if positions == 1:
-        return 3
-    if positions == 3:
-        return 5
-    if positions == 6:
-        return 1
-    return 6
-
-
 def count_0_2_seeks(tokens):
     """Which tokens a position with these tokens looks for."""
     if tokens == "<s>":
@@ -101,49 +88,37 @@ def count_0_5_seeks(positions):
     return "a"
 
 
-TOKENS_VOTES = {
-    "<s>": [0, 0, 0, 0, 0],
-    "a": [-296, -111, 55, 154, 199],
-    "b": [-406, -189, -41, 204, 432],
-    "c": [-298, -163, 7, 179, 275],
-    "d": [-278, -181, -29, 204, 283],
-    "e": [-361, -181, -50, 199, 393],
-    "</s>": [0, 0, 0, 0, 0],
-}
 POSITIONS_VOTES = {
     0: [0, 0, 0, 0, 0],
-    1: [2393, 1827, 224, -2184, -2259],
-    2: [-418, 658, 224, -831, 367],
-    3: [41, 996, 497, 96, -1631],
-    4: [-2304, 165, 516, 1144, 479],
-    5: [-702, -1602, -478, 1178, 1604],
-    6: [-650, -2870, -1040, 1538, 3021],
+    1: [2184, 1695, 153, -2084, -1947],
+    2: [-609, 453, 155, -723, 724],
+    3: [-27, 871, 455, 199, -1499],
+    4: [-2344, 76, 506, 1231, 531],
+    5: [-994, -1621, -422, 1320, 1717],
+    6: [-1019, -2863, -946, 1688, 3140],
     7: [0, 0, 0, 0, 0],
 }
 CLOSEST_0_0_VOTES = {
-    "<s>": [-1426, -443, 310, 1080, 479],
-    "a": [1975, 849, 53, -507, -2371],
+    "<s>": [-1814, -657, 294, 1348, 829],
+    "a": [1574, 703, 61, -287, -2052],
     "b": [0, 0, 0, 0, 0],
     "c": [0, 0, 0, 0, 0],
     "d": [0, 0, 0, 0, 0],
-    "e": [-2188, -1232, -421, 366, 3473],
+    "e": [-2569, -1436, -454, 570, 3888],
     "</s>": [0, 0, 0, 0, 0],
 }
-COUNT_0_0_VOTES = [95, 189, 235, 305, -823]
-COUNT_0_1_VOTES = [178, 69, -6, -79, -162]
-COUNT_0_2_VOTES = [754, 1155, 327, -623, -1613]
-COUNT_0_3_VOTES = [485, 613, 726, -372, -1452]
-COUNT_0_4_VOTES = [1401, -194, -266, -394, -548]
-COUNT_0_5_VOTES = [1102, 968, 212, -681, -1601]
-BIAS = [-3276, -1650, -114, 1878, 3160]
+COUNT_0_0_VOTES = [125, 199, 227, 273, -825]
+COUNT_0_2_VOTES = [717, 1129, 319, -612, -1552]
+COUNT_0_3_VOTES = [512, 590, 703, -377, -1428]
+COUNT_0_4_VOTES = [1286, -195, -232, -342, -516]
+COUNT_0_5_VOTES = [1132, 946, 198, -703, -1573]
+BIAS = [-2808, -1390, -98, 1631, 2665]
 
 
 def label(
-    tokens,
     positions,
     closest_0_0,
     count_0_0,
-    count_0_1,
     count_0_2,
     count_0_3,
     count_0_4,
@@ -152,11 +127,9 @@ def label(
     """The label with most votes; of equals the first."""
     votes = list(BIAS)
     for i in range(len(LABELS)):
-        votes[i] += TOKENS_VOTES[tokens][i]
         votes[i] += POSITIONS_VOTES[positions][i]
         votes[i] += CLOSEST_0_0_VOTES[closest_0_0][i]
         votes[i] += count_0_0 * COUNT_0_0_VOTES[i]
-        votes[i] += count_0_1 * COUNT_0_1_VOTES[i]
         votes[i] += count_0_2 * COUNT_0_2_VOTES[i]
         votes[i] += count_0_3 * COUNT_0_3_VOTES[i]
         votes[i] += count_0_4 * COUNT_0_4_VOTES[i]
@@ -173,8 +146,6 @@ def run(body):
     closest_0_0 = closest(wanted, tokens, tokens)
     wanted = [count_0_0_seeks(x) for x in tokens]
     count_0_0 = count(wanted, tokens, ones)
-    wanted = [count_0_1_seeks(x) for x in positions]
-    count_0_1 = count(wanted, positions, ones)
     wanted = [count_0_2_seeks(x) for x in tokens]
     count_0_2 = count(wanted, tokens, ones)
     wanted = [count_0_3_seeks(x) for x in tokens]
@@ -184,11 +155,9 @@ def run(body):
     wanted = [count_0_5_seeks(x) for x in positions]
     count_0_5 = count(wanted, tokens, ones)
     rows = zip(
-        tokens,
         positions,
         closest_0_0,
         count_0_0,
-        count_0_1,
         count_0_2,
         count_0_3,
         count_0_4,
