@@ -320,12 +320,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     a = parser.parse_args()
     times = ("ours", "plain", "eager", "floor")
-    print(f"{'op':17}{'size':58}{'form':10}{'plain/ours':>12}{'eager/ours':>12}{'ours/floor':>12}", end="")
+    print(f"{'op':22}{'size':58}{'form':10}{'plain/ours':>12}{'eager/ours':>12}{'ours/floor':>12}", end="")
     print("".join(f"{name + ' ms':>10}" for name in times))
     found = []
     for r in rows(a.ops, a.rounds):
         found.append(r)
-        print(f"{r['op']:17}{r['size']:58}{r['form']:10}" + "".join(f"{x:12.2f}" for x in r["ratios"].values()), end="")
+        print(f"{r['op']:22}{r['size']:58}{r['form']:10}" + "".join(f"{x:12.2f}" for x in r["ratios"].values()), end="")
         print("".join(f"{r['seconds'][name] * 1e3:10.3f}" for name in times), flush=True)
     print(json.dumps({"kernels": found, "machine": machine("cpu")}))
 
