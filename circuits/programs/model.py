@@ -190,9 +190,10 @@ class Relaxed:
             return (logits / temperature).softmax(-1)
 
         places = self.eye[:n].expand(batch, n, -1).reshape(1, 1, -1).expand(seeds, -1, -1)
-        told = self.eye[tokens].view(1, 1, -1).expand(seeds, -1, -1)
         if shape.words:
             told = choice("words", p["words"])[:, :, tokens].flatten(2)
+        else:
+            told = self.eye[tokens].view(1, 1, -1).expand(seeds, -1, -1)
         inputs = torch.cat([told, places], 1)
         stream = [inputs]  # each [seed, variable, batch pos value]
         numbers = [torch.ones(seeds, 1, batch * n, dtype=parameters.dtype)]  # each [seed, variable, batch pos]

@@ -128,7 +128,7 @@ def test_tasks_and_recipes_are_known():
 def sentences(count: int) -> list[str]:
     """Tags that follow from a word and the one before it."""
     rng = np.random.default_rng(0)
-    words = [f"w{i}" for i in range(9)] + ["the", "a"]
+    words = [f"w{i}" for i in range(40)] + ["the", "a"]  # more than there are kinds
     rows = []
     for _ in range(count):
         row = [words[i] for i in rng.integers(len(words), size=rng.integers(2, 7))]
@@ -144,7 +144,7 @@ def test_tagging_and_classification_are_read_from_files(tmp_path):
     file = tmp_path / "tags.txt"
     file.write_text("\n".join(sentences(300)) + "\nrare/V the/D\n", encoding="utf-8")
     task = labelled("tagging", file, length=4)
-    assert task.labels == ("D", "N", "V") and task.letters[-1] == "<unk>" and len(task.letters) == 12
+    assert task.labels == ("D", "N", "V") and task.letters[-1] == "<unk>" and len(task.letters) == 43
     assert len(task.held_out) == pytest.approx(len(task.compared) * 10 / 9, abs=2)
     assert task.held_out[-1] == ("rare", "the") and task.answer(("rare", "the")) == ["V", "D"]
     assert task.encode([("rare", "the")]).tokens[0, 1] == len(task.letters)
