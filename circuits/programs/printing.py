@@ -196,7 +196,8 @@ def _label(program: Program) -> list[str]:
     alone = program.lookup()
     if alone:
         name, values = alone
-        return ["\n".join([f"def label({name}):", *_branches(name, values, "    ")])]
+        says = f'    """The label that a {name} says."""'
+        return ["\n".join([f"def label({name}):", says, *_branches(name, values, "    ")])]
     lines: list[str] = []
     for n, rows in program.votes.items():
         if program.is_count(n):

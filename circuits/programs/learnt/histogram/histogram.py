@@ -26,6 +26,7 @@ def count_0_0_seeks(tokens):
 
 
 def label(count_0_0):
+    """The label that a count_0_0 says."""
     if count_0_0 == 2:
         return "2"
     if count_0_0 == 3:

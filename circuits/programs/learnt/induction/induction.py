@@ -51,6 +51,7 @@ def closest_1_1_seeks(tokens):
 
 
 def label(closest_1_1):
+    """The label that a closest_1_1 says."""
     if closest_1_1 == "0":
         return "0"
     if closest_1_1 == "1":
