@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from interp import ranks
+from interp.kernels import record_rows
 from interp.model import Model, load
 from interp.store import recording
 from interp.store.recording import record_text
@@ -120,6 +121,8 @@ def main() -> None:
         importlib.import_module(name)
     model = load(str(source))
     model.record(torch.tensor([[5, 6, 7]]), SITES)
+    for rows in (torch.empty(64, 32), torch.empty(64, 32, dtype=torch.bfloat16)):  # numba, which every child would load
+        record_rows(torch.ones(64, 32), None, torch.arange(64), rows)
     told = {}
     for work in (equal, killed, refused):
         (folder / work.__name__).mkdir()

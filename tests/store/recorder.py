@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from interp.kernels import record_rows
 from interp.store import StoreWriter, open_store
 
 WIDTHS = {"a": 6, "b": 3}
@@ -202,8 +203,6 @@ def memory(folder: Path) -> dict[str, Any]:
 
     def write() -> int:
         piece = {site: torch.randn(step, width).bfloat16() for site, width in widths.items()}
-        with StoreWriter(folder / "first", widths=widths, expected_rows=step, pile_bytes=1 << 16) as writer:
-            writer.append(piece, documents=torch.zeros(step, dtype=torch.int64))  # numba comes with the first rows
         before = peak()
         with StoreWriter(folder / "big", widths=widths, expected_rows=rows, pile_bytes=32 << 20) as writer:
             for at in range(0, rows, step):
@@ -232,6 +231,8 @@ def memory(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where = Path(sys.argv[1])
+    record(where / "once", dtype="int8")  # what every child would load anew, numba too
+    record_rows(torch.ones(64, 32).bfloat16(), None, torch.arange(64), torch.empty(64, 32).bfloat16())
     results = {"memory": memory(where)}
     os.fsync = lambda _: None  # only a power cut tells the difference, and hundreds of trials would wait for the disk
     results |= {work.__name__: work(where / work.__name__) for work in (killed, full, second, handles)}
