@@ -10,13 +10,12 @@ number, at column 0.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -77,7 +76,7 @@ above = Op(
     "above(Tensor z, Tensor c, Tensor bound, int k, Tensor? rows=None, Tensor? W=None) -> (Tensor, Tensor, Tensor)",
     reference,
     fake=_fake,
-    cpu=cpu if find_spec("numba") else None,
+    cpu=cpu if NUMBA else None,
     triton="interp.kernels.above_triton:above",
     plain=_plain,
 )

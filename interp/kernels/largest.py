@@ -8,13 +8,12 @@ values are those of z. NaN counts as larger than any number.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -102,6 +101,6 @@ largest = Op(
     "largest(Tensor z, Tensor? c, int k) -> (Tensor, Tensor)",
     reference,
     fake=_fake,
-    cpu=cpu if find_spec("numba") else None,
+    cpu=cpu if NUMBA else None,
     plain=_plain,
 )

@@ -13,14 +13,13 @@ it (`moments`). No entry of a row is larger than its norm, which is not finite w
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int, Shaped
@@ -76,7 +75,7 @@ def cpu(
     sums: Tensor | None = None,
 ) -> Tensor:
     """Row by row, in numba; what it cannot write, and without it all, a block at a time."""
-    if find_spec("numba") and _has(x, rows, pivot):
+    if NUMBA and _has(x, rows, pivot):
         from interp.kernels.record_rows_numba import put
 
         if x.dtype == torch.float16:

@@ -32,6 +32,7 @@ import torch
 from interp.errors import WrongUse, nearest
 
 FORMS = ("reference", "cpu", "triton", "cuda")
+NUMBA = find_spec("numba") is not None  # looked for once: where it is missing, that takes longer than a small op
 OPS: dict[str, Op] = {}
 _counts: list[Counter[tuple[str, str]]] = []
 

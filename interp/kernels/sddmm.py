@@ -8,13 +8,12 @@ given: one that is 0 did not fire, and its z is 0, whatever is there.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -52,6 +51,6 @@ sddmm = Op(
     "sddmm(Tensor rows, Tensor W, Tensor indices, Tensor? values=None) -> Tensor",
     reference,
     fake=_fake,
-    cpu=cpu if find_spec("numba") else None,
+    cpu=cpu if NUMBA else None,
     triton="interp.kernels.sddmm_triton:sddmm",
 )

@@ -5,14 +5,13 @@ Codes of 7 bits times scales of 8 are exact in float32, so every form, and every
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from interp.kernels.record_rows import BLOCK, GROUP
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int8
@@ -34,7 +33,7 @@ def reference(
 def cpu(codes: Tensor, scales: Tensor, pivot: Tensor, rows: Tensor) -> None:
     """In numba; without it, and for other numbers than float32, as many rows at a time as stay in the cache."""
     plain = codes.is_contiguous() and rows.is_contiguous() and rows.dtype == pivot.dtype == torch.float32
-    if find_spec("numba") and plain and scales.dtype == torch.bfloat16:
+    if NUMBA and plain and scales.dtype == torch.bfloat16:
         from interp.kernels.record_rows_numba import unpack
 
         unpack(codes, scales, pivot, rows)

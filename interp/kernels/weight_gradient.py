@@ -9,14 +9,13 @@ goes in the order of the rows, so two runs agree bit for bit (the reference on a
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.kernels.registry import Op
+from interp.kernels.registry import NUMBA, Op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -47,7 +46,7 @@ def by_latent(indices: Int[Tensor, "*entries"], m: int) -> tuple[Int[Tensor, " e
 
 def cpu(values: Tensor, indices: Tensor, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Latent by latent, in numba; without it, and for 16 bits, as a gather of torch's."""
-    if find_spec("numba") and rows.dtype in (torch.float32, torch.float64):
+    if NUMBA and rows.dtype in (torch.float32, torch.float64):
         from interp.kernels.code_numba import sums
 
         return sums(values, indices, rows, m)
