@@ -11,13 +11,12 @@ from typing import Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 OPTIONS = typer.Option([], "--set", metavar="KEY=VALUE", help="An option of the machine; may be given again.")
-
-AS_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 NAME = typer.Argument(..., metavar="NAME", help="A machine, or the folder of a saved one.")
 
@@ -54,7 +53,7 @@ def _maker(name: str) -> Callable[..., None]:
     def make(
         output: Path | None = typer.Option(None, "-o", "--output", help="The folder to write, new or empty."),
         options: list[str] = OPTIONS,
-        as_json: bool = AS_JSON,
+        as_json: AsJson = False,
     ) -> None:
         from circuits.machines import save
 
@@ -88,7 +87,7 @@ def run(
     name: str = NAME,
     arguments: list[str] = typer.Argument(None, help="What it computes on; without any, what it takes is said."),
     options: list[str] = OPTIONS,
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a machine computes. Numbers below zero come after --."""
     from circuits.machines.machine import module_of
@@ -102,7 +101,7 @@ def run(
 
 @app.command()
 @guarded
-def check(name: str = NAME, options: list[str] = OPTIONS, as_json: bool = AS_JSON) -> None:
+def check(name: str = NAME, options: list[str] = OPTIONS, as_json: AsJson = False) -> None:
     """Measure a machine against what is true, on every input or on many: the tables of docs/machines.md."""
     from circuits.machines.machine import module_of
 

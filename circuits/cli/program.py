@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse, nearest
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 PROGRAM = typer.Argument(help="folder of a run, or a task whose program ships")
 SMALL = "simplified.json"
-AS_JSON = typer.Option("--json", help="print one JSON object")
-
 
 DATA = typer.Option(help="labelled text, for the tasks that are learnt from it")
 
@@ -56,7 +55,7 @@ def train(
     kinds: Annotated[int | None, _setting("kinds of words")] = None,
     data: Annotated[Path | None, DATA] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Learn a task from random parameters, print the best seed's program as Python, and say how often that file is right."""
     given = {"seed": seed, "seeds": seeds, "steps": steps, "batch": batch, "lr": lr, "hot": hot, "cold": cold}
@@ -90,7 +89,7 @@ def printed(
     data: Annotated[Path | None, DATA] = None,
     whole: Annotated[bool, typer.Option("--whole", help="with what makes no difference on any input")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="write to this file")] = None,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print a program as Python that runs alone, or as RASP."""
     from interp.files import write_text
@@ -117,7 +116,7 @@ def run(
     everything: Annotated[
         bool, typer.Option("--all", help="every input of the task, and how often the file is right")
     ] = False,
-    as_json: Annotated[bool, AS_JSON] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The labels a printed program gives an input; or, with --all, how often they are right."""
     from circuits.programs import measure
@@ -137,7 +136,7 @@ def run(
 
 @app.command()
 @guarded
-def tasks(as_json: Annotated[bool, AS_JSON] = False) -> None:
+def tasks(as_json: AsJson = False) -> None:
     """What there is to learn, and which programs ship."""
     from circuits.programs import TASKS
     from circuits.programs.labelled import KINDS

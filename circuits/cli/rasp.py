@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from interp.cli import answer, guarded
+from interp.cli.options import AsJson
 from interp.errors import WrongUse
 
 app = typer.Typer(invoke_without_command=True, help=__doc__)
@@ -19,8 +20,6 @@ app = typer.Typer(invoke_without_command=True, help=__doc__)
 WARNINGS = typer.Option(True, "--warn/--no-warn", help="Warn where RASP's precedence may surprise.")
 
 CAUSAL = typer.Option(False, "--causal", help="No position selects a later one.")
-
-AS_JSON = typer.Option(False, "--json", help="Print JSON on standard output.")
 
 
 @app.callback()
@@ -40,7 +39,7 @@ def run(
     inputs: Path | None = typer.Option(None, "--inputs", help="A file with a JSON list of inputs; prints a list."),
     causal: bool = CAUSAL,
     warn: bool = WARNINGS,
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Print the value of a variable on an input. Exit status 1 if the program or the input fails.
 
@@ -74,7 +73,7 @@ def compile_program(
     max_len: int = typer.Option(..., "--max-len", help="The greatest number of tokens in an input.", min=1),
     causal: bool = CAUSAL,
     output: Path = typer.Option(..., "-o", "--output", help="The folder to write, new or empty."),
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Write a transformer whose weights compute a program's variables on every input."""
     from circuits.rasp.compile import compile_program
@@ -97,7 +96,7 @@ FOLDER = typer.Argument(..., help="The folder of a compiled program.")
 def apply_weights(
     folder: Path = FOLDER,
     tokens: str = typer.Option(..., "--input", help="A string, or a list written as JSON."),
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Run the saved weights on an input: values and type, of several variables by name."""
     from circuits.rasp.compile.saved import load
@@ -115,7 +114,7 @@ def draw(
     folder: Path = FOLDER,
     tokens: str = typer.Option(..., "--input", help="A string, or a list written as JSON."),
     output: Path = typer.Option(..., "-o", "--output", help="The HTML file to write."),
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page: what each head's selector selects beside where the head attends, and every value at every position."""
     from circuits.rasp.compile.saved import load, program_sops
@@ -130,7 +129,7 @@ def draw(
 
 @app.command("verify")
 @guarded
-def verify_weights(folder: Path = FOLDER, as_json: bool = AS_JSON) -> None:
+def verify_weights(folder: Path = FOLDER, as_json: AsJson = False) -> None:
     """Compare saved weights with the interpreter on every input. Exit status 1 if a position is wrong.
 
     Lengths with more than two million inputs are tried on some: equal, different, and every count of one token.
@@ -162,7 +161,7 @@ def vary(
     steps: int | None = typer.Option(None, "--steps", help="How long one is trained.", min=1),
     seed: int = typer.Option(0, "--seed", help="Of what is drawn.", min=0),
     output: Path | None = typer.Option(None, "-o", "--output", help="The folder to write, new or empty."),
-    as_json: bool = AS_JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Make another model of a compiled program: turned, with norms, narrower, or learnt; say how often it is right.
 
