@@ -32,9 +32,13 @@ def _setting(text: str) -> Any:
 def train(
     task: Annotated[str, typer.Argument(help="what to learn; `interp program tasks` lists them")],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the run")],
-    seed: Annotated[int | None, _setting("the first seed, from which the others follow")] = None,
-    seeds: Annotated[int | None, _setting("seeds that are trained at once; the best is kept")] = None,
-    steps: Annotated[int | None, _setting("training steps")] = None,
+    seed: Annotated[int | None, _setting("of all that is drawn")] = None,
+    seeds: Annotated[int | None, _setting("random beginnings that are trained at once; the best go on")] = None,
+    generations: Annotated[
+        int | None, _setting("generations at most; later ones begin from copies of the best")
+    ] = None,
+    copies: Annotated[int | None, _setting("copies, with a step or two drawn anew")] = None,
+    steps: Annotated[int | None, _setting("training steps a generation")] = None,
     batch: Annotated[int | None, _setting("inputs a step")] = None,
     lr: Annotated[float | None, _setting("learning rate")] = None,
     hot: Annotated[float | None, _setting("temperature at first")] = None,
@@ -59,7 +63,7 @@ def train(
 ) -> None:
     """Learn a task from random parameters, print the best seed's program as Python, and say how often that file is right."""
     given = {"seed": seed, "seeds": seeds, "steps": steps, "batch": batch, "lr": lr, "hot": hot, "cold": cold}
-    given |= {"noise": noise}
+    given |= {"noise": noise, "generations": generations, "copies": copies}
     given |= {"layers": layers, "closest": closest, "count": count, "tables": tables, "count_tables": count_tables}
     given |= {"counts_vote": counts_vote, "readable": readable, "words": words, "kinds": kinds}
     from circuits.programs import measure, simplify

@@ -2,13 +2,14 @@
 
     choice(l) = softmax((l + g) / τ),  g = -log(-log u)
 
-of the variable that a head or a table reads, of the key that a query's value seeks, and of a table's values. As τ falls a
-choice becomes one, and the model becomes a program (`circuits.programs.program`). Many seeds are trained at once: all that is
-learnt lies in one tensor [seed, parameter], and every product has a leading dimension of seeds.
+of the variable that a head or a table reads, of the key that a query's value seeks, and of each value of a table. As τ falls
+a choice becomes one, and the model becomes a program (`circuits.programs.program`). Many seeds are trained at once: all that
+is learnt lies in one tensor [seed, parameter], and every product has a leading dimension of seeds.
 
 Heads see the probability s_ij that key j is what query i seeks. With the keys in the order that a query prefers them, the
 nearest first, the first match is j with probability s_ij Π_{j' before j} (1 - s_ij'), and position 0 where none matches.
-Tables are MLPs, evaluated at every pair of values. Source: Friedman, Wettig & Chen 2023, sections 3.1-3.4.
+A count, which is not whole while it is learnt, is read by a table as the two numbers beside it, the nearer the more.
+Source: Friedman, Wettig & Chen 2023, sections 3.1-3.4; tables are MLPs there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +41,9 @@ from circuits.programs.tasks import Task
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-HIDDEN = 32  # neurons of a table's MLP
-SPREAD = 3  # how much larger a table's last weights begin: its values differ from pair to pair, so that heads have something to find
+READS = 5.0  # by how much one logit begins above the others where a variable is chosen: a seed is nearly decided what reads what
+SEEKS = 3.0  # and where a key is
+TABLES, VOTES = 0.5, 0.06  # standard deviations of the logits of a table's values, and of votes
 LEAST = 1e-6  # what is left of 1 - s at s = 1: a first match stays differentiable
 
 
@@ -96,35 +99,38 @@ class Shape:
             found[f"{i}.number"] = (self.count, counts)
             found[f"{i}.wanted"] = (self.heads, self.size, self.size)
             found[f"{i}.pair"] = (2 * self.tables, cats + self.closest)
+            found[f"{i}.table"] = (self.tables, self.size**2, self.size)
             found[f"{i}.numbers"] = (2 * self.count_tables, counts + self.count)
+            found[f"{i}.counted"] = (self.count_tables, (self.length + 1) ** 2, self.size)
         if self.readable:
             found["out.read"] = (1, len(self.categorical(self.layers)))
         return {k: v for k, v in found.items() if math.prod(v)}
 
-    def weights(self) -> dict[str, tuple[int, ...]]:
-        """What is learnt beside: the MLPs of tables and the readout."""
-        found: dict[str, tuple[int, ...]] = {}
-        for i in range(self.layers):
-            for kind, many, width in (("table", self.tables, 2 * self.size), ("count", self.count_tables, 2)):
-                found[f"{i}.{kind}.W1"] = (many, width, HIDDEN)
-                found[f"{i}.{kind}.b1"] = (many, 1, HIDDEN)
-                found[f"{i}.{kind}.W2"] = (many, HIDDEN, self.size)
-                found[f"{i}.{kind}.b2"] = (many, 1, self.size)
-        found["out.table" if self.readable else "out.categorical"] = (
-            (self.size, self.labels) if self.readable else (len(self.categorical(self.layers)) * self.size, self.labels)
-        )
-        if not self.readable:
-            found["out.count"] = (len(self.counts(self.layers)) * self.counts_vote, self.labels)
-            found["out.bias"] = (1, self.labels)
+    def votes(self) -> dict[str, tuple[int, ...]]:
+        """What is learnt beside: the readout."""
+        if self.readable:
+            return {"out.table": (self.size, self.labels)}
+        found = {
+            "out.categorical": (len(self.categorical(self.layers)) * self.size, self.labels),
+            "out.count": (len(self.counts(self.layers)) * self.counts_vote, self.labels),
+            "out.bias": (1, self.labels),
+        }
         return {k: v for k, v in found.items() if math.prod(v)}
 
-    def noise(self) -> dict[str, tuple[int, ...]]:
-        """What Gumbel noise is added to: the choices, and the values of tables."""
-        found = self.choices()
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """All that is learnt."""
+        return self.choices() | self.votes()
+
+    def steps(self) -> list[list[tuple[str, int]]]:
+        """For each head and table, what it consists of: names of choices, and the row of each."""
+        found = []
         for i in range(self.layers):
-            found[f"{i}.table"] = (self.tables, self.size**2, self.size)
-            found[f"{i}.count"] = (self.count_tables, (self.length + 1) ** 2, self.size)
-        return {k: v for k, v in found.items() if math.prod(v)}
+            for j in range(self.heads):
+                value = (f"{i}.read", 2 * self.heads + j) if j < self.closest else (f"{i}.number", j - self.closest)
+                found.append([(f"{i}.read", j), (f"{i}.read", self.heads + j), value, (f"{i}.wanted", j)])
+            for read, table, many in (("pair", "table", self.tables), ("numbers", "counted", self.count_tables)):
+                found += [[(f"{i}.{read}", j), (f"{i}.{read}", many + j), (f"{i}.{table}", j)] for j in range(many)]
+        return found
 
 
 def total(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -138,18 +144,45 @@ def split(row: Float[Tensor, "seed numbers"], shapes: dict[str, tuple[int, ...]]
     return {name: part.view(len(row), *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def initial(shape: Shape, uniform: Float[Tensor, "seed parameters"]) -> Float[Tensor, "seed parameters"]:
-    """Random parameters from uniform numbers in (0, 1): logits normal, weights uniform within 1/√inputs."""
-    made = uniform.clone()
-    parts = split(made, shape.choices() | shape.weights())
-    for name, part in parts.items():
-        if name in shape.choices():
-            part.copy_(torch.erfinv(2 * part - 1) * math.sqrt(2))
-        else:
-            fan = HIDDEN if name.endswith(("W2", "b2")) else 2 * shape.size if "table." in name else 2
-            bound = 0.1 if name.startswith("out") else 1 / math.sqrt(fan)
-            part.copy_((2 * part - 1) * bound * (SPREAD if name.endswith("W2") else 1))
+def initial(shape: Shape, rng: np.random.Generator, seeds: int) -> Float[Tensor, "seed parameters"]:
+    """Random parameters, normal numbers to which one random decision of every choice is added.
+
+    A variable that is read: any. A key: a third of the heads begin to seek the query's own value, a third one key for all values,
+    a third the value next to it.
+    """
+    made = torch.from_numpy(rng.standard_normal((seeds, total(shape.parameters())), dtype=np.float32))
+    d = shape.size
+    same, beside = np.eye(d, dtype=np.float32), [np.eye(d, k=k, dtype=np.float32) for k in (-1, 1)]
+    one = [np.tile(same[key], (d, 1)) for key in range(min(d, shape.vocabulary))]
+    for name, part in split(made, shape.parameters()).items():
+        kind, rows = name.split(".")[-1], part.shape[:2]
+        if kind in ("read", "number", "pair", "numbers"):
+            part += READS * torch.eye(part.shape[-1])[rng.integers(part.shape[-1], size=rows)]
+        elif kind == "wanted":
+            which = rng.integers(3, size=rows)
+            key, side = rng.integers(len(one), size=rows), rng.integers(2, size=rows)
+            place = np.where(which == 0, 0, np.where(which == 1, 1 + side, 3 + key))
+            part += SEEKS * torch.from_numpy(np.stack([same, *beside, *one]))[place]
+        elif kind in ("table", "counted") and not name.startswith("out"):
+            part *= TABLES
+        elif name.startswith("out"):
+            part *= VOTES
     return made
+
+
+def redrawn(
+    shape: Shape, parents: Float[Tensor, "parent parameters"], rng: np.random.Generator, count: int
+) -> Float[Tensor, "seed parameters"]:
+    """The parents, and `count` copies of random ones with one step, or two, or only a choice of them, drawn anew."""
+    new, anew = initial(shape, rng, count), torch.zeros(count, parents.shape[1], dtype=torch.bool)
+    parts, steps = split(anew, shape.parameters()), shape.steps()
+    for copy in range(count):
+        for step in rng.integers(len(steps), size=rng.integers(1, 3)):
+            rows = steps[step]
+            for name, row in rows if rng.random() < 0.5 else [rows[rng.integers(len(rows))]]:
+                parts[name][copy, row] = True
+    old = parents[rng.integers(len(parents), size=count)]
+    return torch.cat([parents, torch.where(anew, new.to(old.dtype), old)])
 
 
 def gumbel(uniform: Float[Tensor, "seed noise"]) -> Float[Tensor, "seed noise"]:
@@ -167,6 +200,7 @@ class Relaxed:
         place = torch.from_numpy(nearness(n))
         # before[i, j', j]: query i prefers key j' to j
         self.before = (place[:, :, None] < place[:, None, :]).to(dtype)
+        self.whole = torch.arange(n + 1, dtype=dtype)
         self.visible = torch.ones(n, n).tril().to(dtype) if shape.causal else torch.ones(n, n, dtype=dtype)
 
     def __call__(
@@ -179,34 +213,30 @@ class Relaxed:
     ) -> Float[Tensor, "seed batch pos label"]:
         """The logits of labels."""
         shape, seeds, (batch, n) = self.shape, len(parameters), tokens.shape
-        p = split(parameters, shape.choices() | shape.weights())
-        g = split(noise, shape.noise()) if noise is not None else None
+        p = split(parameters, shape.parameters())
+        g = split(noise, shape.choices()) if noise is not None else None
 
-        def choice(name: str, logits: Tensor, entry: Tensor | None = None) -> Tensor:
+        def choice(name: str) -> Tensor:
+            logits = p[name]
             if temperature is None:
                 return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-            if g is not None:
-                logits = logits + (g[name] if entry is None else g[name].take_along_dim(entry[..., None], 2))
-            return (logits / temperature).softmax(-1)
+            return ((logits if g is None else logits + g[name]) / temperature).softmax(-1)
 
         places = self.eye[:n].expand(batch, n, -1).reshape(1, 1, -1).expand(seeds, -1, -1)
-        if shape.words:
-            told = choice("words", p["words"])[:, :, tokens].flatten(2)
-        else:
-            told = self.eye[tokens].view(1, 1, -1).expand(seeds, -1, -1)
-        inputs = torch.cat([told, places], 1)
+        told = choice("words")[:, :, tokens] if shape.words else self.eye[tokens].expand(seeds, 1, -1, -1, -1)
+        inputs = torch.cat([told.flatten(2), places], 1)
         stream = [inputs]  # each [seed, variable, batch pos value]
         numbers = [torch.ones(seeds, 1, batch * n, dtype=parameters.dtype)]  # each [seed, variable, batch pos]
         hard = temperature is None
         seen = self.visible * real[:, None, :].to(parameters.dtype)  # [batch, query, key]
         for i in range(shape.layers):
-            picked, counted = self._heads(i, p, choice, stream, numbers, seen, hard)
+            picked, counted = self._heads(i, choice, stream, numbers, seen, hard)
             stream.append(picked)
             numbers.append(counted)
-            stream.append(self._tables(i, p, choice, stream, numbers, batch * n, hard))
+            stream.append(self._tables(i, choice, stream, numbers, hard))
         x = torch.cat(stream, 1).view(seeds, -1, batch * n, shape.size)
         if shape.readable:
-            gate = choice("out.read", p["out.read"])
+            gate = choice("out.read")
             read = (gate @ x.flatten(2)).view(seeds, batch * n, shape.size)
             return (read @ p["out.table"]).view(seeds, batch, n, -1)
         wide = x.transpose(1, 2).flatten(2)
@@ -215,21 +245,21 @@ class Relaxed:
             logits = logits + torch.cat(numbers, 1).transpose(1, 2) @ p["out.count"]
         return logits.view(seeds, batch, n, -1)
 
-    def _heads(self, i, p, choice, stream, numbers, seen, hard):  # type: ignore[no-untyped-def]
+    def _heads(self, i, choice, stream, numbers, seen, hard):  # type: ignore[no-untyped-def]
         """What the heads of a layer make: values of the closest match, and counts."""
         shape = self.shape
         seeds, a, h, d = len(stream[0]), shape.closest, shape.heads, shape.size
         batch, n = seen.shape[:2]
-        read = choice(f"{i}.read", p[f"{i}.read"]) @ torch.cat(stream, 1)
+        read = choice(f"{i}.read") @ torch.cat(stream, 1)
         read = read.view(seeds, -1, batch, n, d)
         query, key, value = read[:, :h], read[:, h : 2 * h], read[:, 2 * h :]
-        sought = query.reshape(seeds * h, -1, d) @ choice(f"{i}.wanted", p[f"{i}.wanted"]).view(seeds * h, d, d)
+        sought = query.reshape(seeds * h, -1, d) @ choice(f"{i}.wanted").view(seeds * h, d, d)
         match = sought.view(seeds * h * batch, n, d) @ key.reshape(-1, n, d).transpose(1, 2)
         match = match.view(seeds, h, batch, n, n) * seen
         picked = self._closest(match[:, :a], value, hard).reshape(seeds, a, -1)
         if not shape.count:
             return picked, numbers[0][:, :0]
-        number = choice(f"{i}.number", p[f"{i}.number"]) @ torch.cat(numbers, 1)
+        number = choice(f"{i}.number") @ torch.cat(numbers, 1)
         counted = match[:, a:] @ number.view(seeds, -1, batch, n, 1)
         return picked, counted.reshape(seeds, shape.count, -1)
 
@@ -240,46 +270,25 @@ class Relaxed:
         first = first.round() if hard else first
         return first @ value + (1 - first.sum(-1, keepdim=True)) * value[..., :1, :]
 
-    def _tables(self, i, p, choice, stream, numbers, many, hard):  # type: ignore[no-untyped-def]
+    def _tables(self, i, choice, stream, numbers, hard):  # type: ignore[no-untyped-def]
         """What the tables of a layer make: of two categorical variables each, then of two counts each."""
-        shape = self.shape
-        seeds, d = len(stream[0]), shape.size
         made = [stream[0][:, :0]]
-        if shape.tables:
-            read = (choice(f"{i}.pair", p[f"{i}.pair"]) @ torch.cat(stream, 1)).view(seeds, -1, many, d)
-            table = choice(f"{i}.table", self.table(i, p)).flatten(0, 1)
-            first, second = (r.reshape(-1, many, d) for r in read.split(shape.tables, 1))
-            pairs = (first[..., :, None] * second[..., None, :]).flatten(2)
-            made.append((pairs @ table).view(seeds, shape.tables, -1))
-        if shape.count_tables:
-            read = choice(f"{i}.numbers", p[f"{i}.numbers"]) @ torch.cat(numbers, 1)
-            read = (read.round() if hard else read).clamp(max=shape.length)
-            first, second = read.split(shape.count_tables, 1)
-            logits = self.count_table(i, p, torch.stack((first, second), -1))
-            # counts are not yet whole: the noise is that of the nearest entry
-            entry = first.round().long() * (shape.length + 1) + second.round().long()
-            made.append(choice(f"{i}.count", logits, entry).flatten(2))
+        if self.shape.tables:
+            read = choice(f"{i}.pair") @ torch.cat(stream, 1)
+            read = read.unflatten(-1, (-1, self.shape.size))
+            made.append(_looked_up(choice(f"{i}.table"), *read.split(self.shape.tables, 1)))
+        if self.shape.count_tables:
+            read = choice(f"{i}.numbers") @ torch.cat(numbers, 1)
+            read = (read.round() if hard else read).clamp(max=self.shape.length)
+            near = (1 - (read[..., None] - self.whole).abs()).clamp(min=0)
+            made.append(_looked_up(choice(f"{i}.counted"), *near.split(self.shape.count_tables, 1)))
         return torch.cat(made, 1)
-
-    def table(self, i: int, p: dict[str, Tensor]) -> Float[Tensor, "seed table pair value"]:
-        """log softmax(W2 relu(W1 [a, b] + b1) + b2) at every pair (a, b) of values, a first."""
-        first, second = p[f"{i}.table.W1"].split(self.shape.size, -2)
-        hidden = first[..., :, None, :] + second[..., None, :, :] + p[f"{i}.table.b1"][..., None, :]
-        logits = hidden.relu().flatten(-3, -2) @ p[f"{i}.table.W2"] + p[f"{i}.table.b2"]
-        return logits.log_softmax(-1)
-
-    def count_table(
-        self, i: int, p: dict[str, Tensor], pairs: Float[Tensor, "seed table any two"]
-    ) -> Float[Tensor, "seed table any value"]:
-        """The same of pairs of counts, in lengths: so that a step of training moves a table of large counts no faster."""
-        hidden = (pairs / self.shape.length @ p[f"{i}.count.W1"] + p[f"{i}.count.b1"]).relu()
-        return (hidden @ p[f"{i}.count.W2"] + p[f"{i}.count.b2"]).log_softmax(-1)
 
     @torch.no_grad()
     def program(self, parameters: Float[Tensor, "seed parameters"], seed: int, task: Task) -> Program:
         """The program of one seed: the likeliest of every choice, and the readout in hundredths."""
         shape = self.shape
-        p = {k: v[seed] for k, v in split(parameters, shape.choices() | shape.weights()).items()}
+        p = {k: v[seed] for k, v in split(parameters, shape.parameters()).items()}
         steps: list[Step] = []
         if shape.words:
             kinds = p["words"].argmax(-1).tolist()
@@ -307,16 +316,14 @@ class Relaxed:
         cats = shape.categorical(i) + shape.names(i, CLOSEST)
         counts = shape.counts(i) + shape.names(i, COUNT)
         found = []
-        if shape.tables:
-            read, values = p[f"{i}.pair"].argmax(-1).tolist(), self.table(i, p).argmax(-1)
-            square = values.view(shape.tables, shape.size, shape.size).tolist()
-            found += [(cats[read[j]], cats[read[shape.tables + j]], square[j]) for j in range(shape.tables)]
-        if shape.count_tables:
-            read = p[f"{i}.numbers"].argmax(-1).tolist()
-            side = torch.arange(shape.length + 1, dtype=self.before.dtype)
-            grid = torch.cartesian_prod(side, side).expand(shape.count_tables, -1, -1)
-            square = self.count_table(i, p, grid).argmax(-1).view(-1, len(side), len(side)).tolist()
-            found += [(counts[read[j]], counts[read[shape.count_tables + j]], square[j]) for j in range(len(square))]
+        for read, table, names, side in (
+            ("pair", "table", cats, shape.size),
+            ("numbers", "counted", counts, shape.length + 1),
+        ):
+            if f"{i}.{table}" in p:
+                values = p[f"{i}.{table}"].argmax(-1).unflatten(-1, (side, side)).tolist()
+                pairs = p[f"{i}.{read}"].argmax(-1).view(2, -1).T.tolist()
+                found += [(names[a], names[b], rows) for (a, b), rows in zip(pairs, values, strict=True)]
         return [
             Table(name, first, second, tuple(map(tuple, values)))
             for name, (first, second, values) in zip(shape.names(i, "table"), found, strict=True)
@@ -338,3 +345,8 @@ class Relaxed:
             high = (p["out.count"] * VOTE).round().long().tolist()
             votes |= {name: (tuple(row),) for name, row in zip(counts, high, strict=True)}
         return votes, tuple((p["out.bias"][0] * VOTE).round().long().tolist())
+
+
+def _looked_up(table, first, second):  # type: ignore[no-untyped-def]
+    """Σ_ab first_a second_b table_ab, of [seed, table, position, value] as [seed, table, position value]."""
+    return ((first[..., :, None] * second[..., None, :]).flatten(-2) @ table).flatten(-2)

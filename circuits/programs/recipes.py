@@ -11,19 +11,17 @@ from interp.errors import check_keys
 
 LEARNT = Path(__file__).with_name("learnt")  # a folder a program
 
-CALM = Recipe(hot=1.0, cold=0.1, noise=0.3)  # where a step is of use only to later ones
-
 RECIPES = {
-    "histogram": Recipe(steps=1000, batch=32, layers=1, closest=1, count=1, tables=0, count_tables=0),
-    "sort": Recipe(steps=1000, batch=64, layers=1, closest=1, count=6, tables=0, count_tables=0),
-    "reverse": replace(CALM, seeds=16, steps=1200, batch=24, closest=4, count=0, tables=2, count_tables=0),
-    "double_histogram": replace(CALM, seeds=16, steps=1000, batch=24, closest=1, count=3, tables=0, count_tables=2),
-    "most_frequent": replace(CALM, seeds=8, steps=800, batch=24, closest=3, count=4),
-    "dyck1": replace(CALM, seeds=16, steps=1500, batch=16, cold=0.03, closest=1, count=3, tables=0, count_tables=2),
-    "dyck2": replace(CALM, seeds=12, steps=1000, batch=12, closest=2, count=4, count_tables=2, counts_vote=False),
-    "induction": replace(CALM, seeds=16, steps=500, batch=24, closest=2, count=0, tables=0, count_tables=0),
-    "tagging": replace(CALM, seeds=2, steps=1000, batch=16, layers=1, count=0, count_tables=0, words=3, kinds=33),
-    "classification": replace(CALM, seeds=2, steps=500, batch=16, layers=1, words=2, kinds=33),
+    "histogram": Recipe(seeds=64, generations=1, layers=1, closest=1, count=1, tables=0, count_tables=0),
+    "sort": Recipe(seeds=64, layers=1, closest=1, count=6, tables=0, count_tables=0),
+    "reverse": Recipe(seeds=2048, generations=8, closest=1, count=0, count_tables=0, readable=True),
+    "double_histogram": Recipe(seeds=2048, generations=12, closest=1, count=1, tables=0, readable=True),
+    "most_frequent": Recipe(generations=20, closest=4, count=3, cold=0.03),
+    "dyck1": Recipe(generations=8, batch=8, cold=0.03, closest=1, tables=0),
+    "dyck2": Recipe(generations=24, batch=8, cold=0.03, closest=1, count=4, count_tables=2),
+    "induction": Recipe(seeds=64, closest=2, count=0, tables=0, count_tables=0),
+    "tagging": Recipe(seeds=2, generations=1, steps=1000, layers=1, count=0, count_tables=0, words=3, kinds=33),
+    "classification": Recipe(seeds=2, generations=1, layers=1, words=2, kinds=33),
 }
 
 

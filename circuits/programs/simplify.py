@@ -1,14 +1,17 @@
 """A smaller program with the same label at every position that is asked for, on every input.
 
 Where all inputs can be run (at most a million) what is removed is what makes no difference on any: votes of a variable, then
-steps that no vote depends on, steps equal to an earlier one, branches whose condition never holds, keys that are never found.
+steps that no vote depends on, steps equal to an earlier one, branches whose condition never holds, keys that are never found; a
+branch that no label depends on is made like most others.
 Of other tasks the values that a variable can take are bounded step by step, and what lies outside is removed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,7 +63,8 @@ def simplify(program: Program, task: Task) -> Simplified:
     if task.countable:
         batch = task.encode(list(task.everything()))
         inputs = len(batch.tokens)
-        small = _without_branches(_without_copies(_without_votes(small, batch), batch), batch)
+        small = _without_copies(_without_votes(small, batch), batch)
+        small = shorter(small, batch)
     else:
         small = _bounded(small)
     return Simplified(small, inputs, size_of(program), size_of(small))
@@ -170,6 +174,63 @@ def _without_branches(program: Program, batch: Batch) -> Program:
         values = tuple(tuple(v if i * wide + j in pairs else NEVER for j, v in enumerate(row)) for i, row in rows)
         steps.append(replace(step, values=values))
     return replace(program, steps=tuple(steps))
+
+
+def shorter(program: Program, batch: Batch) -> Program:
+    """With branches marked that occur on no input, and those made like others that no label depends on."""
+    return _without_branches(_alike(_without_branches(program, batch), batch), batch)
+
+
+def _alike(program: Program, batch: Batch) -> Program:
+    """Give branches the commonest value of their step wherever no label changes."""
+    asked, few = batch.labels >= 0, slice(None, None, max(len(batch.tokens) // FEW, 1))
+    label = program.run(batch.tokens, batch.real)
+    program = replace(program, steps=tuple(map(_filled, program.steps)))  # a change may reach what occurred on no input
+    for i, step in enumerate(program.steps):
+        for other in _made_alike(step):
+            changed = replace(program, steps=(*program.steps[:i], other(program.steps[i]), *program.steps[i + 1 :]))
+            for part in (few, slice(None)):
+                if (changed.run(batch.tokens[part], batch.real[part]) != label[part])[asked[part]].any():
+                    break
+            else:
+                program = changed
+    return program
+
+
+def _made_alike(step: Step) -> list[Callable[[Any], Step]]:
+    """For each branch that is unlike most: the step with it made like them."""
+    if isinstance(step, Words):
+        return []
+    rows, most = _rows(step), _most(step)
+
+    def at(i: int, j: int) -> Callable[[Any], Step]:
+        def changed(now: Any) -> Step:
+            if isinstance(now, Head):
+                return replace(now, wanted=(*now.wanted[:j], most, *now.wanted[j + 1 :]))
+            row = (*now.values[i][:j], most, *now.values[i][j + 1 :])
+            return replace(now, values=(*now.values[:i], row, *now.values[i + 1 :]))
+
+        return changed
+
+    return [at(i, j) for i, row in enumerate(rows) for j, v in enumerate(row) if v != most]
+
+
+def _rows(step: Head | Table) -> tuple[tuple[int, ...], ...]:
+    return (step.wanted,) if isinstance(step, Head) else step.values
+
+
+def _most(step: Head | Table) -> int:
+    """The commonest value of its branches that occur."""
+    return Counter(v for row in _rows(step) for v in row if v != NEVER).most_common(1)[0][0]
+
+
+def _filled(step: Step) -> Step:
+    """With the commonest value where none occurred."""
+    if isinstance(step, Words):
+        return step
+    most = _most(step)
+    rows = tuple(tuple(most if v == NEVER else v for v in row) for row in _rows(step))
+    return replace(step, wanted=rows[0]) if isinstance(step, Head) else replace(step, values=rows)
 
 
 def _trimmed(head: Head, queries: set[int], keys: set[int]) -> Head:

@@ -52,9 +52,9 @@ class Task:
     causal: bool = False
     """whether positions see only what comes before them"""
     kinds: tuple[tuple[str, ...], ...] = ()
-    """the letters that may stand at positions 0, 1, 0, 1, … if not all may"""
+    """the letters that may stand at positions 0, 1, 0, 1, … if not all may; as many at each"""
     drawn: Callable[[np.random.Generator], Body] | None = None
-    """how bodies are drawn, if not every length equally often; a program is then judged on drawn ones"""
+    """how bodies are drawn, if not as `draw` says; a program is then judged on drawn ones"""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -82,18 +82,21 @@ class Task:
             yield from itertools.product(*self._allowed(length))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Body]:
-        """Bodies of every length and of every number of different letters equally often; or as the task draws them."""
+        """Half are of every length and every number of different letters equally often, half any of all bodies, most of
+        which are long; or as the task draws them."""
         if self.drawn:
             return [self.drawn(rng) for _ in range(count)]
         allowed = self._allowed(self.longest)
-        most = max(map(len, allowed))
-        lengths = rng.integers(1, self.longest + 1, size=count).tolist()
+        many = float(len(allowed[0])) ** np.arange(self.longest)
+        any_length = rng.choice(self.longest, p=many / many.sum(), size=count) + 1
+        half, most = rng.random(count) < 0.5, len(allowed[0])
+        lengths = np.where(half, rng.integers(1, self.longest + 1, size=count), any_length).tolist()
+        different = np.where(half, rng.integers(1, most + 1, size=count), most)
         orders = rng.random((count, most)).argsort(1)
-        picks = rng.integers(2**31, size=(count, self.longest)) % rng.integers(1, most + 1, size=(count, 1))
+        picks = rng.integers(2**31, size=(count, self.longest)) % different[:, None]
         rows = np.take_along_axis(orders, picks, axis=1).tolist()
         return [
-            tuple(a[p % len(a)] for a, p in zip(allowed[:n], row, strict=False))
-            for n, row in zip(lengths, rows, strict=True)
+            tuple(a[p] for a, p in zip(allowed[:n], row, strict=False)) for n, row in zip(lengths, rows, strict=True)
         ]
 
     def checked(self, rng: np.random.Generator, count: int) -> list[Body]:

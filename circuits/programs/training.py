@@ -2,9 +2,12 @@
 
     L = Σ_seeds mean CE(label, logits),   τ falls from `hot` to `cold` geometrically,   Adam
 
+A seed that begins to read the wrong variables seldom finds the right ones, and one that begins well is soon seen: three times the
+quarter with the least loss goes on, with the time it takes growing (successive halving; Jamieson & Talwalkar 2016). The next
+generation begins from what is left, each copy with a step or two drawn anew, at the first temperature again.
 At the end every choice is made, and the readout is fitted anew to the program's own variables (`readout.py`).
-What a step draws is a function of (seed, step), the inputs of the step alone: a run that was stopped goes on to the same bytes, and a
-seed learns the same among others as alone. Source: Friedman, Wettig & Chen 2023, section 3.4; lengths are balanced here.
+What a step draws is a function of (seed, generation, step): a run that was stopped goes on to the same bytes.
+Source: Friedman, Wettig & Chen 2023, section 3.4; lengths are balanced here.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from circuits.programs.model import Relaxed, Shape, gumbel, initial, total
+from circuits.programs.model import Relaxed, Shape, gumbel, initial, redrawn, total
 from circuits.programs.program import Program, load
 from circuits.programs.readout import drawn_for_fitting, everything, fitted, refitted
 from circuits.programs.tasks import Batch, Task
@@ -28,7 +31,10 @@ from interp.files import check_run, command_line, load_tensors, save_tensors, wr
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-INPUTS, CHECKS = 1_000_000, 1_000_001  # streams of random numbers that are no seed's
+NOISE, INPUTS, CHECKS, STARTS = range(4)  # streams of random numbers
+RUNGS = (1 / 8, 3 / 8, 3 / 4)  # parts of a generation's steps after which a quarter goes on
+KEPT = 8  # seeds that are left at least
+SMOOTH = 0.95  # what is left, a step later, of a loss in the mean that seeds are compared by
 SAVE_EVERY = 250
 CHECKED = 2000  # inputs that seeds are compared on
 COMPARED = 500  # inputs that each seed's readout is fitted to before
@@ -39,18 +45,22 @@ class Recipe:
     """Settings of one run."""
 
     seed: int = 0
-    """the first; the others follow"""
-    seeds: int = 8
-    """trained at once"""
-    steps: int = 4000
-    batch: int = 128
+    seeds: int = 512
+    """trained at once at first; with 8 or fewer, all go on to the end"""
+    generations: int = 4
+    """at most: a program that is always right ends the run"""
+    copies: int = 256
+    """with a step drawn anew, that a later generation begins with"""
+    steps: int = 480
+    """a generation"""
+    batch: int = 16
     """inputs a step, the same for all seeds"""
     lr: float = 0.05
-    hot: float = 3.0
+    hot: float = 1.0
     """the temperature at first"""
-    cold: float = 0.01
+    cold: float = 0.1
     """and at the end"""
-    noise: float = 1.0
+    noise: float = 0.3
     """how much of the Gumbel noise there is: 1 samples choices, 0 takes their mean"""
     layers: int = 2
     closest: int = 2
@@ -71,10 +81,10 @@ class Recipe:
     """the label is read from one variable, not voted for by all"""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.steps, self.batch, self.layers, self.closest) < 1:
-            raise WrongUse("seeds, steps, batch, layers and closest must be at least 1.")
-        if min(self.count, self.tables, self.count_tables, self.words, self.kinds, self.seed) < 0:
-            raise WrongUse("count, tables, count_tables, words, kinds and seed must not be negative.")
+        if min(self.seeds, self.generations, self.steps, self.batch, self.layers, self.closest) < 1:
+            raise WrongUse("seeds, generations, steps, batch, layers and closest must be at least 1.")
+        if min(self.copies, self.count, self.tables, self.count_tables, self.words, self.kinds, self.seed) < 0:
+            raise WrongUse("copies, count, tables, count_tables, words, kinds and seed must not be negative.")
         if bool(self.words) != bool(self.kinds):
             raise WrongUse("words and kinds go together: both 0, or both not.")
         if not 0 < self.cold <= self.hot or self.lr <= 0:
@@ -93,43 +103,67 @@ class Recipe:
         return Shape(*made, *sizes, task.causal, self.readable, self.words, self.kinds, self.counts_vote)
 
 
-def uniform(seeds: range, step: int, count: int, dtype: torch.dtype) -> Float[Tensor, "seed count"]:
-    """Uniform numbers inside (0, 1), a row a seed, that depend on (seed, step) alone; step -1 is the start's."""
-    rows = [np.random.default_rng([seed, step + 1]).random(count, dtype=np.float32) for seed in seeds]
-    return torch.from_numpy(np.stack(rows)).to(dtype).clamp(1e-6, 1 - 1e-6)
-
-
 class Learner:
-    """All that a step changes: parameters [seed, parameter] and Adam's moments."""
+    """All that a step changes: parameters [seed, parameter], Adam's moments, and the mean loss of each seed."""
 
     def __init__(self, task: Task, recipe: Recipe, dtype: torch.dtype = torch.float32) -> None:
-        self.task, self.recipe, self.step = task, recipe, 0
+        self.task, self.recipe, self.generation, self.step = task, recipe, 0, 0
         self.shape = recipe.shape(task)
         self.model = Relaxed(self.shape, dtype)
-        self.seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-        learnt = total(self.shape.choices() | self.shape.weights())
-        self.parameters = initial(self.shape, uniform(self.seeds, -1, learnt, dtype)).requires_grad_(True)
-        self.adam = torch.optim.Adam([self.parameters], lr=recipe.lr, fused=True)
-        self.drawn = total(self.shape.noise())
+        self.rungs = {max(round(part * recipe.steps), 1) for part in RUNGS}
+        self._begin(initial(self.shape, self._random(STARTS), recipe.seeds).to(dtype))
+
+    def _begin(self, parameters: Float[Tensor, "seed parameters"]) -> None:
+        """These parameters, with nothing known of them."""
+        zero = torch.zeros_like(parameters)
+        self._put(parameters, {"step": torch.tensor(0.0), "exp_avg": zero, "exp_avg_sq": zero.clone()})
+        self.mean = torch.zeros(len(parameters), dtype=parameters.dtype)
+
+    def _put(self, parameters: Tensor, moments: dict[str, Tensor]) -> None:
+        self.parameters = parameters.detach().clone().requires_grad_(True)
+        self.adam = torch.optim.Adam([self.parameters], lr=self.recipe.lr, fused=True)
+        self.adam.state[self.parameters] = moments
+
+    def _random(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.seed, stream, self.generation, self.step])
+
+    def noise(self) -> Float[Tensor, "seed choices"]:
+        """This step's Gumbel noise."""
+        shape = (len(self.parameters), total(self.shape.choices()))
+        drawn = torch.from_numpy(self._random(NOISE).random(shape, dtype=np.float32))
+        return self.recipe.noise * gumbel(drawn.to(self.parameters.dtype).clamp(1e-6, 1 - 1e-6))
 
     def loss(self, batch: Batch) -> Float[Tensor, "seed"]:
         """The cross-entropy of each seed, in nats a label, with this step's noise."""
-        at = self.recipe.temperature(self.step)
-        noise = self.recipe.noise * gumbel(uniform(self.seeds, self.step, self.drawn, self.parameters.dtype))
-        logits = self.model(self.parameters, *_tensors(batch), at, noise)
+        logits = self.model(self.parameters, *_tensors(batch), self.recipe.temperature(self.step), self.noise())
         labels = torch.from_numpy(batch.labels).expand(len(logits), -1, -1)
         lost = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=-1, reduction="none")
         return lost.view(len(logits), -1).sum(1) / int((batch.labels >= 0).sum())
 
-    def update(self) -> list[float]:
-        """One step on inputs drawn for it; the loss of each seed before it."""
-        bodies = self.task.draw(np.random.default_rng([INPUTS, self.step]), self.recipe.batch)
-        lost = self.loss(self.task.encode(bodies))
+    def update(self) -> None:
+        """One step on inputs drawn for it; at a rung, all but the best quarter go."""
+        lost = self.loss(self.task.encode(self.task.draw(self._random(INPUTS), self.recipe.batch)))
         self.adam.zero_grad(set_to_none=True)
         lost.sum().backward()
         self.adam.step()
+        self.mean = lost.detach() if self.step == 0 else SMOOTH * self.mean + (1 - SMOOTH) * lost.detach()
         self.step += 1
-        return lost.tolist()
+        if self.step in self.rungs:
+            self.keep(max(len(self.parameters) // 4, KEPT))
+
+    def keep(self, count: int) -> None:
+        """Only the `count` seeds with the least loss, in this order."""
+        best = self.mean.argsort(stable=True)[:count]
+        state = self.adam.state[self.parameters]
+        moments = {name: t if name == "step" else t[best] for name, t in state.items()}
+        self.mean = self.mean[best]
+        self._put(self.parameters[best], moments)
+
+    def renew(self) -> None:
+        """The next generation."""
+        self.generation, self.step = self.generation + 1, 0
+        parents = self.parameters.detach()[:KEPT]
+        self._begin(redrawn(self.shape, parents, self._random(STARTS), self.recipe.copies))
 
     def program(self, place: int) -> Program:
         """The program of the seed at this place."""
@@ -138,21 +172,20 @@ class Learner:
     def save(self, path: Path) -> None:
         """All that the next step depends on."""
         state = self.adam.state[self.parameters]
-        tensors = {"parameters": self.parameters, "first": state["exp_avg"], "second": state["exp_avg_sq"]}
-        save_tensors(path, tensors, {"step": self.step})
+        tensors = {"parameters": self.parameters, "mean": self.mean}
+        tensors |= {"first": state["exp_avg"], "second": state["exp_avg_sq"]}
+        save_tensors(path, tensors, {"generation": self.generation, "step": self.step})
 
-    @torch.no_grad()
     def load(self, path: Path) -> None:
         """Put back what `save` wrote. Raises `Failed` for a damaged file, or one of another shape."""
         try:
             tensors, meta = load_tensors(path)
-            self.parameters.copy_(tensors["parameters"])
-            self.step = int(meta["step"])
-            self.adam.state[self.parameters] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": tensors["first"],
-                "exp_avg_sq": tensors["second"],
-            }
+            if tensors["parameters"].shape[1:] != self.parameters.shape[1:]:
+                raise ValueError("it has other sizes")
+            self.generation, self.step = int(meta["generation"]), int(meta["step"])
+            moments = {"exp_avg": tensors["first"], "exp_avg_sq": tensors["second"]}
+            self._put(tensors["parameters"], {"step": torch.tensor(float(self.step))} | moments)
+            self.mean = tensors["mean"]
         except (ValueError, KeyError, RuntimeError) as error:
             raise Failed(f"{path} cannot be gone on with: {error}. Delete the folder to begin again.") from error
 
@@ -170,11 +203,11 @@ def accuracy(program: Program, batch: Batch) -> float:
 def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool = False) -> Program:
     """Train all seeds and leave the best one's program in `out/program.json`; with `resume`, go on with what is there.
 
-    Seeds are compared on 2,000 inputs drawn beside training, each with a readout fitted to 500 others; then the best seed's is
-    fitted in full.
-    Writes recipe.json, and metrics.csv with a row every 250 steps: temperature, each seed's loss and its program's accuracy.
-    Stops early when a program has all of them right, and all inputs there are where these can be run. A finished run is not
-    repeated. Raises `WrongUse` for a folder of another run.
+    At the end of a generation the best seeds are compared on 2,000 inputs drawn beside training, each with its own readout and with
+    one fitted to 500 others; the best of all generations has its readout fitted in full.
+    Writes recipe.json, and metrics.csv: rows for the best eight seeds whenever others are left behind, and at the end of a
+    generation. Stops early when a program has all of the 2,000 right, and all inputs there are where these can be run. A finished run
+    is not repeated. Raises `WrongUse` for a folder of another run.
     """
     from tqdm.auto import tqdm
 
@@ -185,36 +218,41 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         return load(out / "program.json")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "recipe.json", settings | {"command": command_line(out)})
-    learner, state, rows = Learner(task, recipe), out / "state.safetensors", []
+    learner, state, best, rows = Learner(task, recipe), out / "state.safetensors", out / "best.json", []
     if state.exists():
         learner.load(state)
-        rows = _rows(out / "metrics.csv", learner.step)
+        rows = _rows(out / "metrics.csv", learner)
     checks = task.encode(task.checked(np.random.default_rng([CHECKS]), CHECKED))
-    bar = tqdm(
-        range(learner.step, recipe.steps), initial=learner.step, total=recipe.steps, desc=out.name, mininterval=5
-    )
-    for _ in bar:
-        lost = learner.update()
-        if learner.step % SAVE_EVERY and learner.step != recipe.steps:
-            continue
-        right = [accuracy(learner.program(i), checks) for i in range(recipe.seeds)]
-        bar.set_postfix(loss=f"{min(lost):.3f}", right=f"{max(right):.3f}", refresh=False)
-        rows.append(_row(learner, lost, right))
-        write_rows(out / "metrics.csv", rows)
-        learner.save(state)
-        if max(right) == 1 and _perfect(learner.program(int(np.argmax(right))), task):
-            break
-    best = _best([learner.program(i) for i in range(recipe.seeds)], task, checks)
-    best.save(out / "program.json")
-    state.unlink()
-    return best
-
-
-def _best(programs: list[Program], task: Task, checks: Batch) -> Program:
-    """The program that is most often right, with its readout as trained, fitted in haste, or fitted in full."""
     few = drawn_for_fitting(task, COMPARED)
-    ranked = max(programs, key=lambda p: max(accuracy(p, checks), accuracy(refitted(p, few), checks)))
-    return max((fitted(ranked, task), refitted(ranked, few), ranked), key=lambda p: accuracy(p, checks))
+    done = learner.generation * recipe.steps + learner.step
+    bar = tqdm(initial=done, total=recipe.generations * recipe.steps, desc=out.name, mininterval=5)
+    while True:
+        while learner.step < recipe.steps:
+            learner.update()
+            bar.update()
+            if learner.step in learner.rungs:
+                rows += _told(learner, checks)
+            if learner.step % SAVE_EVERY == 0:
+                write_rows(out / "metrics.csv", rows)
+                learner.save(state)
+        learner.keep(KEPT)
+        rows += _told(learner, checks)
+        write_rows(out / "metrics.csv", rows)
+        bar.set_postfix(loss=f"{learner.mean[0]:.3f}", right=f"{max(float(r['right']) for r in rows):.3f}")
+        found = [learner.program(i) for i in range(len(learner.parameters))]
+        found += [refitted(program, few) for program in found] + ([load(best)] if best.exists() else [])
+        top = max(found, key=lambda program: accuracy(program, checks))
+        top.save(best)
+        if learner.generation + 1 == recipe.generations or (accuracy(top, checks) == 1 and _perfect(top, task)):
+            break
+        learner.renew()
+        learner.save(state)
+    bar.close()
+    top = max((top, fitted(top, task)), key=lambda program: accuracy(program, checks))
+    top.save(out / "program.json")
+    best.unlink()
+    state.unlink(missing_ok=True)
+    return top
 
 
 def _perfect(program: Program, task: Task) -> bool:
@@ -222,13 +260,16 @@ def _perfect(program: Program, task: Task) -> bool:
     return not task.countable or accuracy(program, everything(task)) == 1
 
 
-def _row(learner: Learner, lost: list[float], right: list[float]) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": learner.step, "temperature": f"{learner.recipe.temperature(learner.step - 1):.4f}"}
-    for seed, loss, share in zip(learner.seeds, lost, right, strict=True):
-        row |= {f"loss_{seed}": f"{loss:.4f}", f"right_{seed}": f"{share:.4f}"}
-    return row
+def _told(learner: Learner, checks: Batch) -> list[dict[str, Any]]:
+    at: dict[str, Any] = {"generation": learner.generation, "step": learner.step, "seeds": len(learner.parameters)}
+    at["temperature"] = f"{learner.recipe.temperature(learner.step - 1):.4f}"
+    programs = [learner.program(i) for i in range(min(KEPT, len(learner.parameters)))]
+    right = [f"{accuracy(program, checks):.4f}" for program in programs]
+    return [at | {"place": i, "loss": f"{learner.mean[i]:.4f}", "right": share} for i, share in enumerate(right)]
 
 
-def _rows(path: Path, step: int) -> list[dict[str, Any]]:
+def _rows(path: Path, learner: Learner) -> list[dict[str, Any]]:
+    """The rows written before the state that is gone on from."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        at = (learner.generation, learner.step)
+        return [row for row in csv.DictReader(file) if (int(row["generation"]), int(row["step"])) <= at]

@@ -14,10 +14,12 @@ import torch
 
 from circuits.programs import TASKS, Recipe, load, printed, simplify
 from circuits.programs.measure import measure, outputs
-from circuits.programs.model import Relaxed, gumbel, split, total
+from circuits.programs.model import Relaxed, initial, redrawn, split, total
 from circuits.programs.program import CLOSEST, COUNT, Head, Program, Table, nearness
 from circuits.programs.rasp_text import disagreements, rasp_text
-from circuits.programs.training import Learner, uniform
+from circuits.programs.simplify import shorter
+from circuits.programs.tasks import Task
+from circuits.programs.training import Learner
 from interp.errors import Failed, WrongUse
 
 SIZES = [
@@ -37,7 +39,7 @@ def learner(name: str, longest: int, dtype=torch.float64, **changes) -> Learner:
     recipe = Recipe(**({"seeds": 3, "seed": 5, "closest": 3, "count": 2, "tables": 2, "count_tables": 1} | changes))
     made = Learner(tiny(name, longest), recipe, dtype)
     with torch.no_grad():  # votes that differ by more than their rounding
-        for part, tensor in split(made.parameters, made.shape.choices() | made.shape.weights()).items():
+        for part, tensor in split(made.parameters, made.shape.parameters()).items():
             if part.startswith("out"):
                 tensor.copy_((30 * tensor).round())
             if part in ("out.bias", "out.table"):
@@ -82,17 +84,19 @@ def test_the_relaxed_model_becomes_the_program(name, longest, changes, measured)
 
 
 @pytest.mark.check("programs seeds", formula="gradient of a seed among others - alone, float64", tolerance=1e-10)
-def test_seeds_do_not_mix(measured):
+def test_seeds_do_not_mix(measured, monkeypatch):
     """Loss and gradient of three seeds at once, and of each alone, at a step whose noise is not the first's."""
     together = learner("sort", 4)
     together.step = 7
     batch = together.task.encode(together.task.draw(np.random.default_rng(1), 20))
-    lost = together.loss(batch)
+    noise, lost = together.noise(), together.loss(batch)
     lost.sum().backward()
     far = 0.0
     for i in range(3):
-        alone = learner("sort", 4, seeds=1, seed=5 + i)
+        alone = learner("sort", 4, seeds=1)
         alone.step = 7
+        alone.parameters.data.copy_(together.parameters[i : i + 1])
+        monkeypatch.setattr(alone, "noise", lambda i=i: noise[i : i + 1])
         one = alone.loss(batch)
         one.sum().backward()
         far = max(
@@ -151,6 +155,8 @@ def test_printed_simplified_and_in_rasp_it_is_the_same(name, longest, changes, t
     batch = made.task.encode(bodies)
     expected, asked = program.run(batch.tokens, batch.real), batch.labels >= 0
     assert (small.program.run(batch.tokens, batch.real) == expected)[asked].all()
+    values = small.program.variables(batch.tokens, batch.real)
+    assert all((v[batch.real] >= 0).all() for v in values.values())  # what is said to occur nowhere is reached nowhere
     assert small.after["branches"] < small.before["branches"]
     for i, each in enumerate((program, small.program)):
         file = tmp_path / f"{i}.py"
@@ -278,34 +284,97 @@ def test_tasks_answer_as_the_papers_examples_do():
         batch = made.encode(made.draw(np.random.default_rng(0), 50))
         assert (batch.labels[~batch.real] == -1).all() and (batch.labels >= 0).any(1).all()
     lengths = [len(b) for b in TASKS["reverse"].draw(np.random.default_rng(0), 6000)]
-    assert min(np.bincount(lengths)[1:]) > 900
+    any_body = 5.0 ** np.arange(6) / sum(5**n for n in range(6))
+    assert np.bincount(lengths)[1:] / 6000 == pytest.approx(1 / 12 + any_body / 2, abs=0.02)
     brackets = TASKS["dyck2"].draw(np.random.default_rng(0), 200)
     ends = [TASKS["dyck2"].answer(b)[1::2] for b in brackets]
     assert sum("T" in e for e in ends) > 100 and all(len(b) == 15 for b in brackets)
 
 
-def test_noise_is_a_seeds_and_a_steps_own():
-    a, b = uniform(range(3, 6), 8, 1000, torch.float32), uniform(range(5, 6), 8, 1000, torch.float32)
-    assert torch.equal(a[2], b[0]) and not torch.equal(a[1], a[2])
-    assert not torch.equal(b, uniform(range(5, 6), 9, 1000, torch.float32))
-    g = gumbel(uniform(range(1), 0, 200_000, torch.float64))
-    assert float(g.mean()) == pytest.approx(0.5772, abs=0.01) and float(g.var()) == pytest.approx(
-        np.pi**2 / 6, rel=0.02
-    )
+def test_noise_is_a_steps_own():
+    """The same when asked again, another at another step, generation or seed; and Gumbel's."""
+    made = learner("reverse", 3, seeds=400, noise=1.0)
+    first = made.noise()
+    assert torch.equal(first, made.noise()) and not torch.equal(first[0], first[1])
+    for changes in ({"step": 1}, {"generation": 1}, {"recipe": replace(made.recipe, seed=6)}):
+        other = learner("reverse", 3, seeds=400, noise=1.0)
+        vars(other).update(changes)
+        assert not torch.equal(first, other.noise()), changes
+    assert float(first.mean()) == pytest.approx(0.5772, abs=0.01)
+    assert float(first.var()) == pytest.approx(np.pi**2 / 6, rel=0.02)
 
 
-def test_a_table_of_counts_draws_its_noise_once_an_entry():
+def test_a_third_of_heads_begins_to_seek_its_own_a_third_one_key_for_all():
+    made = learner("reverse", 3)
+    wanted = split(initial(made.shape, np.random.default_rng(0), 400), made.shape.parameters())["0.wanted"].argmax(-1)
+    own = (wanted == torch.arange(made.shape.size)).float().mean(-1)
+    one = (wanted == wanted.mode(-1, keepdim=True).values).float().mean(-1)
+    assert float((own > 0.6).float().mean()) == pytest.approx(1 / 3, abs=0.05)
+    assert float((one > 0.6).float().mean()) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_a_copy_differs_from_a_parent_in_a_step_or_two():
+    """Parents first, unchanged; whatever a copy has anew lies in one or two steps, and all steps are drawn by some copy."""
+    shape = learner("dyck1", 5).shape
+    parents = initial(shape, np.random.default_rng(0), 3)
+    made = redrawn(shape, parents, np.random.default_rng(1), 200)
+    assert torch.equal(made[:3], parents) and len(made) == 203
+    drawn = set()
+    for copy in made[3:]:
+        changed = {n: (p[0] != 0).flatten(1).any(1) for n, p in _parts(shape, _nearest(copy, parents)).items()}
+        steps = [i for i, rows in enumerate(shape.steps()) if any(bool(changed[n][row]) for n, row in rows)]
+        assert 1 <= len(steps) <= 2
+        rows = {place for i in steps for place in shape.steps()[i]}
+        assert {(n, int(r)) for n, where in changed.items() for r in where.nonzero()} <= rows
+        drawn.update(steps)
+    assert drawn == set(range(len(shape.steps())))
+
+
+def _nearest(copy, parents):
+    """The difference to the parent that most numbers are equal with."""
+    return (copy - parents)[(copy == parents).sum(1).argmax()][None]
+
+
+def _parts(shape, row):
+    return split(row, shape.parameters())
+
+
+def test_the_best_seeds_go_on_with_what_is_known_of_them():
+    """`keep` orders by mean loss and takes parameters and moments along; a generation begins from the kept."""
+    made = learner("sort", 3, seeds=12, steps=16, copies=5)
+    for _ in range(2):
+        made.update()
+    assert len(made.parameters) == 8  # of 12, at an eighth of the steps: a quarter, but at least 8
+    made.update()
+    loss, old = made.mean.clone(), made.parameters.detach().clone()
+    moments = {k: v.clone() for k, v in made.adam.state[made.parameters].items()}
+    made.keep(3)
+    order = loss.argsort()[:3]
+    assert torch.equal(made.parameters, old[order]) and torch.equal(made.mean, loss[order])
+    state = made.adam.state[made.parameters]
+    assert torch.equal(state["exp_avg"], moments["exp_avg"][order]) and state["step"] == 3
+    assert torch.equal(state["exp_avg_sq"], moments["exp_avg_sq"][order])
+    made.renew()
+    assert (made.generation, made.step, len(made.parameters)) == (1, 0, 8)
+    assert torch.equal(made.parameters[:3], old[order])
+    made.update()
+    assert float(made.mean.min()) > 0
+
+
+def test_a_table_of_counts_draws_its_values_once_an_entry():
     """Positions with the same counts get the same value in a step, whatever the noise; another step draws another table."""
     made = learner("histogram", 3, seeds=2, layers=1, count=1, tables=0)
     with torch.no_grad():
-        parts = split(made.parameters, made.shape.choices() | made.shape.weights())
+        parts = split(made.parameters, made.shape.parameters())
         parts["0.read"][:, 3], parts["0.read"][:, 7] = 0, 0  # query and key of the count: the tokens
         parts["0.read"][:, 3, 0], parts["0.read"][:, 7, 0] = 1e3, 1e3
         parts["0.wanted"][:, 3].copy_(1e3 * torch.eye(made.shape.size))
         parts["out.categorical"][:, : -made.shape.size] = 0
         parts["out.count"].zero_()
     batch, tokens, real = everything(made)
-    noise = [gumbel(uniform(made.seeds, step, made.drawn, torch.float64)) for step in (1, 2)]
+    noise = []
+    for made.step in (1, 2):
+        noise.append(made.noise())
     with torch.no_grad():
         first, second = (made.model(made.parameters, tokens, real, 1e-3, g) for g in noise)
     assert not torch.equal(first, second)
@@ -314,6 +383,26 @@ def test_a_table_of_counts_draws_its_noise_once_an_entry():
     for count in (1, 2, 3):
         same = first[:, full][:, many[full] == count]
         assert float((same - same[:, :1]).abs().max()) < 1e-9, count
+
+
+def test_a_branch_that_no_label_depends_on_is_made_like_the_others(tmp_path):
+    """`<s>` seeks itself and letters "a": nothing is asked at `<s>`, so it seeks "a" too, and the table says what it then reads."""
+    task = Task(
+        *("toy", "how many a so far", ("a", "b"), ("1", "2"), 3),
+        *(lambda body: [str(body[: i + 1].count("a")) for i in range(len(body))],),
+        causal=True,
+        kinds=(("a",), ("b",)),
+    )
+    head = Head("many", COUNT, "tokens", "tokens", "ones", (0, 1, 1, 0))
+    table = Table("told", "many", "ones", ((3,) * 5, (0,) * 5, (1,) * 5, (3,) * 5, (3,) * 5))
+    votes = {"told": ((1, 0), (0, 1), (0, 0), (0, 1))}
+    program = Program("toy", task.vocabulary, task.labels, 4, 4, True, (head, table), votes, (0, 0))
+    batch = task.encode(list(task.everything()))
+    small = shorter(program, batch)
+    assert small.steps[0].wanted[:3] == (1, 1, 1)
+    assert all((v[batch.real] >= 0).all() for v in small.variables(batch.tokens, batch.real).values())
+    (tmp_path / "toy.py").write_text(printed(small, task.about), encoding="utf-8")
+    assert measure(tmp_path / "toy.py", task).whole == 1
 
 
 def test_a_label_of_one_count_is_looked_up(tmp_path):
@@ -368,5 +457,5 @@ def test_one_layer_without_counts_or_tables():
         other[~batch.real] = 3
         changed = made.model(made.parameters, torch.from_numpy(other), torch.from_numpy(batch.real))
     assert torch.equal(long[:, batch.real], changed[:, batch.real])
-    assert total(made.shape.noise()) == total(made.shape.choices())
+    assert total(made.shape.parameters()) == made.parameters.shape[1]
     assert isinstance(made.model, Relaxed) and len(list(itertools.chain(made.program(0).steps))) == 3

@@ -27,41 +27,55 @@ from tests.programs.test_programs import tiny
 from tests.spoken import spoken
 
 RUNNER = CliRunner()
-SMALL = Recipe(seeds=2, steps=40, batch=16, layers=1, seed=3)
+SMALL = Recipe(seeds=12, copies=4, generations=2, steps=40, batch=16, layers=1, seed=3)
 told, refused = spoken(app)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+@pytest.fixture
+def small(monkeypatch):
     monkeypatch.setattr(module, "SAVE_EVERY", 10)
     monkeypatch.setattr(module, "CHECKED", 50)
     monkeypatch.setattr(readout, "STEPS", 10)
-    task = tiny("histogram", 3)
-    whole = train(task, tmp_path / "whole", SMALL)
+    return tiny("histogram", 3)
+
+
+def test_a_run_tells_of_the_best_seeds(small, tmp_path):
+    """Whenever others are left behind, and at the end of each generation."""
+    whole = train(small, tmp_path / "whole", SMALL)
+    assert train(small, tmp_path / "whole", SMALL, resume=True) == whole
+    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ends = [(r["generation"], r["step"], r["seeds"]) for r in rows if r["place"] == "0"]
+    assert ends == [("0", s, "8") for s in ("5", "15", "30", "40")] + [("1", s, "8") for s in ("5", "15", "30", "40")]
+    assert float(rows[-1]["temperature"]) == pytest.approx(SMALL.cold, abs=1e-3)
+    with pytest.raises(WrongUse, match=r"lr 0\.05, not 0\.1"):
+        train(small, tmp_path / "whole", Recipe(**(vars(SMALL) | {"lr": 0.1})), resume=True)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(small, tmp_path, monkeypatch):
+    """Stopped three times: before seeds are left behind, at the beginning of the second generation, and within it."""
+    whole = train(small, tmp_path / "whole", SMALL)
     update, steps = module.Learner.update, []
 
     def killed(learner):
-        steps.append(learner.step)
-        if len(steps) == 27:
+        steps.append((learner.generation, learner.step))
+        if steps.count(steps[-1]) == 1 and steps[-1] in ((0, 26), (1, 1), (1, 26)):
             raise KeyboardInterrupt
         return update(learner)
 
     monkeypatch.setattr(module.Learner, "update", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(task, tmp_path / "cut", SMALL)
-    assert not (tmp_path / "cut" / "program.json").exists()
-    with pytest.raises(WrongUse, match="add --resume"):
-        train(task, tmp_path / "cut", SMALL)
-    assert train(task, tmp_path / "cut", SMALL, resume=True) == whole
-    assert steps[26:29] == [26, 20, 21]
+    cut = tmp_path / "cut"
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            train(small, cut, SMALL, resume=bool(steps))
+        assert not (cut / "program.json").exists()
+        with pytest.raises(WrongUse, match="add --resume"):
+            train(small, cut, SMALL)
+    assert train(small, cut, SMALL, resume=True) == whole
+    assert [steps[steps.index(stop) + 1] for stop in ((0, 26), (1, 1), (1, 26))] == [(0, 20), (1, 0), (1, 20)]
     for name in ("program.json", "metrics.csv", "recipe.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert not (tmp_path / "cut" / "state.safetensors").exists()
-    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["10", "20", "30", "40"]
-    assert float(rows[-1]["temperature"]) == pytest.approx(SMALL.cold, abs=1e-3)
-    with pytest.raises(WrongUse, match=r"lr 0\.05, not 0\.1"):
-        train(task, tmp_path / "whole", Recipe(**(vars(SMALL) | {"lr": 0.1})), resume=True)
+        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert {f.name for f in cut.iterdir()} == {"program.json", "metrics.csv", "recipe.json"}
 
 
 def test_a_readout_that_can_be_right_becomes_right():
@@ -88,7 +102,7 @@ def test_a_damaged_state_is_named(tmp_path):
 
 def test_the_command_trains_prints_and_runs(tmp_path):
     """`histogram` for a few steps: the files it leaves, the same bytes again, and all that can be asked of them."""
-    small = ["--seeds", 2, "--steps", 3, "--batch", 8, "--layers", 1, "--closest", 1, "--count", 1, "--readable"]
+    small = ["--seeds", 2, "--generations", 1, "--steps", 3, "--batch", 8, "--layers", 1, "--count", 1, "--readable"]
     made = told("train", "reverse", "-o", tmp_path / "a", *small)
     assert made["inputs"] == 19_530 and made["every"] and 0 <= made["tokens"] <= 1
     assert set(made["by_length"]) == set("123456")

@@ -33,150 +33,185 @@ def count(wanted, keys, values):
     return found
 
 
-def closest_0_0_seeks(tokens):
+def count_0_0_seeks(tokens):
     """Which tokens a position with these tokens looks for."""
-    if tokens == "<s>":
-        return None
     return ")"
 
 
 def count_0_1_seeks(tokens):
     """Which tokens a position with these tokens looks for."""
-    if tokens == "<s>":
-        return None
-    return ")"
+    if tokens == ")":
+        return "("
+    return tokens
 
 
-def count_0_2_seeks(positions):
-    """Which tokens a position with these positions looks for."""
-    if positions in (0, 9, 10, 11, 12, 13, 14, 15):
-        return None
-    return ")"
-
-
-def table_0_0_is(count_0_2, count_0_1):
-    return 10
-
-
-def table_0_1_is(count_0_1):
-    return 11
+def table_0_0_is(count_0_1, count_0_0):
+    if count_0_0 == 6:
+        if count_0_1 == 6:
+            return 4
+        if count_0_1 == 7:
+            return 0
+        if count_0_1 in (8, 9):
+            return 1
+        return 6
+    if count_0_0 == 8:
+        if count_0_1 == 0:
+            return 7
+        return 6
+    if count_0_0 == 10:
+        if count_0_1 == 1:
+            return 7
+        return 6
+    if count_0_0 == 0:
+        if count_0_1 == 1:
+            return 8
+        if count_0_1 in (2, 5):
+            return 0
+        if count_0_1 == 3:
+            return 2
+        if count_0_1 in (4, 7):
+            return 1
+        if count_0_1 == 9:
+            return 15
+        if count_0_1 == 11:
+            return 10
+        return 6
+    if count_0_0 in (1, 15):
+        if count_0_1 in (0, 14):
+            return 6
+        if count_0_1 == 1:
+            return 15
+        if count_0_1 in (6, 12):
+            return 2
+        if count_0_1 == 8:
+            return 11
+        if count_0_1 == 9:
+            return 14
+        if count_0_1 == 10:
+            return 4
+        if count_0_1 == 11:
+            return 9
+        if count_0_1 in (2, 3, 13):
+            return 0
+        return 1
+    if count_0_0 in (2, 14):
+        if count_0_1 in (0, 1):
+            return 6
+        if count_0_1 == 2:
+            return 4
+        if count_0_1 == 3:
+            return 0
+        if count_0_1 == 4:
+            return 1
+        if count_0_1 == 10:
+            return 3
+        if count_0_1 == 11:
+            return 9
+        return 12
+    if count_0_0 in (3, 13):
+        if count_0_1 == 3:
+            return 4
+        if count_0_1 in (4, 5):
+            return 1
+        if count_0_1 == 6:
+            return 14
+        if count_0_1 == 10:
+            return 13
+        if count_0_1 in (11, 12):
+            return 9
+        if count_0_1 in (0, 1, 2):
+            return 6
+        return 12
+    if count_0_0 in (4, 12):
+        if count_0_1 in (4, 11):
+            return 4
+        if count_0_1 in (5, 7):
+            return 14
+        if count_0_1 == 6:
+            return 0
+        if count_0_1 in (8, 9):
+            return 12
+        if count_0_1 == 10:
+            return 1
+        return 6
+    if count_0_0 in (5, 11):
+        if count_0_1 == 5:
+            return 4
+        if count_0_1 == 6:
+            return 14
+        if count_0_1 == 7:
+            return 0
+        if count_0_1 in (8, 9, 10):
+            return 12
+        return 6
+    if count_0_1 == 7:
+        return 15
+    if count_0_1 == 8:
+        return 0
+    return 6
 
 
 def closest_1_0_seeks(table_0_0):
-    """Which closest_0_0 a position with these table_0_0 looks for."""
-    return 2
+    """Which table_0_0 a position with these table_0_0 looks for."""
+    return 6
 
 
-def count_1_0_seeks(closest_0_0):
-    """Which positions a position with these closest_0_0 looks for."""
-    if closest_0_0 == 3:
-        return 2
-    if closest_0_0 in (4, 10, 15):
-        return 5
-    if closest_0_0 == 5:
-        return 4
-    if closest_0_0 == 7:
-        return 6
-    if closest_0_0 == 9:
-        return 12
-    if closest_0_0 == 11:
-        return 7
-    if closest_0_0 == 13:
-        return 9
-    if closest_0_0 == 14:
-        return 15
-    return 3
+def count_1_1_seeks(table_0_0):
+    """Which table_0_0 a position with these table_0_0 looks for."""
+    return 6
 
 
-def count_1_1_seeks(table_0_1):
-    """Which closest_0_0 a position with these table_0_1 looks for."""
-    return 1
-
-
-def count_1_2_seeks(closest_0_0):
-    """Which tokens a position with these closest_0_0 looks for."""
-    if closest_0_0 in (3, 5, 9):
-        return ")"
-    return None
-
-
-TOKENS_VOTES = {
-    "<s>": [1, 9, 9],
-    "(": [-379, 137, 19],
-    ")": [214, 105, -201],
-}
-POSITIONS_VOTES = {
-    0: [-6, 7, 5],
-    1: [-179, -342, 448],
-    2: [569, -827, 41],
-    3: [-578, -3, 238],
-    4: [480, -160, -262],
-    5: [-564, 371, -155],
-    6: [186, 225, -374],
-    7: [-812, 551, -299],
-    8: [-75, 553, -409],
-    9: [-421, 68, 67],
-    10: [207, -41, -123],
-    11: [-618, 187, 10],
-    12: [92, 95, -130],
-    13: [-741, 270, -72],
-    14: [-60, 235, -112],
-    15: [-683, 314, -120],
-}
-CLOSEST_0_0_VOTES = {
-    0: [-91, 38, 7],
-    1: [-464, -541, 592],
-    2: [-135, -69, 158],
-    3: [-347, -249, 367],
-    4: [-185, 70, 8],
-    5: [-20, 299, -219],
-    6: [-171, 19, 58],
-    7: [-83, 146, -67],
-    8: [-49, 57, -32],
-    9: [103, 329, -314],
-    10: [194, 306, -304],
-    11: [292, 381, -434],
-    12: [340, 250, -295],
-    13: [166, 104, -164],
-    14: [-147, 290, -233],
-    15: [-192, 524, -407],
+TABLE_0_0_VOTES = {
+    0: [-910, 423, -101],
+    1: [-1144, 365, -36],
+    2: [-99, 126, -82],
+    3: [77, -31, 13],
+    4: [775, -878, 8],
+    5: [159, -147, 6],
+    6: [134, -385, 108],
+    7: [-213, -71, 149],
+    8: [-173, 309, -224],
+    9: [-101, 6, 57],
+    10: [381, -280, 58],
+    11: [-65, 56, 13],
+    12: [-873, 131, 14],
+    13: [45, -138, 90],
+    14: [-129, 144, -86],
+    15: [582, -493, -1],
 }
 CLOSEST_1_0_VOTES = {
-    "<s>": [-41, 134, -92],
-    "(": [-31, 210, -174],
-    ")": [-48, 86, -27],
+    0: [202, 308, -409],
+    1: [-1139, -1078, 1348],
+    2: [-27, 25, 16],
+    3: [-941, -853, 1048],
+    4: [-16, -20, 60],
+    5: [-734, -461, 567],
+    6: [193, 51, -91],
+    7: [-503, -385, 527],
+    8: [194, 136, -191],
+    9: [-449, -362, 467],
+    10: [203, 110, -161],
+    11: [-267, -217, 323],
+    12: [224, 126, -208],
+    13: [-129, -67, 85],
+    14: [172, 255, -291],
+    15: [-441, 182, -112],
 }
-COUNT_0_1_VOTES = [28, -227, 213]
-COUNT_0_2_VOTES = [170, -199, 129]
-COUNT_1_0_VOTES = [-88, -156, 172]
-COUNT_1_1_VOTES = [-168, -222, 241]
-COUNT_1_2_VOTES = [-16, -55, 84]
-BIAS = [-311, 1016, -773]
+COUNT_0_0_VOTES = [118, -147, 5]
+COUNT_0_1_VOTES = [-172, 103, -33]
+COUNT_1_1_VOTES = [-185, -236, 262]
+BIAS = [-80, 17, -57]
 
 
-def label(
-    tokens,
-    positions,
-    closest_0_0,
-    closest_1_0,
-    count_0_1,
-    count_0_2,
-    count_1_0,
-    count_1_1,
-    count_1_2,
-):
+def label(table_0_0, closest_1_0, count_0_0, count_0_1, count_1_1):
     """The label with most votes; of equals the first."""
     votes = list(BIAS)
     for i in range(len(LABELS)):
-        votes[i] += TOKENS_VOTES[tokens][i]
-        votes[i] += POSITIONS_VOTES[positions][i]
-        votes[i] += CLOSEST_0_0_VOTES[closest_0_0][i]
+        votes[i] += TABLE_0_0_VOTES[table_0_0][i]
         votes[i] += CLOSEST_1_0_VOTES[closest_1_0][i]
+        votes[i] += count_0_0 * COUNT_0_0_VOTES[i]
         votes[i] += count_0_1 * COUNT_0_1_VOTES[i]
-        votes[i] += count_0_2 * COUNT_0_2_VOTES[i]
-        votes[i] += count_1_0 * COUNT_1_0_VOTES[i]
         votes[i] += count_1_1 * COUNT_1_1_VOTES[i]
-        votes[i] += count_1_2 * COUNT_1_2_VOTES[i]
     return LABELS[votes.index(max(votes))]
 
 
@@ -185,35 +220,17 @@ def run(body):
     tokens = ["<s>", *body]
     positions = list(range(len(tokens)))
     ones = [1] * len(tokens)
-    wanted = [closest_0_0_seeks(x) for x in tokens]
-    closest_0_0 = closest(wanted, tokens, positions)
+    wanted = [count_0_0_seeks(x) for x in tokens]
+    count_0_0 = count(wanted, tokens, ones)
     wanted = [count_0_1_seeks(x) for x in tokens]
     count_0_1 = count(wanted, tokens, ones)
-    wanted = [count_0_2_seeks(x) for x in positions]
-    count_0_2 = count(wanted, tokens, ones)
-    pairs = zip(count_0_2, count_0_1, strict=True)
+    pairs = zip(count_0_1, count_0_0, strict=True)
     table_0_0 = [table_0_0_is(a, b) for a, b in pairs]
-    table_0_1 = [table_0_1_is(x) for x in count_0_1]
     wanted = [closest_1_0_seeks(x) for x in table_0_0]
-    closest_1_0 = closest(wanted, closest_0_0, tokens)
-    wanted = [count_1_0_seeks(x) for x in closest_0_0]
-    count_1_0 = count(wanted, positions, count_0_2)
-    wanted = [count_1_1_seeks(x) for x in table_0_1]
-    count_1_1 = count(wanted, closest_0_0, count_0_1)
-    wanted = [count_1_2_seeks(x) for x in closest_0_0]
-    count_1_2 = count(wanted, tokens, count_0_2)
-    rows = zip(
-        tokens,
-        positions,
-        closest_0_0,
-        closest_1_0,
-        count_0_1,
-        count_0_2,
-        count_1_0,
-        count_1_1,
-        count_1_2,
-        strict=True,
-    )
+    closest_1_0 = closest(wanted, table_0_0, positions)
+    wanted = [count_1_1_seeks(x) for x in table_0_0]
+    count_1_1 = count(wanted, table_0_0, count_0_0)
+    rows = zip(table_0_0, closest_1_0, count_0_0, count_0_1, count_1_1, strict=True)
     labels = [label(*row) for row in rows]
     return labels[1:]
 
