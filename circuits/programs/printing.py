@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from circuits.programs.program import COUNT, NEVER, ONES, TOKENS, Head, Program,
 from circuits.programs.tasks import END, UNKNOWN
 
 WIDTH = 88
+LONG = 50  # lines of branches, above which a table is written as one
 
 CLOSEST_CODE = '''def closest(wanted, keys, values):
     """At each position the value at the nearest other one whose key is the wanted one.
@@ -176,15 +178,28 @@ def _table(program: Program, step: Table) -> str:
     }
     if step.first == step.second:
         values = {first[i]: v for (i, j), v in cells.items() if i == j}
-        return "\n".join([f"def {step.name}_is({step.first}):", *_branches(step.first, values, "    ")])
+        says = f'    """What it says of {step.first}."""'
+        return "\n".join([f"def {step.name}_is({step.first}):", says, *_branches(step.first, values, "    ")])
     rows: dict[Any, dict[Any, int]] = {}
     columns: dict[Any, dict[Any, int]] = {}
     for (i, j), v in cells.items():
         rows.setdefault(first[i], {})[second[j]] = v
         columns.setdefault(second[j], {})[first[i]] = v
     names = list(step.reads)
-    written = [_nested(names, rows, "    "), _nested(names[::-1], columns, "    ")]
-    return "\n".join([f"def {step.name}_is({', '.join(names)}):", *min(written, key=len)])
+    written = min(_nested(names, rows, "    "), _nested(names[::-1], columns, "    "), key=len)
+    top = [f"def {step.name}_is({', '.join(names)}):", f'    """What it says of {names[0]} and {names[1]}."""']
+    if len(written) <= LONG:
+        return "\n".join([*top, *written])
+    default = Counter(cells.values()).most_common(1)[0][0]
+    lines = [f"{step.name.upper()} = {{"]
+    for value, row in rows.items():
+        entries = [row.get(other, default) for other in second]
+        if isinstance(second[0], str):
+            items = [f"{_text(other)}: {v}" for other, v in zip(second, entries, strict=True)]
+            lines += _spread(f"{_text(value)}: ", "{}", items, ",", "    ")
+        else:
+            lines += _spread(f"{_text(value)}: ", "[]", map(str, entries), ",", "    ")
+    return "\n".join([*lines, "}", "", "", *top, f"    return {step.name.upper()}[{names[0]}][{names[1]}]"])
 
 
 # ---------------------------------------------------------------- the label
@@ -263,14 +278,18 @@ def _step(program: Program, step: Step) -> list[str]:
         kinds = step.name.upper()
         return [f"    {step.name} = [{kinds}.get(token, {kinds}[{_text(UNKNOWN)}]) for token in tokens]"]
     if isinstance(step, Head):
-        wanted = f"wanted = [{step.name}_seeks(x) for x in {step.query}]"
-        return [f"    {wanted}", f"    {step.name} = {step.kind}(wanted, {step.key}, {step.value})"]
+        wanted = f"[{step.name}_seeks(x) for x in {step.query}]"
+        whole = f"    {step.name} = {step.kind}({wanted}, {step.key}, {step.value})"
+        if len(whole) <= WIDTH:
+            return [whole]
+        return [f"    wanted = {wanted}", f"    {step.name} = {step.kind}(wanted, {step.key}, {step.value})"]
     names = [_read(program, name) for name in step.reads]
     if step.first == step.second:
         return [f"    {step.name} = [{step.name}_is({names[0].replace(step.first, 'x')}) for x in {step.first}]"]
     call = f"{step.name}_is({names[0].replace(step.first, 'a')}, {names[1].replace(step.second, 'b')})"
-    pairs = f"    pairs = zip({step.first}, {step.second}, strict=True)"
-    return [pairs, f"    {step.name} = [{call} for a, b in pairs]"]
+    pairs = f"zip({step.first}, {step.second}, strict=True)"
+    whole = f"    {step.name} = [{call} for a, b in {pairs}]"
+    return [whole] if len(whole) <= WIDTH else [f"    pairs = {pairs}", f"    {step.name} = [{call} for a, b in pairs]"]
 
 
 def _read(program: Program, name: str) -> str:

@@ -18,7 +18,7 @@ RECIPES = {
     "double_histogram": Recipe(seeds=2048, generations=12, closest=1, count=1, tables=0, readable=True),
     "most_frequent": Recipe(generations=20, closest=4, count=3, cold=0.03),
     "dyck1": Recipe(generations=8, batch=8, cold=0.03, closest=1, tables=0),
-    "dyck2": Recipe(generations=24, batch=8, cold=0.03, closest=1, count=4, count_tables=2),
+    "dyck2": Recipe(generations=14, batch=8, cold=0.03, closest=1, count=4, count_tables=2),
     "induction": Recipe(seeds=64, closest=2, count=0, tables=0, count_tables=0),
     "tagging": Recipe(seeds=2, generations=1, steps=1000, layers=1, count=0, count_tables=0, words=3, kinds=33),
     "classification": Recipe(seeds=2, generations=1, layers=1, words=2, kinds=33),

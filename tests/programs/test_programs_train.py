@@ -27,7 +27,7 @@ from tests.programs.test_programs import tiny
 from tests.spoken import spoken
 
 RUNNER = CliRunner()
-SMALL = Recipe(seeds=12, copies=4, generations=2, steps=40, batch=16, layers=1, seed=3)
+SMALL = Recipe(readable=True, seeds=12, copies=4, generations=2, steps=40, batch=16, layers=1, seed=3)
 told, refused = spoken(app)
 
 

@@ -24,22 +24,30 @@ def count_0_0_seeks(tokens):
 
 
 def table_0_0_is(count_0_0, ones):
+    """What it says of count_0_0 and ones."""
     if count_0_0 == 2:
         return 0
-    if count_0_0 in (1, 6):
-        return 1
+    if count_0_0 == 4:
+        return 4
     if count_0_0 in (3, 5):
         return 5
-    return 4
+    return 1
 
 
 def count_1_0_seeks(table_0_0):
     """Which table_0_0 a position with these table_0_0 looks for."""
+    if table_0_0 == 4:
+        return 0
     return table_0_0
 
 
 def table_1_0_is(count_0_0, count_1_0):
-    if count_0_0 == 1:
+    """What it says of count_0_0 and count_1_0."""
+    if count_0_0 == 3:
+        if count_1_0 == 3:
+            return 1
+        return 7
+    if count_0_0 in (1, 4, 7):
         if count_1_0 == 3:
             return 6
         if count_1_0 == 4:
@@ -50,10 +58,6 @@ def table_1_0_is(count_0_0, count_1_0):
             return 4
         if count_1_0 == 7:
             return 3
-        return 1
-    if count_0_0 in (3, 4):
-        if count_1_0 == 6:
-            return 7
         return 1
     if count_1_0 == 4:
         return 7
@@ -81,14 +85,10 @@ def run(body):
     """The label of each token of the body."""
     tokens = ["<s>", *body]
     ones = [1] * len(tokens)
-    wanted = [count_0_0_seeks(x) for x in tokens]
-    count_0_0 = count(wanted, tokens, ones)
-    pairs = zip(count_0_0, ones, strict=True)
-    table_0_0 = [table_0_0_is(a, b) for a, b in pairs]
-    wanted = [count_1_0_seeks(x) for x in table_0_0]
-    count_1_0 = count(wanted, table_0_0, ones)
-    pairs = zip(count_0_0, count_1_0, strict=True)
-    table_1_0 = [table_1_0_is(a, b) for a, b in pairs]
+    count_0_0 = count([count_0_0_seeks(x) for x in tokens], tokens, ones)
+    table_0_0 = [table_0_0_is(a, b) for a, b in zip(count_0_0, ones, strict=True)]
+    count_1_0 = count([count_1_0_seeks(x) for x in table_0_0], table_0_0, ones)
+    table_1_0 = [table_1_0_is(a, b) for a, b in zip(count_0_0, count_1_0, strict=True)]
     labels = [label(x) for x in table_1_0]
     return labels[1:]
 

@@ -45,110 +45,29 @@ def count_0_1_seeks(tokens):
     return tokens
 
 
+TABLE_0_0 = {
+    0: [6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 6, 6, 6],
+    1: [8, 15, 6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 6],
+    2: [0, 0, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    3: [2, 0, 0, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    4: [1, 1, 1, 1, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    5: [0, 1, 12, 1, 14, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    6: [6, 2, 12, 14, 0, 14, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    7: [1, 1, 12, 12, 14, 0, 0, 15, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    8: [6, 11, 12, 12, 12, 12, 1, 0, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    9: [15, 14, 12, 12, 12, 12, 1, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    10: [6, 4, 3, 13, 1, 12, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    11: [10, 9, 9, 9, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    12: [6, 2, 12, 9, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    13: [6, 0, 12, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    14: [6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+    15: [6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6],
+}
+
+
 def table_0_0_is(count_0_1, count_0_0):
-    if count_0_0 == 6:
-        if count_0_1 == 6:
-            return 4
-        if count_0_1 == 7:
-            return 0
-        if count_0_1 in (8, 9):
-            return 1
-        return 6
-    if count_0_0 == 8:
-        if count_0_1 == 0:
-            return 7
-        return 6
-    if count_0_0 == 10:
-        if count_0_1 == 1:
-            return 7
-        return 6
-    if count_0_0 == 0:
-        if count_0_1 == 1:
-            return 8
-        if count_0_1 in (2, 5):
-            return 0
-        if count_0_1 == 3:
-            return 2
-        if count_0_1 in (4, 7):
-            return 1
-        if count_0_1 == 9:
-            return 15
-        if count_0_1 == 11:
-            return 10
-        return 6
-    if count_0_0 in (1, 15):
-        if count_0_1 in (0, 14):
-            return 6
-        if count_0_1 == 1:
-            return 15
-        if count_0_1 in (6, 12):
-            return 2
-        if count_0_1 == 8:
-            return 11
-        if count_0_1 == 9:
-            return 14
-        if count_0_1 == 10:
-            return 4
-        if count_0_1 == 11:
-            return 9
-        if count_0_1 in (2, 3, 13):
-            return 0
-        return 1
-    if count_0_0 in (2, 14):
-        if count_0_1 in (0, 1):
-            return 6
-        if count_0_1 == 2:
-            return 4
-        if count_0_1 == 3:
-            return 0
-        if count_0_1 == 4:
-            return 1
-        if count_0_1 == 10:
-            return 3
-        if count_0_1 == 11:
-            return 9
-        return 12
-    if count_0_0 in (3, 13):
-        if count_0_1 == 3:
-            return 4
-        if count_0_1 in (4, 5):
-            return 1
-        if count_0_1 == 6:
-            return 14
-        if count_0_1 == 10:
-            return 13
-        if count_0_1 in (11, 12):
-            return 9
-        if count_0_1 in (0, 1, 2):
-            return 6
-        return 12
-    if count_0_0 in (4, 12):
-        if count_0_1 in (4, 11):
-            return 4
-        if count_0_1 in (5, 7):
-            return 14
-        if count_0_1 == 6:
-            return 0
-        if count_0_1 in (8, 9):
-            return 12
-        if count_0_1 == 10:
-            return 1
-        return 6
-    if count_0_0 in (5, 11):
-        if count_0_1 == 5:
-            return 4
-        if count_0_1 == 6:
-            return 14
-        if count_0_1 == 7:
-            return 0
-        if count_0_1 in (8, 9, 10):
-            return 12
-        return 6
-    if count_0_1 == 7:
-        return 15
-    if count_0_1 == 8:
-        return 0
-    return 6
+    """What it says of count_0_1 and count_0_0."""
+    return TABLE_0_0[count_0_1][count_0_0]
 
 
 def closest_1_0_seeks(table_0_0):
@@ -220,16 +139,12 @@ def run(body):
     tokens = ["<s>", *body]
     positions = list(range(len(tokens)))
     ones = [1] * len(tokens)
-    wanted = [count_0_0_seeks(x) for x in tokens]
-    count_0_0 = count(wanted, tokens, ones)
-    wanted = [count_0_1_seeks(x) for x in tokens]
-    count_0_1 = count(wanted, tokens, ones)
-    pairs = zip(count_0_1, count_0_0, strict=True)
-    table_0_0 = [table_0_0_is(a, b) for a, b in pairs]
+    count_0_0 = count([count_0_0_seeks(x) for x in tokens], tokens, ones)
+    count_0_1 = count([count_0_1_seeks(x) for x in tokens], tokens, ones)
+    table_0_0 = [table_0_0_is(a, b) for a, b in zip(count_0_1, count_0_0, strict=True)]
     wanted = [closest_1_0_seeks(x) for x in table_0_0]
     closest_1_0 = closest(wanted, table_0_0, positions)
-    wanted = [count_1_1_seeks(x) for x in table_0_0]
-    count_1_1 = count(wanted, table_0_0, count_0_0)
+    count_1_1 = count([count_1_1_seeks(x) for x in table_0_0], table_0_0, count_0_0)
     rows = zip(table_0_0, closest_1_0, count_0_0, count_0_1, count_1_1, strict=True)
     labels = [label(*row) for row in rows]
     return labels[1:]

@@ -46,8 +46,7 @@ def run(body):
     """The label of each token of the body."""
     tokens = ["<s>", *body]
     ones = [1] * len(tokens)
-    wanted = [count_0_0_seeks(x) for x in tokens]
-    count_0_0 = count(wanted, tokens, ones)
+    count_0_0 = count([count_0_0_seeks(x) for x in tokens], tokens, ones)
     labels = [label(x) for x in count_0_0]
     return labels[1:]
 

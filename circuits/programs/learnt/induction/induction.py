@@ -96,8 +96,7 @@ def run(body):
     """The label of each token of the body."""
     tokens = ["<s>", *body]
     positions = list(range(len(tokens)))
-    wanted = [closest_0_0_seeks(x) for x in tokens]
-    closest_0_0 = closest(wanted, tokens, positions)
+    closest_0_0 = closest([closest_0_0_seeks(x) for x in tokens], tokens, positions)
     wanted = [closest_1_0_seeks(x) for x in closest_0_0]
     closest_1_0 = closest(wanted, positions, tokens)
     rows = zip(positions, closest_0_0, closest_1_0, strict=True)

@@ -29,6 +29,7 @@ def closest_0_0_seeks(tokens):
 
 
 def table_0_0_is(closest_0_0, positions):
+    """What it says of closest_0_0 and positions."""
     if positions == 1:
         if closest_0_0 == 5:
             return 1
@@ -90,12 +91,10 @@ def run(body):
     """The label of each token of the body."""
     tokens = ["<s>", *body, "</s>"]
     positions = list(range(len(tokens)))
-    wanted = [closest_0_0_seeks(x) for x in tokens]
-    closest_0_0 = closest(wanted, tokens, positions)
+    closest_0_0 = closest([closest_0_0_seeks(x) for x in tokens], tokens, positions)
     pairs = zip(closest_0_0, positions, strict=True)
     table_0_0 = [table_0_0_is(a, b) for a, b in pairs]
-    wanted = [closest_1_0_seeks(x) for x in table_0_0]
-    closest_1_0 = closest(wanted, positions, tokens)
+    closest_1_0 = closest([closest_1_0_seeks(x) for x in table_0_0], positions, tokens)
     labels = [label(x) for x in closest_1_0]
     return labels[1:-1]
 

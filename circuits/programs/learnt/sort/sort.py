@@ -72,14 +72,10 @@ def run(body):
     tokens = ["<s>", *body, "</s>"]
     positions = list(range(len(tokens)))
     ones = [1] * len(tokens)
-    wanted = [count_0_0_seeks(x) for x in positions]
-    count_0_0 = count(wanted, tokens, ones)
-    wanted = [count_0_1_seeks(x) for x in tokens]
-    count_0_1 = count(wanted, tokens, ones)
-    wanted = [count_0_3_seeks(x) for x in tokens]
-    count_0_3 = count(wanted, tokens, ones)
-    wanted = [count_0_4_seeks(x) for x in positions]
-    count_0_4 = count(wanted, tokens, ones)
+    count_0_0 = count([count_0_0_seeks(x) for x in positions], tokens, ones)
+    count_0_1 = count([count_0_1_seeks(x) for x in tokens], tokens, ones)
+    count_0_3 = count([count_0_3_seeks(x) for x in tokens], tokens, ones)
+    count_0_4 = count([count_0_4_seeks(x) for x in positions], tokens, ones)
     rows = zip(positions, count_0_0, count_0_1, count_0_3, count_0_4, strict=True)
     labels = [label(*row) for row in rows]
     return labels[1:-1]
