@@ -49,9 +49,6 @@ def train(
     count: Annotated[int | None, _setting("heads a layer that count matches")] = None,
     tables: Annotated[int | None, _setting("tables a layer of two values")] = None,
     count_tables: Annotated[int | None, _setting("tables a layer of two counts")] = None,
-    counts_vote: Annotated[
-        bool | None, typer.Option("--counts-vote/--counts-read", help="counts have votes, or are read by tables alone")
-    ] = None,
     readable: Annotated[
         bool | None, typer.Option("--readable/--votes", help="read the label from one variable, or let all vote")
     ] = None,
@@ -65,7 +62,7 @@ def train(
     given = {"seed": seed, "seeds": seeds, "steps": steps, "batch": batch, "lr": lr, "hot": hot, "cold": cold}
     given |= {"noise": noise, "generations": generations, "copies": copies}
     given |= {"layers": layers, "closest": closest, "count": count, "tables": tables, "count_tables": count_tables}
-    given |= {"counts_vote": counts_vote, "readable": readable, "words": words, "kinds": kinds}
+    given |= {"readable": readable, "words": words, "kinds": kinds}
     from circuits.programs import measure, simplify
     from circuits.programs import train as trained
     from circuits.programs.recipes import recipe

@@ -64,7 +64,6 @@ class Shape:
     words: int = 0
     """variables that sort the tokens into kinds; 0: tokens are told apart"""
     kinds: int = 0
-    counts_vote: bool = True
 
     @property
     def size(self) -> int:
@@ -112,7 +111,7 @@ class Shape:
             return {"out.table": (self.size, self.labels)}
         found = {
             "out.categorical": (len(self.categorical(self.layers)) * self.size, self.labels),
-            "out.count": (len(self.counts(self.layers)) * self.counts_vote, self.labels),
+            "out.count": (len(self.counts(self.layers)), self.labels),
             "out.bias": (1, self.labels),
         }
         return {k: v for k, v in found.items() if math.prod(v)}
@@ -241,8 +240,7 @@ class Relaxed:
             return (read @ p["out.table"]).view(seeds, batch, n, -1)
         wide = x.transpose(1, 2).flatten(2)
         logits = p["out.bias"] + wide @ p["out.categorical"]
-        if shape.counts_vote:
-            logits = logits + torch.cat(numbers, 1).transpose(1, 2) @ p["out.count"]
+        logits = logits + torch.cat(numbers, 1).transpose(1, 2) @ p["out.count"]
         return logits.view(seeds, batch, n, -1)
 
     def _heads(self, i, choice, stream, numbers, seen, hard):  # type: ignore[no-untyped-def]
@@ -341,9 +339,8 @@ class Relaxed:
             return {names[int(p["out.read"].argmax())]: tuple(map(tuple, rows))}, (0,) * shape.labels
         wide = (p["out.categorical"] * VOTE).round().long().view(len(names), shape.size, shape.labels).tolist()
         votes = {name: tuple(map(tuple, rows)) for name, rows in zip(names, wide, strict=True)}
-        if shape.counts_vote:
-            high = (p["out.count"] * VOTE).round().long().tolist()
-            votes |= {name: (tuple(row),) for name, row in zip(counts, high, strict=True)}
+        high = (p["out.count"] * VOTE).round().long().tolist()
+        votes |= {name: (tuple(row),) for name, row in zip(counts, high, strict=True)}
         return votes, tuple((p["out.bias"][0] * VOTE).round().long().tolist())
 
 

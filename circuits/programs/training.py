@@ -75,8 +75,6 @@ class Recipe:
     """variables that sort tokens into kinds, each anew; 0: tokens are told apart"""
     kinds: int = 0
     """how many kinds; at least as many as there are positions"""
-    counts_vote: bool = True
-    """counts have votes beside the categorical variables; if not, they are of use through tables alone"""
     readable: bool = False
     """the label is read from one variable, not voted for by all"""
 
@@ -100,7 +98,7 @@ class Recipe:
         """The sizes of the model for a task."""
         made = (self.layers, self.closest, self.count, self.tables, self.count_tables)
         sizes = (len(task.vocabulary), task.length, len(task.labels))
-        return Shape(*made, *sizes, task.causal, self.readable, self.words, self.kinds, self.counts_vote)
+        return Shape(*made, *sizes, task.causal, self.readable, self.words, self.kinds)
 
 
 class Learner:

@@ -26,7 +26,7 @@ SIZES = [
     ("reverse", 3, {}),
     ("histogram", 3, {"readable": True}),
     ("dyck1", 5, {"layers": 3}),
-    ("induction", 4, {"counts_vote": False}),
+    ("induction", 4, {"closest": 1}),
 ]
 
 
