@@ -21,7 +21,7 @@ RECIPES = {
     "dyck2": Recipe(generations=14, batch=8, cold=0.03, closest=1, count=4, count_tables=2),
     "induction": Recipe(seeds=64, closest=2, count=0, tables=0, count_tables=0),
     "tagging": Recipe(seeds=2, generations=1, steps=1000, layers=1, count=0, count_tables=0, words=3, kinds=33),
-    "classification": Recipe(seeds=2, generations=1, layers=1, words=2, kinds=33),
+    "classification": Recipe(seeds=32, generations=3, copies=24, layers=1, words=2, kinds=33),
 }
 
 
