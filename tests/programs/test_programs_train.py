@@ -78,6 +78,14 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(small, tmp_path, monkeypatch):
     assert {f.name for f in cut.iterdir()} == {"program.json", "metrics.csv", "recipe.json"}
 
 
+def test_reverse_is_learnt_from_random_parameters(tmp_path):
+    """Two letters, up to three of them: where the end is, what that leaves, and what stands there; right on every input."""
+    task = replace(TASKS["reverse"], longest=3, letters=("a", "b"), labels=("a", "b"))
+    sizes = {"closest": 1, "count": 0, "count_tables": 0, "readable": True}
+    recipe = Recipe(seed=3, seeds=96, generations=3, copies=56, steps=160, batch=12, **sizes)
+    assert module.accuracy(train(task, tmp_path / "run", recipe), readout.everything(task)) == 1
+
+
 def test_a_readout_that_can_be_right_becomes_right():
     """Sort from planted counts of each letter and the position: a concave sum, so votes exist that are right on every input."""
     task = tiny("sort", 4)
