@@ -87,7 +87,7 @@ def _above(name: str, n: int, m: int, share: float) -> Case:
 
     def eager(z: Tensor, c: Tensor, bound: Tensor, k: int) -> tuple[Tensor, ...]:
         found = z + c > bound
-        return ((z + c) * found).topk(k)
+        return ((z + c) * found).topk(min(k, z.shape[1]))
 
     return Case(f"{name}: {share:.1%} of {n} × {m}", arguments, eager, (1, 1, 1), 4 * n * m)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.kernels.largest import reference as largest
+from interp.kernels.largest import on_cpu as largest
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
