@@ -274,7 +274,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     told: dict[str, Any] = {"parted": both(folder / "parted", parted)}  # first: those functions are not here yet
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)
-    for name in ("safetensors.torch", "tqdm.auto"):
+    for name in ("safetensors.torch", "tqdm.auto", "torch.distributed.device_mesh"):
         importlib.import_module(name)
     assert dist.is_available()
     told["ties"] = both(folder / "ties", ties)
