@@ -229,6 +229,7 @@ CASES: dict[str, list[Case]] = {
         _largest("training", 4096, 8192, 32),
         _largest("wide", 256, 65536, 64),
         _largest("half of them", 1024, 512, 256),
+        _largest("a batch at once", 1, 2**22, 2**14),
     ],
     "attention_statistics": [
         _attention("tiny", 1, 2, 2, 16, 8),
