@@ -119,11 +119,11 @@ def _block(
     keys = torch.ne(s, -torch.inf, out=torch.empty_like(s)).sum(-1)
     p, u = s.softmax(-1), s.sub_(s.amax(-1, keepdim=True)).clamp_(min=-1e4)  # where u is -inf, p is 0
     entropy = -p.amax(-1).log() - torch.mul(p, u, out=u).sum(-1)
-    none = keys == 0
-    if none.any():
+    far = i - p @ j if causal else (p * (i[:, None] - j).abs()).sum(-1)
+    if not keys.all():
+        none = keys == 0
         p.masked_fill_(none.unsqueeze(-1), 0)
-        entropy.masked_fill_(none, 0)
-    far = i * ~none - p @ j if causal else (p * (i[:, None] - j).abs()).sum(-1)
+        entropy, far = (x.masked_fill_(none, 0) for x in (entropy, far))
     return torch.stack([entropy, _at(p, sink), far, keys], -1), p.sum(-2)
 
 
