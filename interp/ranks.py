@@ -1,10 +1,14 @@
-"""Processes that `torchrun` started: who they are, and what they tell each other."""
+"""Processes that `torchrun` started: who they are, and what they tell each other.
+
+They may be laid out in a `DeviceMesh`; `within` a part of it everything here is about the processes of that part.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import importlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -18,20 +22,52 @@ from interp.errors import Failed, WrongUse
 
 if TYPE_CHECKING:
     from jaxtyping import Shaped
+    from torch.distributed.device_mesh import DeviceMesh
 
 PATIENCE = timedelta(days=1)  # with a process that is busy; one that has ended is noticed at once
 PARTING = timedelta(seconds=5)  # how long one that ends waits for the others to have heard it
+_parts: list[DeviceMesh] = []  # the innermost `within` last
 _met: list[dist.Store] = []  # where the processes met, while none is known to be lost
 
 
 def ranks() -> int:
     """How many processes there are; 1 without `torchrun`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _parts[-1].size() if _parts else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Which of them this one is, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _parts[-1].get_local_rank() if _parts else int(os.environ.get("RANK", "0"))
+
+
+def mesh(**sizes: int) -> DeviceMesh:
+    """All processes in rows and columns: `mesh(dictionaries=2, latents=4)`, for eight. The last axis are neighbours.
+
+    Raises `WrongUse` unless there are as many.
+    """
+    if math.prod(sizes.values()) != ranks():
+        asked = " × ".join(f"{size} {name}" for name, size in sizes.items())
+        raise WrongUse(f"{ranks()} processes cannot be laid out as {asked}: start as many (torchrun --nproc-per-node).")
+    start()
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    with speaking():
+        return init_device_mesh(kind, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+
+@contextlib.contextmanager
+def within(part: DeviceMesh) -> Iterator[None]:
+    """Inside, the processes of this part of a mesh, one axis of it, are all that there are: `mesh["latents"]`."""
+    _parts.append(part)
+    try:
+        yield
+    finally:
+        _parts.pop()
+
+
+def _group() -> dist.ProcessGroup | None:
+    return _parts[-1].get_group() if _parts else None
 
 
 def start() -> None:
@@ -85,7 +121,7 @@ def told(what: Any) -> list[Any]:
     said = [what] * ranks()
     if ranks() > 1:
         with speaking():
-            dist.all_gather_object(said, what)
+            dist.all_gather_object(said, what, _group())
     return said
 
 
@@ -106,11 +142,11 @@ def handed(mine: Sequence[Tensor], shapes: Sequence[tuple[Sequence[int], torch.d
         with speaking():
             if rank():
                 for t in mine:
-                    dist.send(t.contiguous(), 0)
+                    dist.send(t.contiguous(), group=_group(), group_dst=0)
             else:
                 mine = [torch.empty(*shape, dtype=dtype) for shape, dtype in shapes]
                 for t in mine:
-                    dist.recv(t, owner)
+                    dist.recv(t, group=_group(), group_src=owner)
     return mine
 
 
@@ -119,7 +155,7 @@ def wait() -> None:
     if ranks() > 1:
         start()
         with speaking():
-            dist.barrier()
+            dist.barrier(_group())
 
 
 def share(names: Sequence[str]) -> list[str]:
@@ -131,7 +167,7 @@ def reduced(t: Tensor, how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tens
     """The sum of every rank's t, or its least or greatest; t itself is left."""
     with speaking():
         t = t.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(t, how)
+        dist.all_reduce(t, how, _group())
     return t
 
 
@@ -140,7 +176,7 @@ def gathered(t: Tensor) -> list[Tensor]:
     with speaking():
         t = t.detach().contiguous()
         parts = [torch.empty_like(t) for _ in range(ranks())]
-        dist.all_gather(parts, t)
+        dist.all_gather(parts, t, _group())
     return parts
 
 

@@ -25,6 +25,7 @@ OUT = typer.Option("-o", "--out", help="folder of the sweep, with a folder in it
 RESUME = typer.Option("--resume", help="go on with an interrupted sweep")
 DRY_RUN = typer.Option("--dry-run", help="only say rows, bytes and minutes")
 DEVICE = typer.Option(help="cpu, cuda, ...")
+TOGETHER = typer.Option(help="under torchrun: processes that share the latents of a dictionary")
 TENSORBOARD = typer.Option("--tensorboard", help="also write the metrics for TensorBoard")
 WANDB = typer.Option(help="also send the metrics to this project of Weights & Biases")
 
@@ -38,6 +39,7 @@ def sweep(
     tensorboard: Annotated[bool, TENSORBOARD] = False,
     wandb: Annotated[str | None, WANDB] = None,
     device: Annotated[str, DEVICE] = "cpu",
+    together: Annotated[int, TOGETHER] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train sites × kinds × settings × seeds in one pass; OUT/sweep.csv and OUT/pareto.html say what they come to."""
@@ -65,7 +67,7 @@ def sweep(
     sources = {name: views[site] for name, site in site_of.items()}
     failure: Diverged | None = None
     try:
-        train_many(configs, sources, out, resume, device, watch=watch)
+        train_many(configs, sources, out, resume, device, watch=watch, together=together)
     except Diverged as error:  # told when the table is written, of those that did not stop
         failure = error
     rows = [] if ranks.rank() else _compared(out, configs, sources, asked, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -22,7 +23,7 @@ from interp.dictionaries.trainer import Trainer
 from interp.dictionaries.watch import Watch
 from interp.errors import Failed, WrongUse
 from interp.files import command_line
-from interp.ranks import rank, ranks, same, share, start, wait
+from interp.ranks import mesh, rank, ranks, same, share, start, wait, within
 
 
 class Diverged(Failed):
@@ -47,12 +48,7 @@ def train(
     named) or a file that cannot be written. Under `torchrun` the latents are shared by the processes (see `sharded`).
     """
     said = command or command_line(out)
-    if ranks() > 1:
-        from interp.dictionaries.sharded import sharded_run
-
-        run = sharded_run(Path(out), config, source, device, said, watch)
-    else:
-        run = Run(Path(out), trainer(config)(config, source, device), said, watch)
+    run = _run(Path(out), config, source, device, said, watch, ranks() > 1)
     for error in _finish([run], resume).values():
         raise error
     return run.trainer.finished()
@@ -66,6 +62,7 @@ def train_many(
     device: str | torch.device = "cpu",
     command: str | None = None,
     watch: Sequence[Watch] = (),
+    together: int = 1,
 ) -> dict[str, Dictionary]:
     """Train a dictionary for each config in one pass over one stream of rows; number NAME has the folder `out`/NAME.
 
@@ -73,7 +70,8 @@ def train_many(
     reading of rows. `sources` is one source for all, or one for each name, over one store; `batch` and the order of the
     rows (`data_seed`, or else `seed`) must be the same for all. A dictionary whose rows or loss are not finite stops by
     itself; when the others are through, `Diverged` names it. Otherwise raises what `train` raises. Under `torchrun` each
-    process trains its share of them, every so many-th, reading the stream for itself, and returns those.
+    process trains its share of them, every so many-th, reading the stream for itself, and returns those; with `together`
+    it is so many processes that train a share, and the latents of each dictionary are shared by them (see `sharded`).
     """
     _check_shared(configs)
     of = sources if isinstance(sources, Mapping) else dict.fromkeys(configs, sources)
@@ -81,16 +79,37 @@ def train_many(
     if ranks() > 1:
         start()
         same({name: config.to_dict() for name, config in configs.items()})
-    mine = share(list(configs))
-    runs = [
-        Run(Path(out) / name, trainer(configs[name])(configs[name], of[name], device), said, watch) for name in mine
-    ]
-    stopped = _finish(runs, resume) if runs else {}
+    if ranks() % together:
+        raise WrongUse(
+            f"together={together}: {ranks()} processes cannot be shared out by so many (torchrun starts them)."
+        )
+    with contextlib.ExitStack() as stack:
+        mine = share(list(configs))
+        if together > 1:
+            layout = mesh(dictionaries=ranks() // together, latents=together)
+            with within(layout["dictionaries"]):
+                mine = share(list(configs))
+            stack.enter_context(within(layout["latents"]))
+        shared = together > 1
+        runs = [_run(Path(out) / name, configs[name], of[name], device, said, watch, shared) for name in mine]
+        stopped = _finish(runs, resume) if runs else {}
+        trained = {run.folder.name: run.trainer.finished() for run in runs if run not in stopped}
     wait()
     if stopped:
         told = " ".join(f"{run.folder.name}: {error}" for run, error in stopped.items())
         raise Diverged(f"{len(stopped)} of {len(runs)} dictionaries stopped, the others are trained. {told}")
-    return {run.folder.name: run.trainer.finished() for run in runs}
+    return trained
+
+
+def _run(
+    folder: Path, config: TrainConfig, source: Source, device: Any, said: str, watch: Sequence[Watch], shared: bool
+) -> Run:
+    """The run of a dictionary, or of this process's latents of it."""
+    if shared:
+        from interp.dictionaries.sharded import sharded_run
+
+        return sharded_run(folder, config, source, device, said, watch)
+    return Run(folder, trainer(config)(config, source, device), said, watch)
 
 
 def trainer(config: TrainConfig) -> type[Trainer]:

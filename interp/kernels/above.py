@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-SMALL = 2**14
-
-
 def reference(
     z: Float[Tensor, "batch m"],
     c: Float[Tensor, " m"],
@@ -61,8 +58,8 @@ def _has(z: Tensor, c: Tensor) -> bool:
 
 
 def _plain(z: Tensor, c: Tensor, bound: Tensor, k: int, rows: Tensor | None = None, W: Tensor | None = None) -> bool:
-    """Reference for less than 16,384 entries, and unless z is float32 or bfloat16 and c float32."""
-    return z.numel() < SMALL or not _has(z, c)
+    """Reference unless z is float32 or bfloat16, and c float32."""
+    return not _has(z, c)
 
 
 def _fake(

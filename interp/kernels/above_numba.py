@@ -23,21 +23,23 @@ def found(
     z: Tensor, c: Tensor, bound: Tensor, k: int, rows: Tensor | None, W: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`above` for z in bfloat16 or float32, the others in float32."""
-    shift = np.int32(16 if z.dtype == torch.bfloat16 else 0)
-    bits = z.detach().contiguous().view(torch.int16 if shift else torch.int32).numpy()
+    (n, m), half = z.shape, z.dtype == torch.bfloat16
+    bits = z.detach().contiguous().view(torch.int16 if half else torch.int32).numpy()
     if rows is None or W is None:
-        rows, W, u, edge = c[:0, None], c[:0, None], 0.0, bound
-        slack, size = c.new_zeros(len(z)), torch.zeros_like(c)
+        u, more = 0.0, [np.zeros(shape, np.float32) for shape in (n, m, (0, 0), (0, 0))]
+        given = [_numbers(t) for t in (c, bound)]
+        given += [given[1], *more]
     else:
         u, edge = torch.finfo(z.dtype).eps / 2, bound - 4 * EPS * (bound.abs() + c.abs())
         slack, size = rows.norm(dim=1) * (2.1 * u + EPS * rows.shape[1]), W.norm(dim=1)
-    values = torch.full((len(z), k), torch.finfo(c.dtype).min)
-    indices, counts = torch.zeros(len(z), k, dtype=torch.int64), torch.empty(len(z), dtype=torch.int64)
-    given = (t.detach().contiguous().numpy() for t in (c, bound, edge, slack, size, rows, W))
-    shared(
-        _found, len(z), bits, shift, *given, np.float32(1.1 * u), u > 0, *(t.numpy() for t in (values, indices, counts))
-    )
-    return values, indices, counts
+        given = [_numbers(t) for t in (c, bound, edge, slack, size, rows, W)]
+    found = np.full((n, k), np.finfo(np.float32).min), np.zeros((n, k), np.int64), np.empty(n, np.int64)
+    shared(_found, n, bits, np.int32(16 if half else 0), *given, np.float32(1.1 * u), u > 0, *found)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
+
+
+def _numbers(t: Tensor) -> Any:
+    return t.detach().contiguous().numpy()
 
 
 @njit(nogil=True, cache=True)

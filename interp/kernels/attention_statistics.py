@@ -80,51 +80,60 @@ def of_pattern(
 def cpu(
     q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Of some queries of a group of heads at a time, each with the keys that it may look at."""
-    (batch, heads, n, _), (kv, t) = q.shape[:4], k.shape[1:3]
+    """Of some queries of a group of heads, or of all heads of some rows, at a time, each with the keys that it may look at."""
+    (batch, heads, n, d), (kv, t) = q.shape, k.shape[1:3]
     group, wide = heads // max(1, kv), torch.promote_types(q.dtype, torch.float32)
     found, received = q.new_empty(batch, heads, n, 4, dtype=wide), q.new_zeros(batch, heads, t, dtype=wide)
-    many = max(1, min(kv, SCORES // max(1, group * t * min(n, QUERIES))))  # key heads at a time
+    scores = max(1, group * t * min(n, QUERIES))  # of a key head
+    many = max(1, min(kv, SCORES // scores))  # key heads at a time
+    rows = max(1, SCORES // (scores * kv)) if many == kv else 1
     place, step = torch.arange(max(n, t), dtype=wide), max(1, SCORES // max(1, many * group * t))
-    at = [0] * batch if sink is None else sink.tolist()
     bias = None if bias is None else bias.expand(batch, heads, n, t)
-    for b, h in itertools.product(range(batch), range(0, kv, many)):
-        own, keys = slice(h * group, (h + many) * group), k[b, h : h + many].to(wide).mT
+    for b, h in itertools.product(range(0, batch, rows), range(0, kv, many)):
+        r, own = slice(b, b + rows), slice(h * group, (h + many) * group)
+        keys, at = k[r, h : h + many].flatten(0, 1).to(wide).mT, None if sink is None else sink[r]
         for begin in range(0, n, step):
             some = slice(begin, min(n, begin + step))
             seen = slice(0, min(t, some.stop) if causal else t)
-            queries = q[b, own, some].to(wide).reshape(keys.shape[0], -1, keys.shape[1])
-            s = (queries @ keys[..., seen]).mul_(scale).view(-1, some.stop - begin, seen.stop)
+            queries = q[r, own, some].reshape(len(keys), -1, d).to(wide)
+            s = torch.baddbmm(place[:1], queries, keys[..., seen], beta=0, alpha=scale)
+            s = s.view(-1, own.stop - own.start, some.stop - begin, seen.stop)
             if bias is not None:
-                s += additive(bias[b, own, some, seen], wide)
+                s += additive(bias[r, own, some, seen], wide)
             if causal:
                 late = slice(begin, seen.stop)
                 s[..., late].masked_fill_(place[late] > place[some, None], -torch.inf)
-            found[b, own, some], got = _block(s, place[some], place[seen], at[b], causal)
-            received[b, own, seen] += got
+            found[r, own, some], got = _block(s, place[some], place[seen], at, causal)
+            received[r, own, seen].add_(got)
     return found, received
 
 
 def _block(
-    s: Float[Tensor, "head query key"], i: Float[Tensor, " query"], j: Float[Tensor, " key"], sink: int, causal: bool
-) -> tuple[Float[Tensor, "head query 4"], Float[Tensor, "head key"]]:
-    """With u = s - max s and e = exp u: H = log Σ e - Σ e u / Σ e; the other sums are products of e with vectors."""
-    keys = (s > -torch.inf).sum(-1).to(s.dtype)
-    most = s.amax(-1, keepdim=True)
-    u = s.sub_(most.masked_fill_(most == -torch.inf, 0))
-    e = u.exp()
-    total = e.sum(-1)
-    share = torch.where(keys > 0, 1 / total, 0)
-    eu = (e.unsqueeze(-2) @ u.clamp_(min=-1e4).unsqueeze(-1)).flatten(-3)  # where u is -inf, e is 0
-    entropy = torch.where(keys > 0, total.log() - eu * share, 0)
-    first = e[..., sink] * share if sink < len(j) else torch.zeros_like(total)
-    far = i * (keys > 0) - (e @ j) * share if causal else (e * (i[:, None] - j).abs()).sum(-1) * share
-    return torch.stack([entropy, first, far, keys], -1), (share.unsqueeze(-2) @ e).squeeze(-2)
+    s: Float[Tensor, "row head query key"],
+    i: Float[Tensor, " query"],
+    j: Float[Tensor, " key"],
+    sink: Int[Tensor, " row"] | None,
+    causal: bool,
+) -> tuple[Float[Tensor, "row head query 4"], Float[Tensor, "row head key"]]:
+    """With u = s - max s: H = -log max p - Σ p u. Softmax alone is faster than what an exponential leaves to be done."""
+    keys = torch.ne(s, -torch.inf, out=torch.empty_like(s)).sum(-1)
+    p, u = s.softmax(-1), s.sub_(s.amax(-1, keepdim=True)).clamp_(min=-1e4)  # where u is -inf, p is 0
+    entropy = -p.amax(-1).log() - torch.mul(p, u, out=u).sum(-1)
+    far = i - p @ j if causal else (p * (i[:, None] - j).abs()).sum(-1)
+    if not keys.all():
+        none = keys == 0
+        p.masked_fill_(none.unsqueeze(-1), 0)
+        entropy, far = (x.masked_fill_(none, 0) for x in (entropy, far))
+    return torch.stack([entropy, _at(p, sink), far, keys], -1), p.sum(-2)
 
 
-def _plain(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None, causal: bool, scale: float) -> bool:
-    """Reference where a row of the batch has up to 16,384 scores."""
-    return q.shape[1] * q.shape[2] * k.shape[2] <= 2**14
+def _at(p: Float[Tensor, "row head query key"], sink: Int[Tensor, " row"] | None) -> Float[Tensor, "row head query"]:
+    """Of the key of each row; 0 where it comes later than all that are here."""
+    if sink is None:
+        return p[..., 0]
+    there = sink.view(-1, 1, 1, 1)
+    first = p.gather(-1, there.clamp(max=p.shape[-1] - 1).expand(*p.shape[:-1], 1))
+    return first.masked_fill(there >= p.shape[-1], 0).squeeze(-1)
 
 
 def _fake(
@@ -140,5 +149,4 @@ attention_statistics = Op(
     reference,
     fake=_fake,
     cpu=cpu,
-    plain=_plain,
 )

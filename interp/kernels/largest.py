@@ -18,8 +18,6 @@ from interp.kernels.registry import NUMBA, Op
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-SORTED = 256  # entries that the form of the CPU sorts by insertion; more are left to torch
-
 
 def reference(
     z: Float[Tensor, "batch m"], c: Float[Tensor, " m"] | None, k: int
@@ -81,7 +79,10 @@ def cpu(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
 
     if not _has(z, c):
         return reference(z, c, k)
-    return rows(z, torch.zeros(z.shape[1]) if c is None else c, k)
+    return rows(z, c, k)
+
+
+on_cpu = cpu if NUMBA else reference  # for the CPU forms of other ops
 
 
 def _has(z: Tensor, c: Tensor | None) -> bool:
@@ -89,8 +90,8 @@ def _has(z: Tensor, c: Tensor | None) -> bool:
 
 
 def _plain(z: Tensor, c: Tensor | None, k: int) -> bool:
-    """Reference for k above 256 or 1/64 of the row, and unless values are float32 and z that or bfloat16."""
-    return k > min(SORTED, z.shape[1] // 64) or not _has(z, c)
+    """Reference unless values are float32, and z that or bfloat16."""
+    return not _has(z, c)
 
 
 def _fake(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """`largest` on a CPU: a row is read once, by groups of 32 columns, and only a few groups a second time.
 
 Floats are compared as integers of the same order. The k-th largest of the groups' maxima is no larger than the k-th
-largest entry, so only groups that reach it are looked into; what reaches it there, k entries and a few more, is sorted.
+largest entry, so only groups that reach it are looked into; the k-th largest of what reaches it there is found, and k are sorted.
 Rows are shared by as many threads as torch uses, outside OpenMP: numba's threads and torch's would wait for each other.
 """
 
@@ -16,18 +16,18 @@ import torch
 from numba import njit
 from torch import Tensor
 
-GROUP = 32
+GROUP, MANY = 32, 16  # columns looked at together; entries beyond k that are sorted rather than sorted out
 LOW, SIGN, ALL, ZERO = np.int32(-(2**31)), np.int32(31), np.int32(0x7FFFFFFF), np.float32(0)
 
 
-def rows(z: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def rows(z: Tensor, c: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """`largest` for z in bfloat16 or float32, c in float32."""
-    shift = np.int32(16 if z.dtype == torch.bfloat16 else 0)
-    bits = z.contiguous().view(torch.int16 if shift else torch.int32).numpy()
-    values, indices = torch.empty(len(z), k), torch.empty(len(z), k, dtype=torch.int64)
-    given = (bits, shift, c.contiguous().numpy(), k, values.numpy(), indices.numpy())
-    shared(_some, len(z), *given)
-    return values, indices
+    (n, m), half = z.shape, z.dtype == torch.bfloat16
+    bits = z.detach().contiguous().view(torch.int16 if half else torch.int32).numpy()
+    bias = np.zeros(m, np.float32) if c is None else c.detach().contiguous().numpy()
+    values, indices = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+    shared(_some, n, bits, np.int32(16 if half else 0), bias, k, values, indices)
+    return torch.from_numpy(values), torch.from_numpy(indices)
 
 
 def shared(work: Any, n: int, *given: Any) -> None:
@@ -68,11 +68,21 @@ def _kth(numbers: Any, k: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _reaching(edge: Any, found: Any, where: Any, n: int) -> int:
+    """Of the first n found those that reach the edge, moved to the front; how many they are."""
+    kept = 0
+    for i in range(n):
+        found[kept], where[kept] = found[i], where[i]
+        kept += found[kept] >= edge
+    return kept
+
+
+@njit(nogil=True, cache=True)
 def _some(start: int, stop: int, z: Any, shift: Any, c: Any, k: int, values: Any, indices: Any) -> None:
     m = z.shape[1]
     whole = m // GROUP
     tops = np.empty(whole, np.int32)
-    found, where = np.empty(m + 1, np.int32), np.empty(m + 1, np.int32)
+    found, where, keys = np.empty(m + 1, np.int32), np.empty(m + 1, np.int32), np.empty(m, np.int64)
     for row in range(start, stop):
         for g in range(whole):
             best = LOW
@@ -86,13 +96,14 @@ def _some(start: int, stop: int, z: Any, shift: Any, c: Any, k: int, values: Any
                 for j in range(g * GROUP, min(m, g * GROUP + GROUP)):
                     found[n], where[n] = _ordered(z[row, j], shift, c[j]), j
                     n += found[n] >= edge
-        for i in range(1, n):
-            one, column, at = found[i], where[i], i
-            while at > 0 and found[at - 1] < one:
-                found[at], where[at] = found[at - 1], where[at - 1]
-                at -= 1
-            found[at], where[at] = one, column
+        if n > k + MANY:
+            n = _reaching(_kth(found[:n], k), found, where, n)
+        for i in range(n):
+            keys[i] = (np.int64(found[i]) << np.int64(32)) - where[i]  # of equal ones the first is the largest
+        keys[:n].sort()
         for i in range(k):
-            bits = found[i]
+            key = keys[n - 1 - i]
+            column = -key & np.int64(0xFFFFFFFF)
+            bits = np.int32((key + column) >> np.int64(32))
             values[row, i] = np.int32(bits ^ ((bits >> SIGN) & ALL)).view(np.float32)
-            indices[row, i] = where[i]
+            indices[row, i] = column

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.kernels.largest import reference as largest
+from interp.kernels.largest import on_cpu as largest
 from interp.kernels.registry import Op
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FLOOR = -3e38  # stands for -inf below the maximum, so that 0 · z is 0
 NEVER = 1e9  # no difference of scores is so large: a divergence above it has p > 0 where the other is 0
 BYTES = 2**28  # of the scores of one product
+FLAT = 6  # states whose product a CPU makes up to three times faster with the weights on the left
 CACHED = 2**20  # scores that stay in cache while they are gone over
 
 SCHEMA = (
@@ -96,7 +97,10 @@ def scored(
     """z = cap(multiplier · (h Wᵀ + b)) in the model's own dtype, or h itself without weights; in `room` if there is one."""
     if weight is None:
         return h
-    z = torch.mm(h, weight.T, out=None if room is None else room[: len(h)])
+    if room is not None and 1 < len(h) <= FLAT and h.dtype == torch.float32:
+        z = room[: len(h)].copy_(torch.mm(weight, h.T).T)
+    else:
+        z = torch.mm(h, weight.T, out=None if room is None else room[: len(h)])
     z = z if bias is None else z.add_(bias)
     z = z if multiplier == 1.0 else z.mul_(multiplier)
     return z.div_(cap).tanh_().mul_(cap) if cap else z

@@ -103,8 +103,8 @@ def _plain(
     pivot: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> bool:
-    """Reference for up to 512 numbers, or a million that are rounded to float16."""
-    return len(slots) * x.shape[1] <= (2**20 if rows.dtype == torch.float16 else 512)
+    """Reference for up to a million numbers that are rounded to float16."""
+    return rows.dtype == torch.float16 and len(slots) * x.shape[1] <= 2**20
 
 
 def norm_dtype(x: Tensor, pivot: Tensor | None) -> torch.dtype:

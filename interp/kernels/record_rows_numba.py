@@ -43,7 +43,9 @@ def put(
     else:
         shared(_coded, blocks, *given, _bits(scales), pivot.contiguous().numpy())
     if sums is not None:
-        sums += torch.from_numpy(parts).sum(0)
+        sums += torch.from_numpy(
+            parts.sum(0)
+        )  # numpy's: torch's threads, for so little, would mostly wait for each other
     return norms
 
 

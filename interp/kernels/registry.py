@@ -10,7 +10,8 @@ Forms take and return the same: dtypes, shapes, and of equal values the one with
     cuda        likewise, CUDA C++ that nvcc builds then; never the default
 
 An op is a torch custom op `torch.ops.interp.NAME`: `fake` gives its shapes (meta tensors, torch.compile), `gradient` its
-backward. INTERP_KERNELS=reference|cpu|triton|cuda forces a form wherever an op has it; an op without it keeps to the reference.
+backward. Where nothing looks on (`unwatched`) its form is called without the 25 to 50 µs that torch takes for any such op.
+INTERP_KERNELS=reference|cpu|triton|cuda forces a form wherever an op has it; an op without it keeps to the reference.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from interp.errors import WrongUse, nearest
 
 FORMS = ("reference", "cpu", "triton", "cuda")
 NUMBA = find_spec("numba") is not None  # looked for once: where it is missing, that takes longer than a small op
+VALUES = {int, float, bool, type(None)}  # of arguments that are no tensors
 OPS: dict[str, Op] = {}
 _counts: list[Counter[tuple[str, str]]] = []
 
@@ -40,7 +44,7 @@ Form = Callable[..., Any]
 
 
 class Op:
-    """An op with up to four forms; calling it calls the torch op.
+    """An op with up to four forms; calling it calls the torch op, or where that would be the same, the form itself.
 
     `schema`: name, arguments and results in torch's schema language, `Tensor(a!)` for what is written to. `gradient`:
     (backward, setup_context) as `torch.library.register_autograd` takes them. `plain`: whether for these arguments, on a CPU,
@@ -69,16 +73,27 @@ class Op:
         self._op = torch.library.custom_op(
             f"interp::{self.name}", self._run, mutates_args=written, schema=schema.removeprefix(self.name)
         )
+        named = [a.name for a in self._op._opoverload._schema.arguments]
+        self._written = [named.index(name) for name in written]
         self._op.register_fake(fake)
         if gradient:
             self._op.register_autograd(gradient[0], setup_context=gradient[1])
         OPS[self.name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._op(*args, **kwargs)
+        device = None if kwargs else unwatched(args)
+        if device is None:
+            return self._op(*args, **kwargs)
+        made = self._on(device, args)
+        for i in self._written:
+            if i < len(args) and args[i] is not None and not args[i].is_inference():
+                torch.autograd.graph.increment_version(args[i])
+        return made
 
     def _run(self, *args: Any) -> Any:
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+        return self._on(next(a.device.type for a in args if isinstance(a, Tensor)), args)
+
+    def _on(self, device: str, args: tuple[Any, ...]) -> Any:
         form = self.chosen(device, *args)
         for count in _counts:
             count[self.name, form] += 1
@@ -124,6 +139,32 @@ def counted() -> Iterator[Counter[tuple[str, str]]]:
         yield count
     finally:
         _counts.remove(count)
+
+
+def unwatched(args: tuple[Any, ...]) -> str | None:
+    """The device of tensors with which a call of an op is a call of its form; None where somebody must see the op.
+
+    Who must: torch.compile and export, torch.jit.trace, torch.func, modes that see what torch calls, subclasses of tensors,
+    tensors without numbers, and gradients.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return None
+    graded, device = torch.is_grad_enabled(), None
+    for a in args:
+        kind = type(a)
+        if kind is Tensor or kind is Parameter:
+            if graded and a.requires_grad:
+                return None
+            device = device or ("cpu" if a.is_cpu else a.device.type)
+        elif kind not in VALUES:
+            return None
+    return None if device == "meta" else device
 
 
 def forced() -> str | None:

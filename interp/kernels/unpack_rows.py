@@ -43,15 +43,9 @@ def cpu(codes: Tensor, scales: Tensor, pivot: Tensor, rows: Tensor) -> None:
         reference(*part[:2], pivot, part[2])
 
 
-def _plain(codes: Tensor, scales: Tensor, pivot: Tensor, rows: Tensor) -> bool:
-    """Reference for up to 512 numbers."""
-    return codes.numel() <= 512
-
-
 unpack_rows = Op(
     "unpack_rows(Tensor codes, Tensor scales, Tensor pivot, Tensor(a!) rows) -> ()",
     reference,
     fake=lambda codes, scales, pivot, rows: None,
     cpu=cpu,
-    plain=_plain,
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from interp import ranks
 from interp.errors import WrongUse, check_keys
 from interp.store.layout import row_bytes
+from interp.store.placing import Sent
 from interp.store.reader import Store, open_store
 from interp.store.writer import StoreWriter
 
@@ -168,12 +169,28 @@ def _write(writer: StoreWriter, shared: Callable[[tuple[int, int, bool]], Iterat
 
     begun = writer.rows, int((writer.cursor or {}).get("windows", 0)), writer.complete
     with tqdm(total=tokens, initial=writer.rows, desc="recording", unit=" rows", mininterval=1) as bar:
-        for turn, (windows, documents, kept, rows) in enumerate(shared(begun)):
-            room = None if tokens is None else tokens - writer.rows
-            writer.append(rows, documents[:room], kept[:room])
-            bar.update(len(documents[:room]))
+        for turn, (windows, documents, kept, rows) in enumerate(_sent(writer, shared(begun), tokens)):
+            writer.append(rows, documents, kept)
+            bar.update(len(documents))
             if turn % COMMIT_EVERY == COMMIT_EVERY - 1:
                 writer.commit({"windows": windows})
+
+
+def _sent(writer: StoreWriter, parts: Iterator[Part], tokens: int | None) -> Iterator[Part]:
+    """Parts of up to `tokens` rows in all; those that are sent from a GPU one turn late, when the model runs on the next."""
+    late: list[Part] = []
+    count = writer.rows
+    for windows, documents, kept, states in parts:
+        room = None if tokens is None else tokens - count
+        documents, kept = documents[:room], kept[:room]
+        count += len(documents)
+        rows = writer.send(states, kept)
+        yield from late
+        late = [(windows, documents, kept, rows)]
+        if not any(isinstance(values, Sent) for values in rows.values()):
+            yield from late
+            late = []
+    yield from late
 
 
 def forwarded(
@@ -241,9 +258,10 @@ def _states(
     """Every position of every site over a group, and the numbers of those that are kept."""
     if isinstance(group, dict):
         cache = model.record(group, names)
-        keep = kept_positions(names, cache, group)
+        kept = kept_positions(names, cache, group).flatten().nonzero().flatten().cpu()
     else:
         tokens, keep = padded(model, group)
+        kept = keep.flatten().nonzero().flatten().cpu()  # before the pass, which a GPU would finish first
         cache = model.record(tokens, names)
         for name in names:
             if cache[name].shape[:2] != keep.shape:
@@ -252,7 +270,7 @@ def _states(
                     "tokens of the text: record it from ready inputs (--inputs FILE)."
                 )
     states = {name: cache[name].flatten(0, 1).flatten(1) for name in names}
-    return states, keep.flatten().nonzero().flatten().cpu()
+    return states, kept
 
 
 def kept_positions(
@@ -279,7 +297,7 @@ def _kept(name: str, x: Tensor, inputs: Mapping[str, Tensor]) -> Bool[Tensor, "b
 Data = Iterable[str] | Mapping[str, Tensor]  # texts, or inputs
 Group = Sequence[Sequence[int]] | dict[str, Tensor]  # of windows, or of inputs
 Part = tuple[
-    int, Tensor, Tensor, dict[str, Tensor]
+    int, Tensor, Tensor, Mapping[str, Tensor | Sent]
 ]  # of a recording: windows so far, document and number of each row kept, rows
 
 

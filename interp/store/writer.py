@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from interp.errors import Failed, WrongUse, check_keys
+from interp.kernels.record_rows import record_rows
 from interp.store.disk import sync, sync_folder, writes_direct
 from interp.store.int8 import LOST, Coding, begun
 from interp.store.layout import (
@@ -37,7 +38,7 @@ from interp.store.layout import (
     shard_name,
 )
 from interp.store.memory import raw
-from interp.store.placing import placed
+from interp.store.placing import Sent, elsewhere, sent
 from interp.store.shards import Shard, block_rows, cut_back
 from interp.store.shuffle import piles_of
 from interp.store.waiting import SPARE, Waiting
@@ -133,9 +134,20 @@ class StoreWriter:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
+    def send(
+        self, rows: Mapping[str, Float[Tensor, "n width"] | Sent], kept: Int[Tensor, " r"] | None = None
+    ) -> dict[str, Float[Tensor, "n width"] | Sent]:
+        """Have rows of a GPU come over while it goes on; `append` takes what is returned, with the same `kept`.
+
+        Other rows stay as they are, and int8 rows before the first append, which says around what they are coded.
+        """
+        if self._index.dtype == "int8" and not self._codings:
+            return dict(rows)
+        return self._sent(rows, kept, self._codings)
+
     def append(
         self,
-        rows: Mapping[str, Float[Tensor, "n width"]],
+        rows: Mapping[str, Float[Tensor, "n width"] | Sent],
         documents: Int[Tensor, " r"],
         kept: Int[Tensor, " r"] | None = None,
     ) -> None:
@@ -147,16 +159,20 @@ class StoreWriter:
         written), and naming the file if the disk is full.
         """
         self._check_open()
-        count = self._check_shapes(rows, documents, kept)
+        whole = {site: values.values if isinstance(values, Sent) else values for site, values in rows.items()}
+        count = self._check_shapes(whole, documents, kept)
         if not count:
             return
         ids = torch.stack([torch.arange(self.rows, self.rows + count), documents.detach().to("cpu", torch.int64)], 1)
         piles = piles_of(self._index.seed, self.rows, self.rows + count, len(self._piles))
         source = torch.arange(count) if kept is None else kept.detach().to("cpu", torch.int64)
-        parts, codings = self._waiting.parts(piles), self._begun(rows, source)
+        parts, codings = self._waiting.parts(piles), self._begun(whole, source)
+        rows = self._sent(rows, source, codings)
         for part in parts:  # into memory where they do not count yet: a row that is refused leaves nothing behind
             self._place(rows, source, part, self._slots(piles[part]), codings)
         for site, coding in codings.items():
+            if isinstance(values := rows[site], Sent) and values.sums is not None:
+                coding.sums.add_(values.sums)
             self._check_lost(site, coding, self.rows + count)
         with self._whole():
             self._codings = codings
@@ -286,24 +302,39 @@ class StoreWriter:
             self._check_finite(site, x, x)
         return {site: begun(x) for site, x in first.items()}
 
+    def _sent(
+        self, rows: Mapping[str, Tensor | Sent], source: Int[Tensor, " r"] | None, codings: Mapping[str, Coding]
+    ) -> dict[str, Tensor | Sent]:
+        """Rows that are elsewhere on their way, of all sites before any is waited for."""
+        gone = dict(rows)
+        for site, values in rows.items():
+            if isinstance(values, torch.Tensor) and elsewhere(values):
+                own = torch.arange(len(values)) if source is None else source
+                columns = columns_of(site, values.shape[1], self._index.dtype)
+                own = own.detach().to("cpu", torch.int64)
+                gone[site] = sent(values.detach(), own, [*columns.values()], codings.get(site))
+        return gone
+
     def _place(
         self,
-        rows: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor | Sent],
         source: Int[Tensor, " r"],
         part: slice,
         slots: Int64[np.ndarray, " p"],
         codings: Mapping[str, Coding],
     ) -> None:
         """A part of the rows of every site into their slots, and into the sums of its coding. Raises `Failed` for NaN and inf."""
-        places, ended = torch.from_numpy(slots), {}
+        places, dtype = torch.from_numpy(slots), DTYPES[self._index.dtype]
+        most = torch.finfo(torch.float32 if codings else dtype).max
         for site, values in rows.items():
-            ring = [self._waiting.columns[c] for c in columns_of(site, values.shape[1], self._index.dtype)]
-            ended[site] = placed(values.detach(), source[part], places, ring, codings.get(site))
-        dtype = DTYPES[self._index.dtype]
-        for site, values in rows.items():
-            most = torch.finfo(torch.float32 if codings else dtype).max
-            if not (ended[site]() <= most).all():  # NaN, inf, or a number that may be too large
-                x = _gathered(values, source)
+            ring = [self._waiting.columns[c] for c in columns_of(site, self._index.widths[site], self._index.dtype)]
+            if isinstance(values, Sent):
+                norms = values.put(part, places, ring)
+            else:
+                about = (codings[site].pivot, codings[site].sums) if codings else ()
+                norms = record_rows(values.detach().cpu(), source[part], places, *ring, *about)
+            if not (norms <= most).all():  # NaN, inf, or a number that may be too large
+                x = _gathered(values.values if isinstance(values, Sent) else values, source)
                 self._check_finite(site, x, x.float() - codings[site].pivot if codings else x.to(dtype))
 
     def _check_finite(self, site: str, values: Float[Tensor, "n w"], stored: Float[Tensor, "n w"]) -> None:

@@ -240,9 +240,19 @@ def train_until(name: str, out: Path) -> None:
     full(name, out)
 
 
-def many(out: Path) -> list[str]:
+def many(out: Path, together: int = 1) -> list[str]:
     configs = {n: config("topk", seed=i, data_seed=0) for i, n in enumerate("abc")}
-    return list(train_many(configs, source("topk"), out, command="t"))
+    return list(train_many(configs, source("topk"), out, command="t", together=together))
+
+
+def parts(out: Path) -> Any:
+    """Of a mesh: which process of how many, and what a row and a column of it add up to."""
+    layout, told = ranks.mesh(rows=2, columns=2), []
+    me = torch.tensor(2.0 ** ranks.rank())
+    for part in ("rows", "columns"):
+        with ranks.within(layout[part]):
+            told.append([ranks.rank(), ranks.ranks(), int(ranks.reduced(me)), ranks.told(int(me)), ranks.share("abc")])
+    return told
 
 
 def different(out: Path) -> None:
@@ -264,7 +274,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     told: dict[str, Any] = {"parted": both(folder / "parted", parted)}  # first: those functions are not here yet
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)
-    for name in ("safetensors.torch", "tqdm.auto"):
+    for name in ("safetensors.torch", "tqdm.auto", "torch.distributed.device_mesh"):
         importlib.import_module(name)
     assert dist.is_available()
     told["ties"] = both(folder / "ties", ties)
@@ -275,6 +285,14 @@ def main() -> None:
     told["many"] = both(folder / "many", lambda: many(folder / "many"))
     both(folder / "many_alone", lambda: many(folder / "many_alone"), 1)
     told["many_same"] = all(digests(folder / "many" / n) == digests(folder / "many_alone" / n) for n in "abc")
+    told["parts"] = both(folder / "parts", lambda: parts(folder / "parts"), 4)
+    told["together"] = both(folder / "together", lambda: many(folder / "together", 2), 4)
+    told["together_far"] = max(
+        far(load_tensors(folder / "together" / n / "weights.safetensors")[0][t], whole)
+        for n in "abc"
+        for t, whole in load_tensors(folder / "many_alone" / n / "weights.safetensors")[0].items()
+    )
+    told["too_few"] = both(folder / "too_few", lambda: many(folder / "too_few", 3))
     told["different"] = both(folder / "different", lambda: different(folder / "different"))
     told["unequal"] = both(folder / "unequal", lambda: full("topk", folder / "unequal", latents=25))
     told["other_kind"] = both(

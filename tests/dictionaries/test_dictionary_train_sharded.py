@@ -73,10 +73,22 @@ def test_a_sweep_is_shared_out(told: dict[str, Any]) -> None:
     assert told["many_same"]
 
 
+def test_a_mesh_has_rows_and_columns_of_processes(told: dict[str, Any]) -> None:
+    """Process 2 of 4 is the second of its column, {0, 2}, and the first of its row, {2, 3}."""
+    assert told["parts"][2]["value"] == [[1, 2, 5, [1, 4], ["b"]], [0, 2, 12, [4, 8], ["a", "c"]]]
+    assert [rank["value"][0][2] for rank in told["parts"]] == [5, 10, 5, 10]
+
+
+def test_a_sweep_of_dictionaries_each_over_two_processes(told: dict[str, Any]) -> None:
+    assert told["together"] == [{"value": ["a", "c"]}] * 2 + [{"value": ["b"]}] * 2
+    assert told["together_far"] < 1e-10
+
+
 def test_what_is_refused_on_every_rank(told: dict[str, Any]) -> None:
     for case, said in {
         "different": "Rank 1 was given lr=0.002, rank 0 0.001",
         "unequal": "latents=25 cannot be shared equally by 2 processes",
+        "too_few": "together=3: 2 processes cannot be shared out by so many",
         "other_kind": "topk, batchtopk, l1_april share their latents; jumprelu cannot",
     }.items():
         assert all(said in rank["WrongUse"] for rank in told[case]), told[case]

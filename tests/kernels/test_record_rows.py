@@ -12,8 +12,6 @@ from forms import FORMS, INTERPRETED
 from interp.kernels import counted, record_rows
 from interp.kernels.record_rows import GROUP, TINY, moments
 from interp.store import StoreWriter
-from interp.store.int8 import begun
-from interp.store.placing import brought, placed
 
 form = pytest.mark.parametrize("form", FORMS)
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="says nothing of the Triton form")
@@ -157,20 +155,3 @@ def test_the_store_goes_through_it_and_every_form_writes_the_same_shards(dtype, 
         assert {op for op, _ in calls} == {"record_rows"}
         found[name] = store._index.shards
     assert found[""] == found["reference"] == found["cpu"]
-
-
-@not_interpreted
-@pytest.mark.parametrize("coded", [False, True])
-def test_rows_of_another_device_come_over_as_they_would_be_written_here(coded):
-    """The way from a GPU, taken on a CPU."""
-    torch.manual_seed(0)
-    x, kept, slots = torch.randn(50, 140), torch.randperm(50)[:20], torch.randperm(30)[:20]
-    found = []
-    for way in (placed, brought):
-        ring = [torch.zeros(30, 140).to(torch.int8 if coded else torch.bfloat16)] + [
-            torch.zeros(30, 2).bfloat16()
-        ] * coded
-        coding = begun(x) if coded else None
-        norms = way(x, kept, slots, ring, coding)()
-        found.append([norms, *ring, *([coding.sums] if coding else [])])
-    assert all(map(torch.equal, *found))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.cli.kernels import kernels
 from interp.errors import WrongUse
@@ -130,6 +135,65 @@ def test_it_is_a_torch_op(scaled, put):
     scaled(x, 1.5).sum().backward()
     assert x.grad.tolist() == [1.5] * 3
     assert scaled(torch.empty(5, device="meta"), 1.5).device.type == "meta"
+
+
+class Seen(TorchDispatchMode):
+    """What torch calls."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.last = func
+        return func(*args, **(kwargs or {}))
+
+
+class Asked(TorchFunctionMode):
+    """What is asked of torch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.last = func
+        return func(*args, **(kwargs or {}))
+
+
+class Own(torch.Tensor):
+    """A tensor of somebody's own."""
+
+
+def test_a_call_is_its_form_where_nothing_looks_on(scaled, put, monkeypatch):
+    """The torch op is not called; what is written to counts as changed all the same, as saved tensors are watched by that."""
+    monkeypatch.setattr(scaled, "_op", None)
+    monkeypatch.setattr(put, "_op", None)
+    assert scaled(torch.arange(3.0), 2.0).tolist() == [0, 2, 4]
+    with torch.no_grad():
+        assert not scaled(torch.nn.Parameter(torch.arange(3.0)), 2.0).requires_grad
+    ring, monkeyed = torch.zeros(4), {"reference": lambda ring, x: ring.numpy().__setitem__(slice(len(x)), x.numpy())}
+    monkeypatch.setattr(put, "forms", monkeyed)
+    saved, before = ring.clone().requires_grad_(), ring._version
+    lost = (saved * ring).sum()
+    put(ring, torch.tensor([3.0]))
+    assert ring._version == before + 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        lost.backward()
+    with torch.inference_mode():
+        put(torch.zeros(4), torch.ones(2))
+
+
+def test_who_looks_on_sees_the_op(scaled):
+    """Gradients, modes, tracers, tensors without numbers and of somebody's own."""
+    x, op, told = torch.arange(3.0), torch.ops.interp.scaled_for_a_test.default, []
+    for mode in (Seen(), Asked()):
+        with mode:
+            scaled(x, 2.0)
+        assert mode.last == op
+    with FakeTensorMode():
+        assert scaled(torch.empty(5), 2.0).shape == (5,)
+    traced = make_fx(lambda x: scaled(x, 2.0))(x)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [op]
+    assert "interp::scaled_for_a_test" in str(torch.jit.trace(lambda x: scaled(x, 2.0), x).graph)
+    torch.func.vmap(lambda x: told.append(registry.unwatched((x, 2.0))) or x)(x)
+    assert scaled(x.clone().requires_grad_(), 2.0).grad_fn is not None
+    own = x.as_subclass(Own)
+    told += [registry.unwatched((t, 2.0)) for t in (own, x.to("meta"), x.clone().requires_grad_(), np.float32(1))]
+    assert told == [None] * 5
+    assert registry.unwatched((None, x, 2.0, 3, True)) == "cpu"
 
 
 def test_interp_kernels_lists_them(scaled, put, capsys):

@@ -16,6 +16,7 @@ import torch
 from interp import Failed, WrongUse
 from interp.files import save_tensors
 from interp.model import load
+from interp.store import StoreWriter
 from interp.store.layout import row_bytes
 from interp.store.recording import padded, plan, read_data, read_inputs, record_text, windows
 from interp.texts import default_text, read_texts
@@ -57,6 +58,50 @@ def test_rows_are_the_models_activations_without_the_start_token(model, tmp_path
 def test_the_number_of_rows_is_kept(model, tmp_path):
     assert record_text(model, [SITE], TEXTS, tmp_path / "s", tokens=37, context=16, batch=4).rows == 37
     assert plan(model, [SITE], TEXTS, tokens=37, dtype="bfloat16", batch=4, context=16).bytes == 37 * (32 * 2 + 16)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_rows_of_a_gpu_come_over_while_the_model_runs_on(model, tmp_path, monkeypatch, dtype):
+    """The way from a GPU, taken on a CPU: a batch is sent, then the one before it appended, and the bytes are the same.
+
+    int8 rows are sent from the second batch on, when the first has said around what they are coded.
+    """
+    wanted = record_text(model, [SITE], TEXTS, tmp_path / "here", dtype=dtype, tokens=61, context=8, batch=4)
+    done, before = [], {"send": StoreWriter.send, "append": StoreWriter.append}
+    for name, inner in before.items():
+        monkeypatch.setattr(StoreWriter, name, lambda *args, name=name, inner=inner: done.append(name) or inner(*args))
+    passes = model.record
+    monkeypatch.setattr(type(model), "record", lambda self, *args: done.append("pass") or passes(*args))
+    monkeypatch.setattr("interp.store.writer.elsewhere", lambda values: True)
+    found = record_text(model, [SITE], TEXTS, tmp_path / "sent", dtype=dtype, tokens=61, context=8, batch=4)
+    assert found.rows == wanted.rows == 61
+    assert digests(tmp_path / "sent") == digests(tmp_path / "here")
+    first = ["pass", "send"] + ["append"] * (dtype == "int8")
+    rest = ["pass", "send", "append"] * (done.count("pass") - 1 - (dtype == "int8"))
+    assert done == first + ["pass", "send"] * (dtype == "int8") + rest + ["append"]
+    assert done.count("pass") >= 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_sent_rows_are_cut_and_refused_as_others(tmp_path, monkeypatch, dtype):
+    """Appends of more rows than a region of memory holds, with and without rows left out; NaN is named, and nothing kept."""
+    x, kept = torch.randn(500, 40) * 3 + 7, torch.randperm(500)[:300]
+    found = []
+    for name in ("here", "sent"):
+        with StoreWriter(tmp_path / name, widths={"a": 40}, dtype=dtype, expected_rows=800, pile_bytes=20_000) as store:
+            store.append({"a": x}, torch.arange(500))
+            store.append(store.send({"a": x}, kept), torch.arange(300), kept)
+            bad = x.clone()
+            bad[kept[7], 3] = torch.nan
+            with pytest.raises(Failed, match="NaN or inf at a, in 1 of 300 rows, first in row 807"):
+                store.append(store.send({"a": bad}, kept), torch.arange(300), kept)
+            store.append(store.send({"a": x}), torch.arange(500))
+            sums = [coding.sums for coding in store._codings.values()]
+        found.append(({k: v for k, v in digests(tmp_path / name).items() if k != "index.json"}, sums))
+        monkeypatch.setattr("interp.store.writer.elsewhere", lambda values: True)
+    assert found[0][0] == found[1][0]
+    for here, sent in zip(found[0][1], found[1][1], strict=True):  # added up in another order
+        torch.testing.assert_close(here, sent, rtol=1e-12, atol=1e-9)
 
 
 def test_a_model_without_start_token_loses_no_row(model):
