@@ -47,8 +47,10 @@ def windows(model: Readable, texts: Iterable[str], context: int) -> Iterator[tup
     Each begins with the tokenizer's own start token, if it has one.
     """
     if model.tokenizer is None:
+        name = str(model.id).removeprefix("zoo:")
+        made = f" `interp zoo inputs {name} -o {name}.safetensors` makes some." if name != model.id else ""
         raise WrongUse(
-            f"{model.id} has no tokenizer, so text cannot be recorded: pass a model with one, or ready inputs (--inputs)."
+            f"{model.id} has no tokenizer, so text cannot be recorded: pass a model with one, or ready inputs (--inputs).{made}"
         )
     return token_windows(model.tokenizer, texts, context)
 
