@@ -79,7 +79,7 @@ def train_many(
     if ranks() > 1:
         start()
         same({name: config.to_dict() for name, config in configs.items()})
-    if ranks() % together:
+    if together < 1 or ranks() % together:
         raise WrongUse(
             f"together={together}: {ranks()} processes cannot be shared out by so many (torchrun starts them)."
         )
