@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ RESERVED = {"if", "else", "not", "and", "or", "out", "def", "return", "range", "
 CONSTANTS = {"True": True, "False": False}
 INPUTS = ("indices", *ops.CASTS)
 DEEPEST = 2_000  # nested evaluations, over all calls
+SHORT = 10  # elements, and half the letters, of a list in a label
 FUSED = {"select", "aggregate", "zip", "range", "len"}
 
 
@@ -36,6 +37,11 @@ class Scope:
 
     parent: Scope | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    name: str = "console"  # that its functions are shown with
+
+    def inside(self, values: dict[str, Any] | None = None) -> Scope:
+        """A scope within this one, for a function's body or a comprehension."""
+        return Scope(self, values or {}, f"{self.name}'")
 
     def find(self, name: str) -> Any:
         """The value of the name. Raises `RaspError`, with the nearest names."""
@@ -66,10 +72,14 @@ class Function:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a statement has to show: the value of a name, `out` where the value has none of its own."""
+    """What a statement has to show: the value of a name, `out` where it has none of its own; None: an s-op's on an input.
 
-    name: str
+    Names that a file gave are shown without an example.
+    """
+
+    name: str | None
     value: Any
+    example: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,13 +93,14 @@ class Drawn:
 class Interpreter:
     """RASP's state: names, the examples every new s-op and selector is tried on, and what there is to show.
 
-    `problems` collects errors in loaded files, which do not stop the program that loads them; `shown` what statements show.
+    `problems` collects errors in loaded files, which do not stop the program that loads them; `shown` what statements show,
+    with these errors among it. `out` is in every scope the last value that an expression had there.
     """
 
     def __init__(self) -> None:
         self.budget = Budget()
         self.problems: list[RaspError] = []
-        self.shown: list[Shown | Drawn | syntax.ShowExample | syntax.Switch] = []
+        self.shown: list[Shown | Drawn | syntax.ShowExample | syntax.Switch | RaspError] = []
         self.loading: list[Path] = []
         self.reserved = RESERVED | CONSTANTS.keys() | set(INPUTS)
         self.depth = 0
@@ -122,6 +133,7 @@ class Interpreter:
                     execute(statement)
                 except RaspError as error:
                     self.problems.append(error)
+                    self.shown.append(error)
 
     def execute(self, statement: Statement) -> None:
         """Execute one statement in the global scope; one that fails changes nothing but what it did before it failed."""
@@ -148,10 +160,9 @@ class Interpreter:
         match statement:
             case syntax.Evaluate(expression=expression):
                 value = self._evaluate(expression, scope)
-                name = expression.id if isinstance(expression, Name) else "out"
                 if top:
-                    self._show(name, value)
-                    scope.values |= {"out": value} if name == "out" else {}
+                    applied = isinstance(expression, syntax.Call) and isinstance(value, Sequence | Matrix)
+                    self._show(expression.id if isinstance(expression, Name) else None if applied else "out", value)
             case syntax.Assign(names=names, values=values):
                 self._assign(names, self._several(values, scope), scope, top)
             case syntax.Define(name=name, parameters=parameters, body=body, returns=returns):
@@ -178,7 +189,7 @@ class Interpreter:
             case syntax.Quit():
                 raise Stop
 
-    def _show(self, name: str, value: Any) -> None:
+    def _show(self, name: str | None, value: Any) -> None:
         self.shown.append(Shown(name, value))
 
     def _draw(self, expression: Expression, tokens: Expression | None, scope: Scope) -> None:
@@ -207,12 +218,14 @@ class Interpreter:
         if name.id in self.reserved:
             raise RaspError(f"cannot set the reserved name {name.id!r}", name.at)
         scope.values[name.id] = value
+        if isinstance(value, Node):
+            value.label = name.id
         if isinstance(value, Node) and not isinstance(value, graph.Input) and (value.name is None or value.inner):
             value.name, value.inner = name.id, scope is not self.scope
 
     def _load(self, path: str, scope: Scope) -> None:
-        """Run a file over the library alone; its public names come here. Its errors are kept in `problems`."""
-        file, inner = self._found(path), Scope(self.base)
+        """Run a file over the library alone; its public names come here and are shown. Its errors are kept in `problems`."""
+        file, inner = self._found(path), Scope(self.base, name=path)
         if file in self.loading:
             raise RaspError(f"{file} loads itself")
         shown, outer, self.scope = len(self.shown), self.scope, inner
@@ -222,8 +235,8 @@ class Interpreter:
         finally:
             self.loading.pop()
             self.scope = outer
-            del self.shown[shown:]
-        scope.values |= {k: v for k, v in inner.values.items() if not k.startswith("_") and k != "out"}
+            self.shown[shown:] = _of_file(self.shown[shown:])
+        scope.values |= {k: v for k, v in inner.values.items() if _public(k)}
 
     def _found(self, path: str) -> Path:
         """The file beside the one that loads it, else in the working directory, else among the packaged programs."""
@@ -238,9 +251,9 @@ class Interpreter:
 
     def _load_library(self) -> None:
         """The standard library: its public names become reserved."""
-        self.scope = Scope(self.base)
+        self.scope = Scope(self.base, name="RASP_support/rasplib")  # as the reference shows its functions
         self.run(_library())
-        public = {k: v for k, v in self.scope.values.items() if not k.startswith("_")}
+        public = {k: v for k, v in self.scope.values.items() if _public(k)}
         self.base.values |= public
         self.reserved |= public.keys()
         self.shown.clear()
@@ -253,7 +266,10 @@ class Interpreter:
         try:
             if self.depth > DEEPEST:
                 raise RaspError("this calls itself without end, or is nested too deep: it was stopped", node.at)
-            return self._expression(node, scope)
+            value = self._expression(node, scope)
+            if not (isinstance(node, syntax.Call) and isinstance(value, Sequence | Matrix)):
+                scope.values["out"] = value
+            return value
         except RaspError as error:
             raise error.placed(node.at) from None
         finally:
@@ -331,6 +347,10 @@ class Interpreter:
             if not (isinstance(left, Selector) and isinstance(right, Selector)):
                 raise RaspError("Cannot apply and/or between selector and non-selector")
             return self._made(graph.Combine(op, (left, right)), at)
+        if op in ("and", "or") and not (isinstance(left, SOp) or isinstance(right, SOp)):
+            return (left and right) if op == "and" else (left or right)
+        if op in ("and", "or"):
+            left, right = self._side(left), self._side(right)
         return self._elementwise(op, left, right, at=at)
 
     def _contains(self, left: Any, right: Any, at: Span) -> Any:
@@ -370,7 +390,9 @@ class Interpreter:
         if index < 0:
             place = self._elementwise("+", self.base.values["length"], index, at=at)
         selector = self._made(graph.Select(self.base.values["indices"], place, "=="), at)
-        return self._made(graph.Aggregate(selector, target, 0), at)
+        step = self._made(graph.Aggregate(selector, target, 0), at)
+        step.label = f"{graph.label(target)}[{index}]"
+        return step
 
     def _aggregate(self, node: syntax.Aggregate, scope: Scope) -> Any:
         selector = self._evaluate(node.selector, scope)
@@ -414,7 +436,7 @@ class Interpreter:
 
     def _comprehension(self, node: syntax.Comprehension, scope: Scope) -> Any:
         what = "list comprehension" if node.key is None else "dict comprehension"
-        inner, keys, values = Scope(scope), [], []
+        inner, keys, values = scope.inside(), [], []
         for item in self._items(node.iterable, scope, what):
             inner.values = {name.id: value for name, value in self._unpacked(node.names, item)}
             keys.append(self._key(self._evaluate(node.key, inner)) if node.key else None)
@@ -429,11 +451,12 @@ class Interpreter:
             function = self._evaluate(node.function, scope)
         if isinstance(function, Node):
             self._check_count("an s-op or selector", 1, arguments)
+            scope.values["out"] = arguments[0]
             return Run(arguments[0], self.budget).result(function)  # type: ignore[arg-type]
         if not isinstance(function, Function):
             raise RaspError(f"only functions, s-ops and selectors can be called, got: {_brief(function)}")
         self._check_count(function.name, len(function.parameters), arguments)
-        inner = Scope(function.scope, dict(zip(function.parameters, arguments, strict=True)))
+        inner = function.scope.inside(dict(zip(function.parameters, arguments, strict=True)))
         try:
             for statement in function.body:
                 self._execute(statement, inner)
@@ -442,7 +465,9 @@ class Interpreter:
             error.calls.append(node.at)
             raise
         if function.library and function.name == "selector_width":
-            return self._made(graph.Width(arguments[0], result), node.at)
+            result = self._made(graph.Width(arguments[0], result), node.at)
+        if isinstance(result, Node):
+            result.label = f"{function.name}({' , '.join(map(_argument, arguments))})"
         return result
 
     def _check_count(self, name: str, expected: int, arguments: list[Any]) -> None:
@@ -495,6 +520,21 @@ class Interpreter:
         return "length" in self.reserved
 
 
+def _public(name: str) -> bool:
+    """Whether a file's name is one for those who load it."""
+    return not name.startswith("_") and name != "out"
+
+
+def _of_file(shown: list[Any]) -> list[Any]:
+    """What is shown of a file: its names, each as it was last, without examples; all that happened if there were errors."""
+    errors = [each for each in shown if isinstance(each, RaspError)]
+    kept = [each for each in shown if each in errors or (isinstance(each, Shown) and _public(each.name or "out"))]
+    if not errors:
+        last = {each.name: each for each in kept}
+        kept = [each for each in kept if last[each.name] is each]
+    return [replace(each, example=False) if isinstance(each, Shown) else each for each in kept]
+
+
 BUILTINS = {"range": Interpreter._range, "zip": Interpreter._zip, "len": Interpreter._len}
 
 
@@ -533,6 +573,23 @@ def _deep_recursion() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _argument(value: Any, depth: int = 0) -> str:
+    """A value in the label of what a call made; lists and dicts only where they are short."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, Node):
+        return graph.label(value)
+    if not isinstance(value, list | dict):
+        return str(value) if ops.is_atom(value) else _brief(value)
+    if len(value) > SHORT or depth > SHORT:
+        return f"({type(value).__name__})"
+    if isinstance(value, list):
+        text = f"[{', '.join(_argument(item, depth + 1) for item in value)}]"
+    else:
+        text = f"{{{', '.join(f'{_argument(k)}: {_argument(v, depth + 1)}' for k, v in value.items())}}}"
+    return text if len(text) <= 2 * SHORT else f"({type(value).__name__})"
 
 
 def _brief(value: Any) -> str:

@@ -39,6 +39,14 @@ PROGRAMS = {
         "ab",
         3,
     ),
+    "a mean or a string": ('x = aggregate(select(tokens,"a",==),indices,"none");', "ab", 5),
+    "a mean or a bool": ("x = aggregate(select(indices,indices,<),indices,True);", "ab", 4),
+    "a mean of what may be strings": (
+        'set example "a"\nx = aggregate(select(indices,indices,<),aggregate(select(tokens,"a",==),indices,"none"),7);',
+        "ab",
+        4,
+    ),
+    "a bool or 0": ('x = aggregate(select(indices,indices-1,==),tokens=="a");', "ab", 4),
     "double histogram": (PAPER + "x = hist2_nobos;", "abc", 4),
     "palindrome": (PAPER + "x = aggregate(full_s,indicator(not (tokens==reverse)))==0;", "ab", 6),
     "dyck1": (PAPER + "x = dyck1_ptf;", "()", 5),
@@ -156,6 +164,14 @@ def test_refusals():
         compiled.apply("c")
     with pytest.raises(RaspError, match="at most 2"):
         compiled.apply("aaa")
+
+
+def test_programs_that_no_weights_compute():
+    """A mean over a bool counts it as a number and a single one stays what it is; and where there is no value, no logit."""
+    with pytest.raises(RaspError, match="<text>:1:5: means of numbers with bools among them are not compiled"):
+        compile_sop(run("x = aggregate(full_s,True if indices==0 else 2);").value("x"), ["a"], 3)
+    with pytest.raises(RaspError, match="x has no value on any input of at most 2"):
+        compile_sop(run("x = max(aggregate(select(length,3,<),tokens),1);").value("x"), ["a"], 2)
 
 
 def test_the_greatest_safe_length_is_named():

@@ -44,9 +44,34 @@ def printed(text: str) -> str:
         ('tokens("aa");', "\t =  [a]*2 (strings)"),
         ("set example [1,2]\nindices;", "     s-op: indices\n \t Example: indices([1, 2]) = [0, 1] (ints)"),
         ("s-op examples off\nindices;", "     s-op: indices"),
-        ("full seq display on\nlength;", '     s-op: length\n \t Example: length("hello") = [5, 5, 5, 5, 5] (ints)'),
-        ('set example "ab"\nshow example', '     s-op example: "ab"\n     selector example: "ab"'),
-        ("set s-op example [1]\nshow s-op example", "     s-op example: [1]"),
+        (
+            "full seq display on\nlength;",
+            '     s-op: length\n \t Example: length("hello") = [5]*5 (ints) [skipped full display: identical values]',
+        ),
+        (
+            'full seq display on\n(indices/3)("ab");',
+            "\t =\n \t\tinput:                    a                  b \t (strings)\n"
+            " \t\toutput:                 0.0 0.3333333333333333 \t (floats)",
+        ),
+        (
+            'full seq display on\nx = tokens=="l";',
+            "     s-op: x\n \t Example:\n \t\tinput:   h e l l o \t (strings)\n \t\toutput:      T T   \t (bools)",
+        ),
+        ('set example "ab"\nshow example', '\ts-op example: "ab"\n\tselector example: "ab"'),
+        ("set s-op example [1]\nshow s-op example", "\ts-op example: [1]"),
+        ("a = 5;\nout;", "    value: a =  5\n    value: out =  5"),
+        ('indices("ab");\nout;', '\t =  [0, 1] (ints)\n    value: out =  "ab"'),
+        ("sort;", "     RASP_support/rasplib function: sort(seq, key)"),
+        (
+            "examples off\nx = [1,{2:full_s}];",
+            "     list: x =  [\n\t\t    value:  1\n\t\t     dict: \t\t {\n\t\t\t\t\t 2 :     selector: full_s\n"
+            "\t\t           }\n               ]",
+        ),
+        (
+            'examples off\nf = 1;\ndef f(a,b) { return a+b; }\n[f(tokens,"x"),(-indices+1)/2,not full_s];',
+            '    value: f =  1\n     console function: f(a, b)\n     list: out =  [\n\t\t     s-op: f(tokens , "x")\n'
+            "\t\t     s-op: ( ( ( - indices ) + 1 ) / 2 )\n\t\t     selector: plain select\n                 ]",
+        ),
         ("# nothing\n\n", ""),
         ("quit()\n1;", "stopped"),
         ("a = 1 +\n2; # three", "    value: a =  3"),
@@ -58,7 +83,8 @@ def printed(text: str) -> str:
         ),
         ('set example [10,2]\nfull_s("x");', "\t = \n \t\t\t     x\n \t\t\t x | 1"),
         (
-            'load "paper_examples";\ndraw(reverse,"abc");',
+            'reverse = aggregate(select(indices,length-1-indices,==),tokens);\ndraw(reverse,"abc");',
+            '     s-op: reverse\n \t Example: reverse("hello") = [o, l, l, e, h] (strings)\n'
             '     draw: reverse("abc")\n\t layer 0\n\t\t indices = [0, 1, 2] (ints)\n\t\t tokens = [a, b, c] (strings)\n'
             "\t layer 1: 1 heads\n\t\t length = [3]*3 (ints)\n\t layer 2: 1 heads\n\t\t reverse = [c, b, a] (strings)",
         ),

@@ -137,6 +137,9 @@ def compile_program(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: in
 
 def _compiled(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> Compiled:
     plan = Plan(share(list(nodes.values())), vocabulary, length, causal)
+    for name, output in zip(nodes, plan.outputs, strict=True):
+        if all(value is None for value in output.values):
+            raise RaspError(f"{name} has no value on any input of at most {length} of these tokens", nodes[name].at)
     stream = Stream(plan, reuse=True)
     model, outputs = _built(plan, stream)
     if not _pays(stream, model):

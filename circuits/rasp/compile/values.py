@@ -84,10 +84,22 @@ class Values:
         """Whether attention writes it as one number, since several positions with different values can be chosen."""
         if isinstance(step, Width):
             return True
-        if not isinstance(step, Aggregate) or not self._numeric(step):
+        if not isinstance(step, Aggregate) or not isinstance(step.value, SOp) or self.at_most_one(step.selector):
             return False
-        several = isinstance(step.value, SOp) and len(self.of(step.value)) > 1
-        return several and not self.at_most_one(step.selector)
+        return len(self.of(step.value)) > 1 and self._has_means(step)
+
+    def level(self, root: SOp, value: Any) -> float:
+        """The number that attention writes for the value: a width as 1/(w + 1), a mean as itself.
+
+        What is no number and yet found among means (a default, a string where it is the only one) stands above all of them.
+        """
+        if isinstance(root, Width):
+            return 1.0 / (value + 1)
+        if _number(value):
+            return float(value)
+        numbers, others = (list(filter(kind, self.of(root))) for kind in (_number, lambda v: not _number(v)))
+        top, at = max(numbers, default=0.0), [mark(v) for v in others]
+        return top + (at.index(mark(value)) + 1) * max(1.0, abs(top) / 1000) if mark(value) in at else 0.0
 
     def roots(self, step: SOp, before: int = ALL) -> tuple[SOp, ...]:
         """What the step is a function of; what is held only from time `before` on is looked through."""
@@ -147,9 +159,13 @@ class Values:
 
     # ---- attention
 
-    def _numeric(self, step: Aggregate) -> bool:
-        values = self.of(step.value) if isinstance(step.value, SOp) else [step.value]
-        return all(type(v) in (int, float) for v in [*values, step.default])
+    def _has_means(self, step: Aggregate) -> bool:
+        """Whether there are numbers to average. Raises `RaspError` for bools among them: a mean takes them as 1 and 0, a single
+        one stays what it is."""
+        kinds = {type(v) for v in self.of(step.value)} if isinstance(step.value, SOp) else {type(step.value)}
+        if bool in kinds and kinds & {int, float} and not self.at_most_one(step.selector):
+            raise RaspError("means of numbers with bools among them are not compiled: use indicator(", step.at)
+        return bool(kinds & {int, float})
 
     def at_most_one(self, selector: Selector) -> bool:
         """Whether it is certain that no query selects two positions."""
@@ -195,22 +211,24 @@ class Values:
             if not keys:
                 result.append(self._same((step.default,)))
             elif known and len(keys) > 1:
-                result.append(self._mean_of_each(sets, self._numeric(step)))
+                result.append(self._mean_of_each(sets))
             else:
                 union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
-                most = 1 if one or not self._numeric(step) else len(keys)
+                most = 1 if one or not self._has_means(step) else len(keys)
                 values = self._once(_any_means, union, most)
                 result.append(values if known else self._once(_with, values, step.default))
         return result
 
-    def _mean_of_each(self, sets: list[tuple[Any, ...]], numeric: bool) -> tuple[Any, ...]:
-        """Means of one value from each set; nothing where they are no numbers."""
-        if not numeric:
-            return ()
+    def _mean_of_each(self, sets: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Means of one number from each set."""
         sums = self._same((0,))
         for values in sets:
-            sums = self._once(_sums, sums, values)
+            sums = self._once(_sums, sums, self._same(filter(_number, values)))
         return self._once(_shares, sums, len(sets))
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _widths(most: int, known: bool) -> Iterable[int]:
@@ -230,10 +248,11 @@ def _shares(sums: tuple[Any, ...], count: int) -> list[Any]:
 
 
 def _any_means(values: tuple[Any, ...], most: int) -> list[Any]:
-    """The values, and all means of 2 ... `most` of them."""
-    means, sums = list(values), list(values)
+    """The values, and all means of 2 ... `most` numbers among them."""
+    means, sums = list(values), list(filter(_number, values))
+    numbers = list(sums)
     for count in range(2, most + 1):
-        sums = _few(s + v for s in sums for v in values)
+        sums = _few(s + v for s in sums for v in numbers)
         means = _few(means + [s / count for s in sums])
     return means
 
