@@ -526,13 +526,23 @@ def _public(name: str) -> bool:
 
 
 def _of_file(shown: list[Any]) -> list[Any]:
-    """What is shown of a file: its names, each as it was last, without examples; all that happened if there were errors."""
-    errors = [each for each in shown if isinstance(each, RaspError)]
-    kept = [each for each in shown if each in errors or (isinstance(each, Shown) and _public(each.name or "out"))]
-    if not errors:
-        last = {each.name: each for each in kept}
-        kept = [each for each in kept if last[each.name] is each]
-    return [replace(each, example=False) if isinstance(each, Shown) else each for each in kept]
+    """What is shown of a file: its names, each as it was last, without examples; all that happened if there were errors.
+
+    The switch to the full display outlasts the file.
+    """
+    errors = any(isinstance(each, RaspError) for each in shown)
+    last = {each.name: each for each in shown if isinstance(each, Shown)}
+    kept: list[Any] = []
+    for each in shown:
+        if not isinstance(each, Shown):
+            kept += [each] if isinstance(each, RaspError | syntax.ShowExample) or _is_full(each) else []
+        elif _public(each.name or "out") and (errors or each is last[each.name]):
+            kept.append(replace(each, example=False))
+    return kept
+
+
+def _is_full(shown: Any) -> bool:
+    return isinstance(shown, syntax.Switch) and shown.what == "full"
 
 
 BUILTINS = {"range": Interpreter._range, "zip": Interpreter._zip, "len": Interpreter._len}

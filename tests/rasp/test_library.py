@@ -128,11 +128,13 @@ def test_dyck(name, pairs, longest, layers, heads):
 
 
 def test_long_addition():
-    node = run('load "long_addition";').value("long_addition")
+    state = run('load "long_addition";')
+    node, digits = state.value("long_addition"), state.value("longsum")
     assert (cost(node).layers, cost(node).heads_per_layer) == (5, {1: 2, 2: 1, 3: 1, 4: 1, 5: 1})
     for a, b in [*itertools.product((0, 1, 9, 10, 99, 505), repeat=2), (999, 1), (1, 99999), (123456, 789)]:
         text = f"{a}+{b}"
         assert "".join(values(node, text)) == str(a + b).rjust(len(text), "_"), text
+        assert "".join(map(str, values(digits, text))) == str(a + b).rjust(len(text), "0"), text
 
 
 def test_induction_by_nested_selectors():

@@ -94,6 +94,19 @@ def test_what_is_printed(text, expected):
     assert printed(text) == expected
 
 
+def test_a_file_shows_its_names_as_they_are_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lib.rasp").write_text(
+        'a = 1;\nx = indices+a;\n_b = 2;\n3;\na = 4;\ndef f(c) { return c; }\nx("ab");\nx;'
+    )
+    names = ["    value: a =  4", "     lib function: f(c)", "     s-op: x"]
+    assert printed('load "lib";') == "\n".join(names)
+    (tmp_path / "bad.rasp").write_text('a = 1;\na = nope;\na = 2;\nload "lib";')
+    first, *error, last = printed('load "bad";').split("\n")[:-3]
+    assert (first, last) == ("    value: a =  1", "    value: a =  2")
+    assert "bad.rasp:2:5: the name 'nope' is not defined" in error[1]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
