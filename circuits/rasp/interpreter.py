@@ -15,7 +15,7 @@ from circuits.rasp import graph, ops, syntax
 from circuits.rasp.errors import Budget, RaspError, Span
 from circuits.rasp.evaluate import Matrix, Run, Sequence
 from circuits.rasp.graph import Node, Selector, SOp
-from circuits.rasp.parser import parse
+from circuits.rasp.parser import LONGEST, parse
 from circuits.rasp.syntax import Expression, Name, Program, Statement
 from interp.errors import nearest
 
@@ -563,7 +563,8 @@ def _input(source: str) -> graph.Input:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8-sig") as opened:
+            return opened.read(LONGEST + 1)  # `parse` refuses what is longer
     except (OSError, UnicodeDecodeError) as error:
         raise RaspError(f"could not read {file}: {error}") from None
 

@@ -164,6 +164,10 @@ def test_refusals():
         compiled.apply("c")
     with pytest.raises(RaspError, match="at most 2"):
         compiled.apply("aaa")
+    with pytest.raises(RaspError, match="at least one token"):
+        compiled.apply("")
+    with pytest.raises(RaspError, match="at most 1,000 tokens, a model for 1,001 is too large"):
+        compile_sop(node, ["a"], 1001)
 
 
 def test_programs_that_no_weights_compute():

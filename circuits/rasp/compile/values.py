@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from circuits.rasp.compile.columns import column, mark, selected, values_of
+import numpy as np
+
+from circuits.rasp.compile.columns import Column, column, mark, selected, values_of
 from circuits.rasp.compile.shared import INDICES, TOKENS
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Select, Selector, SOp, Width
 from circuits.rasp.syntax import Atom
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 COMBINATIONS = 20_000  # rows of a table
 MEANS = 5_000  # different means of an aggregate
+CELLS = 2**24  # pairs of values that a selector is asked for
 ALL = 2**30  # later than anything
 
 
@@ -47,7 +53,7 @@ class Values:
         self._of: dict[SOp, list[Any]] = {}
         self._roots: dict[tuple[SOp, int, int], tuple[SOp, ...]] = {}
         self._tables: dict[tuple[SOp, tuple[SOp, ...]], list[Row]] = {}
-        self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
+        self._allowed: dict[Selector, tuple[list[Int[np.ndarray, "key"]], bool]] = {}
 
     def _same(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """One object for equal tuples, so that contexts that are alike are seen to be. (1,) and (True,) are not equal."""
@@ -178,12 +184,13 @@ class Values:
             return False
         return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.of(INDICES))
 
-    def allowed(self, selector: Selector) -> tuple[list[list[int]], bool]:
+    def allowed(self, selector: Selector) -> tuple[list[Int[np.ndarray, "key"]], bool]:
         """The positions each context may select, and whether it selects all of them."""
         if selector not in self._allowed:
             parts = conjuncts(selector)
             settled = [part for part in parts if self._settled(part)]
-            rows = [list(range(i + 1 if self.causal else n)) for n, i in self.contexts]
+            every = np.arange(self.length)
+            rows = [every[: i + 1 if self.causal else n] for n, i in self.contexts]
             for part in settled:
                 rows = self._narrowed(rows, part)
             self._allowed[selector] = rows, len(settled) == len(parts)
@@ -192,32 +199,47 @@ class Values:
     def _settled(self, part: Selector) -> bool:
         return all(len(values) == 1 for side in sides(part) for step in side for values in self.at(step))
 
-    def _narrowed(self, rows: list[list[int]], part: Selector) -> list[list[int]]:
-        keys, queries = sides(part)
-        columns = {step: column([values[0] for values in self.at(step)]) for step in {*keys, *queries}}
-        chosen = selected(part, {k: columns[k] for k in keys}, {q: columns[q] for q in queries})
+    def _narrowed(self, rows: list[Int[np.ndarray, "key"]], part: Selector) -> list[Int[np.ndarray, "key"]]:
+        (keys, key_at), (queries, query_at) = (self._alone(side) for side in sides(part))
+        size = math.prod(len(next(iter(side.values()))[1]) if side else 1 for side in (keys, queries))
+        if size > CELLS:
+            raise RaspError(f"a selector of more than {CELLS:,} pairs of values is too large to compile")
+        chosen = selected(part, keys, queries)
         narrowed = []
-        for (n, i), row in zip(self.contexts, rows, strict=True):
-            at = chosen[_context(n, i) if queries else 0]
-            narrowed.append([j for j in row if at[_context(n, j) if keys else 0]])
+        for at, (n, _), row in zip(query_at, self.contexts, rows, strict=True):
+            first = _context(n, 0)
+            narrowed.append(row[chosen[at][key_at[first : first + n]][row]])
         return narrowed
+
+    def _alone(self, steps: list[SOp]) -> tuple[dict[SOp, Column], Int[np.ndarray, "context"]]:
+        """Each combination of the steps' settled values once, and which one a context has."""
+        columns = [column([values[0] for values in self.at(step)]) for step in steps]
+        joint = np.zeros(len(self.contexts), dtype=np.int64)
+        for values, codes in columns:
+            joint = joint * len(values) + codes
+        _, first, which = np.unique(joint, return_index=True, return_inverse=True)
+        return {s: (values, codes[first]) for s, (values, codes) in zip(steps, columns, strict=True)}, which
 
     def _aggregated(self, step: Aggregate) -> list[tuple[Any, ...]]:
         allowed, known = self.allowed(step.selector)
-        value, one = step.value, self.at_most_one(step.selector)
-        result = []
+        alike: dict[tuple[int, bytes], tuple[Any, ...]] = {}
         for (n, _), keys in zip(self.contexts, allowed, strict=True):
-            sets = [self.at(value)[_context(n, j)] if isinstance(value, SOp) else self._same((value,)) for j in keys]
-            if not keys:
-                result.append(self._same((step.default,)))
-            elif known and len(keys) > 1:
-                result.append(self._mean_of_each(sets))
-            else:
-                union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
-                most = 1 if one or not self._has_means(step) else len(keys)
-                values = self._once(_any_means, union, most)
-                result.append(values if known else self._once(_with, values, step.default))
-        return result
+            if (n, keys.tobytes()) not in alike:
+                alike[n, keys.tobytes()] = self._of_keys(step, n, keys.tolist(), known)
+        return [alike[n, keys.tobytes()] for (n, _), keys in zip(self.contexts, allowed, strict=True)]
+
+    def _of_keys(self, step: Aggregate, length: int, keys: list[int], known: bool) -> tuple[Any, ...]:
+        """The values of an aggregate that selects these positions (`known`) or some of them."""
+        if not keys:
+            return self._same((step.default,))
+        value = step.value
+        sets = [self.at(value)[_context(length, j)] if isinstance(value, SOp) else self._same((value,)) for j in keys]
+        if known and len(keys) > 1:
+            return self._mean_of_each(sets)
+        union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
+        several = self._has_means(step) and not self.at_most_one(step.selector)
+        values = self._once(_any_means, union, len(keys) if several else 1)
+        return values if known else self._once(_with, values, step.default)
 
     def _mean_of_each(self, sets: list[tuple[Any, ...]]) -> tuple[Any, ...]:
         """Means of one number from each set."""
