@@ -22,6 +22,7 @@ from interp.errors import nearest
 RESERVED = {"if", "else", "not", "and", "or", "out", "def", "return", "range", "for", "in", "zip", "len", "get"}
 CONSTANTS = {"True": True, "False": False}
 INPUTS = ("indices", *ops.CASTS)
+PACKAGED = Path(str(files("circuits.rasp").joinpath("library")))
 DEEPEST = 2_000  # nested evaluations, over all calls
 SHORT = 10  # elements, and half the letters, of a list in a label
 FUSED = {"select", "aggregate", "zip", "range", "len"}
@@ -122,7 +123,7 @@ class Interpreter:
         Raises `RaspError` for a file that cannot be read or parsed.
         """
         self.loading = [file.resolve()]
-        program = parse(_text(file), str(file))
+        program = parse(read_program(file), str(file))
         self._run_on(program, self.execute)
         return program
 
@@ -225,29 +226,21 @@ class Interpreter:
 
     def _load(self, path: str, scope: Scope) -> None:
         """Run a file over the library alone; its public names come here and are shown. Its errors are kept in `problems`."""
-        file, inner = self._found(path), Scope(self.base, name=path)
+        file = find_file(path, self.loading[-1].parent if self.loading else None)
+        inner = Scope(self.base, name=path)
         if file in self.loading:
             raise RaspError(f"{file} loads itself")
         shown, outer, self.scope = len(self.shown), self.scope, inner
         self.loading.append(file)
         try:
-            self._run_on(parse(_text(file), str(file)), lambda statement: self._execute(statement, inner, top=True))
+            self._run_on(
+                parse(read_program(file), str(file)), lambda statement: self._execute(statement, inner, top=True)
+            )
         finally:
             self.loading.pop()
             self.scope = outer
             self.shown[shown:] = _of_file(self.shown[shown:])
         scope.values |= {k: v for k, v in inner.values.items() if _public(k)}
-
-    def _found(self, path: str) -> Path:
-        """The file beside the one that loads it, else in the working directory, else among the packaged programs."""
-        folders = [self.loading[-1].parent] if self.loading else []
-        packaged = Path(str(files("circuits.rasp").joinpath("library")))
-        with contextlib.suppress(OSError, ValueError):  # names that no file system takes
-            for folder in [*folders, Path(), packaged]:
-                if (folder / f"{path}.rasp").is_file():
-                    return (folder / f"{path}.rasp").resolve()
-        known = {f.stem for folder in [*folders, Path(), packaged] for f in folder.glob("*.rasp")}
-        raise RaspError(f"could not find file: {path}.rasp.{nearest(path, known)}")
 
     def _load_library(self) -> None:
         """The standard library: its public names become reserved."""
@@ -555,13 +548,22 @@ def run(text: str, name: str = "<text>") -> Interpreter:
     return interpreter
 
 
-def _input(source: str) -> graph.Input:
-    step = graph.Input(source)
-    step.name = "tokens" if source == "tokens_str" else source
-    return step
+def find_file(path: str, beside: Path | None) -> Path:
+    """What `load "path"` reads: the file in the folder of the one that loads it, else in the working directory, else a packaged one.
+
+    Raises `RaspError` where there is none.
+    """
+    folders = [*([beside] if beside else []), Path(), PACKAGED]
+    with contextlib.suppress(OSError, ValueError):  # names that no file system takes
+        for folder in folders:
+            if (folder / f"{path}.rasp").is_file():
+                return (folder / f"{path}.rasp").resolve()
+    known = {f.stem for folder in folders for f in folder.glob("*.rasp")}
+    raise RaspError(f"could not find file: {path}.rasp.{nearest(path, known)}")
 
 
-def _text(file: Path) -> str:
+def read_program(file: Path) -> str:
+    """The text of a program, up to where it is too long for one. Raises `RaspError`."""
     try:
         with file.open(encoding="utf-8-sig") as opened:
             return opened.read(LONGEST + 1)  # `parse` refuses what is longer
@@ -569,10 +571,15 @@ def _text(file: Path) -> str:
         raise RaspError(f"could not read {file}: {error}") from None
 
 
+def _input(source: str) -> graph.Input:
+    step = graph.Input(source)
+    step.name = "tokens" if source == "tokens_str" else source
+    return step
+
+
 @functools.cache
 def _library() -> Program:
-    text = files("circuits.rasp").joinpath("library", "rasplib.rasp").read_text(encoding="utf-8")
-    return parse(text, "rasplib.rasp")
+    return parse(read_program(PACKAGED / "rasplib.rasp"), "rasplib.rasp")
 
 
 @contextlib.contextmanager

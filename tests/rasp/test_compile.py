@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +241,20 @@ def test_several_variables_are_one_model(tmp_path):
     weights["unembed.weight"][-1] = 0.0  # the second variable's
     save_file(weights, target / "model.safetensors")
     assert interp("verify", str(target), status=1)["wrong"] > 0
+
+
+def test_what_a_program_loads_is_saved_with_it(tmp_path):
+    (tmp_path / "src" / "sub").mkdir(parents=True)
+    (tmp_path / "src" / "sub" / "one.rasp").write_text('load "two";\ndef twice(s) { return join(s,s); }')
+    (tmp_path / "src" / "sub" / "two.rasp").write_text("def join(a,b) { return a+b; }")
+    (tmp_path / "src" / "p.rasp").write_text('load "sub/one";\nload "paper_examples";\nx = twice(reverse);')
+    source, target, turned = tmp_path / "src", str(tmp_path / "model"), str(tmp_path / "turned")
+    interp("compile", str(source / "p.rasp"), "--var", "x", "--vocab", "ab", "--max-len", "3", "-o", target)
+    source.rename(tmp_path / "elsewhere")
+    assert sorted(path.name for path in Path(target).rglob("*.rasp")) == ["one.rasp", "program.rasp", "two.rasp"]
+    assert interp("verify", target)["wrong"] == 0
+    interp("vary", target, "--as", "rotated", "-o", turned)
+    assert interp("verify", turned)["inputs"] == 14
 
 
 def test_a_causal_program_sees_only_what_came_before(tmp_path):

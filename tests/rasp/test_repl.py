@@ -226,6 +226,10 @@ def test_programs_that_fail(tmp_path):
     assert json.loads(out)["values"] == [0]
     assert f"{file}:1:5: the name 'nope'" in err
     interp("run", str(tmp_path / "none.rasp"), "--var", "a", "--input", "x", status=1)
+    file.write_text("b = indices;", encoding="utf-8-sig")
+    assert json.loads(interp("run", str(file), "--var", "b", "--input", "x", "--json")[0])["values"] == [0]
+    out, _ = interp("run", "/dev/zero", "--var", "b", "--input", "x", "--json", status=1)
+    assert "at most 1,000,000 characters" in json.loads(out)["error"]
 
 
 def test_history_is_kept(tmp_path):
