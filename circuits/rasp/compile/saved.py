@@ -23,7 +23,7 @@ from circuits.rasp.parser import parse
 from circuits.rasp.syntax import Load, walk
 from circuits.rasp.variants import LAYER_NORM, NormedTransformer
 from interp.errors import WrongUse, check_keys, nearest
-from interp.files import load_tensors, save_tensors, write_json, write_text
+from interp.files import read_json, read_tensors, save_tensors, write_json, write_text
 
 FIELDS = (
     "interp_model",
@@ -127,17 +127,17 @@ def load(folder: Path) -> Compiled:
         raise WrongUse(
             f"{folder} holds no compiled program: make one with `interp rasp compile FILE --var NAME -o {folder}`"
         )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise RaspError(f"{folder} has format {config.get('format')}, this version reads {FORMAT}: compile it again")
     check_keys(config, FIELDS, f"{folder}/config.json")
-    weights, _ = load_tensors(folder / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
     model, variant = CompiledTransformer.of(weights, config["heads"], config["causal"]), config.get("variant", "")
     if variant == LAYER_NORM:
         model = NormedTransformer(model, weights["norm.weight"][0].item())
     variables = [Variable(**variable) for variable in config["variables"]]
     components = [Component(**component) for component in config["components"]]
-    rows = json.loads((folder / "circuit.json").read_text(encoding="utf-8")).get("basis") if variant else None
+    rows = read_json(folder / "circuit.json").get("basis") if variant else None
     basis = None if rows is None else torch.tensor(rows)
     return Compiled(
         model, config["vocabulary"], config["length"], config["outputs"], variables, components, variant, basis
