@@ -188,7 +188,7 @@ def test_commands(tmp_path):
         (["permutation", "--set", "sharpness=1000"], "at most 500"),
         (["check", "permutation", "--set", "n=20"], "more than 1,000,000 inputs"),
         (["descent", "--set", "x=100000"], "more than 16,384 directions"),
-        (["descent", "--set", "x=9000"], "weights of 9002 x 18002"),
+        (["descent", "--set", "x=7000"], "weights of 7002 x 14002"),
         (["descent", "--set", "steps=1001"], "at most 1,000"),
     ],
 )
