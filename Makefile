@@ -36,14 +36,16 @@ proofs: $(VENV)/.ready
 bench: $(VENV)/.ready bench-peers
 	$(BIN)/python -m benchmarks
 
-# Each library we compare with lives in an environment of its own, with the torch that we use.
+# Each library we compare with lives in an environment of its own, with the torch that we use. tracr (JAX) is on no index:
+# `benchmarks.rasp` takes a checkout, its environment has what that imports.
 bench-peers: $(patsubst benchmarks/peers/%.txt,.bench/%/.ready,$(wildcard benchmarks/peers/*.txt))
 
 .bench/dictionary_learning/.ready: ALONE := dictionary-learning==0.1.0
+.bench/tracr/.ready: TORCH :=
 
 .bench/%/.ready: benchmarks/peers/%.txt
 	test -x .bench/$*/bin/python || $(PYTHON) -m venv .bench/$*
-	.bench/$*/bin/pip install --quiet --retries 1 --no-deps "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(if $(TORCH),.bench/$*/bin/pip install --quiet --retries 1 --no-deps "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)))
 	.bench/$*/bin/pip install --quiet -r $<
 	$(if $(ALONE),.bench/$*/bin/pip install --quiet --no-deps $(ALONE))
 	touch $@

@@ -1,13 +1,14 @@
 """The RASP compiler against tracr: sizes, time to compile, time to run 1,000 inputs, positions wrong.
 
-    python -m benchmarks.rasp [--tracr FOLDER --python PYTHON] [--out runs/rasp.jsonl] [--table docs/rasp.md]
+    python -m benchmarks.rasp [--tracr FOLDER] [--python PYTHON] [--out runs/rasp.jsonl] [--table docs/rasp.md]
 
 Programs × lengths 5, 10, 20 × vocabularies of 3, 5, 10 tokens (bracket languages: their brackets, and letters up to that).
-FOLDER is a checkout of google-deepmind/tracr, PYTHON one that has jax and dm-haiku. Both sides run on one thread and see
-the same 1,000 random inputs of the greatest length (for sort, unique: without repetition). Times are CPU seconds, so that
-they do not depend on what else runs; a compilation is measured once, after another of a small program, a run is the median
-of three. tracr as shipped runs an input at a time (one is measured, times 1,000); beside it all at once under `jax.jit`,
-without the time to trace. Right is what our interpreter says. Finished rows are kept in --out, and not measured again.
+FOLDER is a checkout of google-deepmind/tracr, PYTHON one that has jax and dm-haiku: `make bench-peers` builds it. Both sides
+run on one thread and see the same 1,000 random inputs of the greatest length (for sort, unique: without repetition). Times
+are CPU seconds, so that they do not depend on what else runs; a compilation is measured once, after another of a small
+program, a run is the median of three. tracr as shipped runs an input at a time (one is measured, times 1,000); beside it all
+at once under `jax.jit`, without the time to trace. Right is what our interpreter says. Finished rows are kept in --out, and
+not measured again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import argparse
 import json
 import os
 import random
+import shutil
 import string
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ PROGRAMS = {  # the program, and the tokens that have to be there
     "most frequent": (PAPER + "x = sort_by_most_freq;", "§"),
 }
 INPUTS = 1_000
-INTRODUCTION = """`python -m benchmarks.rasp --tracr FOLDER --python PYTHON --table docs/rasp.md` wrote what follows; its help says
+INTRODUCTION = """`python -m benchmarks.rasp --tracr FOLDER --table docs/rasp.md` wrote what follows; its help says
 how it is measured. tracr's numbers stand behind the slash, in brackets its time jitted and batched. All inputs have the greatest length."""
 NUMBERS = ("sort", "sort, unique")  # tracr compares and adds keys: its tokens are 1 … V
 
@@ -78,7 +79,7 @@ NUMBERS = ("sort", "sort, unique")  # tracr compares and adds keys: its tokens a
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--tracr", type=Path, help="a checkout of google-deepmind/tracr; without it ours alone")
-    asked.add_argument("--python", default=sys.executable, help="a Python that has jax and dm-haiku")
+    asked.add_argument("--python", default=".bench/tracr/bin/python", help="a Python that has jax and dm-haiku")
     asked.add_argument("--out", type=Path, default=Path("runs/rasp.jsonl"))
     asked.add_argument(
         "--table", type=Path, help="a page whose last part, from '### Against tracr' on, is written anew"
@@ -166,6 +167,10 @@ class Peer:
     """tracr in a process of its own."""
 
     def __init__(self, folder: Path, python: str) -> None:
+        if shutil.which(python) is None:
+            raise SystemExit(
+                f"{python} is not there: `make bench-peers` builds it, or give --python one with jax and dm-haiku."
+            )
         script = Path(__file__).parent / "peers" / "rasp_tracr.py"
         one = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1", "OMP_NUM_THREADS": "1"}
         env = os.environ | one | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}

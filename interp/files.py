@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from interp.errors import WrongUse
+from interp.errors import Failed, WrongUse
 
 
 def command_line(out: str | Path | None = None) -> str:
@@ -73,6 +73,27 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} is not a whole safetensors file ({error}). It may have been cut: restore or delete it."
         ) from error
     return tensors, meta
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file. Raises `Failed` naming the file if it is cut or is not there."""
+    if not path.is_file():
+        raise Failed(f"{path} does not exist: the folder has a config but no weights.")
+    try:
+        return load_tensors(path)[0]
+    except ValueError as error:
+        raise Failed(str(error)) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `Failed` naming the file if it is none."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Failed(f"{path} is no JSON file: {error}.") from error
+    if not isinstance(whole, dict):
+        raise Failed(f"{path} should hold one JSON object; it holds a {type(whole).__name__}.")
+    return whole
 
 
 def check_run(out: Path, settings: dict[str, Any], resume: bool) -> None:

@@ -77,14 +77,15 @@ def compile_program(
 ) -> None:
     """Write a transformer whose weights compute a program's variables on every input."""
     from circuits.rasp.compile import compile_program
-    from circuits.rasp.compile.saved import check_empty, parsed_vocabulary, program_sops, save
+    from circuits.rasp.compile.saved import check_empty, loaded_files, parsed_vocabulary, program_sops, save
+    from circuits.rasp.interpreter import read_program
 
     check_empty(output)
     started = time.perf_counter()
     nodes = program_sops(file, [name.strip() for name in var.split(",")])
     compiled = compile_program(nodes, parsed_vocabulary(vocab), max_len, causal)
     seconds = time.perf_counter() - started
-    save(compiled, output, file.read_text(encoding="utf-8"))
+    save(compiled, output, read_program(file), loaded_files(file))
     answer({"folder": str(output), **compiled.model.sizes(), "seconds": round(seconds, 4)}, as_json, _listed)
 
 
@@ -169,7 +170,8 @@ def vary(
     the sum of the differences of a row, its mean and its greatest value.
     """
     from circuits.rasp.compile import verify
-    from circuits.rasp.compile.saved import check_empty, load, program_sops, save
+    from circuits.rasp.compile.saved import check_empty, load, loaded_files, program_sops, save
+    from circuits.rasp.interpreter import read_program
     from circuits.rasp.trained import attention_off
 
     if output is not None:
@@ -182,7 +184,7 @@ def vary(
     found |= {"inputs": verdict.inputs, "wrong": verdict.wrong, "right": 1 - verdict.wrong / max(verdict.positions, 1)}
     found |= {f"attention_{name}": value for name, value in attention_off(compiled, variant).items()}
     if output is not None:
-        save(variant, output, (folder / "program.rasp").read_text(encoding="utf-8"))
+        save(variant, output, read_program(folder / "program.rasp"), loaded_files(folder / "program.rasp"))
     answer({**found, "cpu_seconds": round(seconds, 1)}, as_json, _listed)
 
 

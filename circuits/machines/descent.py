@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+STEPS = 1_000
+
 
 class Examples(nn.Module):
     """Rows (x, y) to the stream: x, y, and x/N at the N examples, which are all rows but the last."""
@@ -46,6 +48,8 @@ def build(x: int = 3, y: int = 2, rate: float = 0.5, steps: int = 1) -> Machine:
     """The machine for x and y of so many entries; η is `rate`, and `steps` layers of the same weights are as many steps."""
     if min(x, y, steps) < 1:
         raise WrongUse(f"x={x}, y={y}, steps={steps} are asked for: give at least 1 of each")
+    if steps > STEPS:
+        raise WrongUse(f"{steps} steps are asked for: give at most {STEPS:,}, each is a layer")
     names = Names()
     point, target, key = names.numbers("x", x), names.numbers("y", y), names.numbers("x/N", x)
     row, example = names.zeros(x + y, -1), names.zeros(x + y, -1)

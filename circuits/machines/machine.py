@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MACHINES = ("parity", "first", "subleq", "graphs", "permutation", "descent", "connectivity")
+WIDEST = 2**14  # directions of a stream
+LARGEST = 2**25  # elements of a weight
 
 
 class Names:
@@ -31,12 +34,8 @@ class Names:
 
     def __init__(self) -> None:
         self.variables: list[Variable] = []
+        self.width = 0  # how many directions were given out
         self.writer, self.ready, self.until = "embed", "blocks.0.resid_pre", ""
-
-    @property
-    def width(self) -> int:
-        """How many directions were given out."""
-        return sum(len(variable.directions) for variable in self.variables)
 
     def at(self, writer: str, ready: str, until: str = "") -> None:
         """Who writes the variables that are named next, and between which sites they are there."""
@@ -63,11 +62,17 @@ class Names:
         return [self.number(f"{name}.{i}") for i in range(count)]
 
     def zeros(self, *shape: int) -> Float[Tensor, "..."]:
-        """Float64 zeros of a shape in which -1 stands for the stream's width."""
-        return torch.zeros([self.width if size == -1 else size for size in shape], dtype=torch.float64)
+        """Float64 zeros of a shape in which -1 stands for the stream's width. Raises `WrongUse` for more than `LARGEST`."""
+        sizes = [self.width if size == -1 else size for size in shape]
+        if math.prod(sizes) > LARGEST:
+            raise WrongUse(f"weights of {' x '.join(map(str, sizes))} would be needed: give smaller options")
+        return torch.zeros(sizes, dtype=torch.float64)
 
     def _add(self, name: str, number: bool, values: list[Any], levels: list[float]) -> list[int]:
+        if self.width >= WIDEST:
+            raise WrongUse(f"a stream of more than {WIDEST:,} directions would be needed: give smaller options")
         directions = list(range(self.width, self.width + (1 if number else len(values))))
+        self.width += len(directions)
         self.variables.append(
             Variable(name, number, values, directions, self.writer, self.ready, self.until or None, levels)
         )
@@ -164,9 +169,12 @@ def module_of(name: str) -> ModuleType:
 def build(name: str, **options: Any) -> Machine:
     """A machine by name; `options` are those of its module's `build`.
 
-    Raises `WrongUse` for a name or an option that is not there, and for options that make no machine.
+    Raises `WrongUse` for a name or an option that is not there, and for options that make no machine, or too large a one.
     """
     known = inspect.signature(module_of(name).build).parameters
     check_keys(options, known, f"the machine {name!r}")
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WrongUse(f"{key}={value} is asked for: give a finite number")
     made: Machine = module_of(name).build(**options)
     return made

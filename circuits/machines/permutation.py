@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+MOST = 1_000_000  # inputs that are all tried
+SHARPEST = 500  # e^β is a float64
+
 
 def build(
     n: int = 4, symbols: int = 2, causal: bool = False, scratch: bool = False, sharpness: float = 25.0
@@ -35,6 +38,8 @@ def build(
     """The machine for lists of n symbols; β is `sharpness`. Raises `WrongUse` for no places, or for symbols that are not told apart."""
     if n < 1 or not 2 <= symbols <= 26:
         raise WrongUse(f"n={n} and symbols={symbols} are asked for: give at least 1 place, and 2 to 26 symbols")
+    if not 0 < sharpness <= SHARPEST:
+        raise WrongUse(f"sharpness={sharpness:g} is asked for: give one above 0, at most {SHARPEST}")
     length = (3 if scratch else 2) * n
     names = Names()
     values = [*range(n), *letters(symbols), *(["_"] if scratch else [])]
@@ -94,7 +99,9 @@ def outputs(machine: Machine, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "b
 
 
 def everything(n: int, symbols: int) -> tuple[Int[Tensor, "batch n"], Int[Tensor, "batch n"], Int[Tensor, "batch n"]]:
-    """All permutations with all lists of symbols, and the lists wanted."""
+    """All permutations with all lists of symbols, and the lists wanted. Raises `WrongUse` where these are more than `MOST`."""
+    if n > 12 or math.factorial(n) * symbols**n > MOST:
+        raise WrongUse(f"n={n} and symbols={symbols} have more than {MOST:,} inputs: give smaller ones to try them all")
     pairs = list(itertools.product(itertools.permutations(range(n)), itertools.product(range(symbols), repeat=n)))
     permutations, data = (torch.tensor(part) for part in zip(*pairs, strict=True))
     return permutations, data, torch.empty_like(data).scatter(1, permutations, data)

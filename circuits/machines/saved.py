@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import interp
 from circuits.machines.machine import Machine, build
@@ -14,7 +12,7 @@ from circuits.rasp.compile.saved import check_empty
 from circuits.rasp.compile.stream import Variable
 from circuits.rasp.compile.wrapped import letters_tokenizer
 from interp.errors import Failed, WrongUse, check_keys
-from interp.files import load_tensors, save_tensors, write_json
+from interp.files import read_json, read_tensors, save_tensors, write_json
 from interp.model import Model
 
 KIND, FORMAT = "machine", 1  # the entry point of the group `interp.models` that opens such a folder
@@ -43,12 +41,12 @@ def load(folder: Path) -> Machine:
     """The saved machine, with the weights of the folder. Raises `WrongUse` for a folder that holds none, `Failed` for another format."""
     if not (folder / "config.json").is_file():
         raise WrongUse(f"{folder} holds no machine: make one with `interp machine NAME -o {folder}`")
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if config.get("interp_model") != KIND or config.get("format") != FORMAT:
         raise Failed(f"{folder} holds no machine of format {FORMAT}: make it again with `interp machine NAME -o DIR`")
     check_keys(config, FIELDS, f"{folder}/config.json")
     machine = build(config["machine"], **config["options"])
-    weights, _ = load_tensors(folder / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
     try:
         machine.model.load_state_dict(weights)
     except RuntimeError as error:

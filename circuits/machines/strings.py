@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLS = 2
+SHARPEST = 80  # e^(c log n) is a float64 up to n = 7,000
 
 
 def string_machine(
@@ -36,8 +37,14 @@ def string_machine(
     """A machine whose tokens 0, 1, CLS are the stream's first directions, and whose answer 0 or 1 is the sign of one.
 
     With the option `layer_norm` every direction x has a mirror image -x, so that the mean is 0 and LN is x over its length,
-    and a last MLP takes away all but the answer (Chiang & Cholak 2022).
+    and a last MLP takes away all but the answer (Chiang & Cholak 2022). Raises `WrongUse` for a sharpness whose closed form
+    float64 does not hold, and for an ε below 0.
     """
+    if not 0 < options["sharpness"] <= SHARPEST or options["eps"] < 0:
+        raise WrongUse(
+            f"sharpness={options['sharpness']:g} and eps={options['eps']:g} are asked for: "
+            f"give a sharpness above 0, at most {SHARPEST}, and an eps of 0 or more"
+        )
     d, log, norm = names.width, options["log_n"], options["layer_norm"]
     attention = LogAttention if log else Attention
     tokens = torch.eye(3, d, dtype=torch.float64)

@@ -64,8 +64,8 @@ class _Batch:
         else:
             values, at = self._sequence(step)
             failed = (at == FAILED).any(axis=1)
-            kinds = np.array([_kind(v) for v in values] or [0])[at]
-            self.undefined |= failed | (kinds != kinds[:, :1]).any(axis=1)
+            text = np.array([isinstance(v, str) for v in values] or [False])[at]
+            self.undefined |= failed | (text != text[:, :1]).any(axis=1)
             self.codes[step] = values or [0], np.where(at == FAILED, 0, at)
 
     def _sequence(self, step: Node) -> tuple[list[Any], np.ndarray]:
@@ -104,10 +104,10 @@ class _Batch:
         """None: the default; one: its code; more: the mean, summed from the first position on as Python does."""
         (values, at), chosen = self._column(step.value), self.chosen[step.selector] & self.seen
         count = chosen.sum(axis=2)
-        numeric = np.array([type(v) in (int, float) for v in values])
+        numeric, numbers = np.array([(not isinstance(v, str), type(v) in (int, float)) for v in values]).T
         several = count > 1
-        self.undefined |= several.any(axis=1) & ~numeric[at].all(axis=1)
-        if any(abs(v) > EXACT for v in values if type(v) in (int, float)):
+        self.undefined |= several.any(axis=1) & ~(numeric[at].all(axis=1) & numbers[at].any(axis=1))
+        if any(abs(v) > EXACT for v in values if not isinstance(v, str)):
             raise RaspError("numbers too large to be summed exactly in a batch")
         floats = np.array([float(v) if n else 0.0 for v, n in zip(values, numeric, strict=True)])[at]
         total = np.zeros(count.shape)
@@ -139,10 +139,6 @@ def _mapped(columns: list[tuple[list[Any], np.ndarray]], function: Any) -> tuple
         except RaspError:
             places.append(FAILED)
     return [value for _, value in known], np.array(places)[inverse].reshape(joint.shape)
-
-
-def _kind(value: Any) -> int:
-    return {bool: 1, str: 2}.get(type(value), 0)
 
 
 def _cast(source: str, token: Atom) -> Atom:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from circuits.rasp import ops, syntax
 from circuits.rasp.analysis import cost, depths
 from circuits.rasp.errors import RaspError
 from circuits.rasp.evaluate import Matrix, Run, Sequence
-from circuits.rasp.graph import Node, Selector, SOp, order
+from circuits.rasp.graph import Node, Selector, SOp, label, order
 from circuits.rasp.interpreter import Drawn, Function, Interpreter, Shown
 
 LISTED = 1_000  # elements of a list of lists, over all its levels
-TAB = "\t"
 
 
-def sequence_text(value: Sequence, full: bool = False) -> str:
-    """`[0.333, 1.0] (floats)`: three digits, T and F; a repeated value as `[v]*n` unless `full`."""
+def sequence_text(value: Sequence) -> str:
+    """`[0.333, 1.0] (floats)`: three digits, T and F; a repeated value as `[v]*n`."""
     atoms = [_atom(v) for v in value.values]
-    if len(atoms) > 1 and len(set(value.values)) == 1 and not full:
+    if len(atoms) > 1 and len(set(value.values)) == 1:
         return f"[{atoms[0]}]*{len(atoms)} ({value.type}s)"
     return f"[{', '.join(atoms)}] ({value.type}s)"
 
@@ -50,6 +49,23 @@ def _atom(value: Any) -> str:
     return str(round(value, 3)) if isinstance(value, float) else str(value)
 
 
+def full_text(value: Sequence, called: str = "", tab: str = "") -> str:
+    """Input and output under each other, unrounded, of bools the rarer; a repeated value as ever, after what was `called`."""
+    if len(set(value.values)) == 1:
+        return f" {called} {sequence_text(value)} [skipped full display: identical values]"
+    rows = [_cells(list(value.tokens)), _cells(list(value.values))]
+    width = max(len(cell) for row in rows for cell in row)
+    lines = [" ".join(cell.rjust(width) for cell in row) for row in rows]
+    return f"\n{tab} \t\tinput:   {lines[0]} \t (strings)\n{tab} \t\toutput:  {lines[1]} \t ({value.type}s)"
+
+
+def _cells(values: list[Any]) -> list[str]:
+    if not isinstance(values[0], bool):
+        return list(map(str, values))
+    shown = {True: values.count(True) <= values.count(False), False: values.count(False) <= values.count(True)}
+    return [("T" if value else "F") if shown[bool(value)] else "" for value in values]
+
+
 @dataclass
 class Display:
     """What is printed, and how: the switches of the REPL."""
@@ -59,70 +75,97 @@ class Display:
     full: bool = False
 
     def flush(self) -> list[str]:
-        """The texts of all that was shown since the last time, with errors of loaded files."""
-        texts = [error_text(problem) for problem in self.interpreter.problems]
-        for item in self.interpreter.shown:
-            texts += self._text(item)
+        """The texts of all that was shown since the last time, with errors of loaded files among it."""
+        texts = [text for item in self.interpreter.shown for text in self._text(item)]
         self.interpreter.problems.clear()
         self.interpreter.shown.clear()
         return texts
 
-    def _text(self, item: Shown | Drawn | syntax.ShowExample | syntax.Switch) -> list[str]:
+    def _text(self, item: Shown | Drawn | syntax.ShowExample | syntax.Switch | RaspError) -> list[str]:
         match item:
-            case Shown(name=name, value=value):
-                return [self._value(name, value, [LISTED])]
+            case RaspError():
+                return [error_text(item)]
+            case Shown(name=None, value=value):
+                return [f"\t ={self._applied(value)}"]
+            case Shown(name=name, value=value, example=example):
+                return ["\n".join(self._value(name, value, _Level(example=example)))]
             case Drawn(value=value, run=run):
                 return [_drawing(value, run)]
             case syntax.ShowExample(kind=kind):
-                return [f"     {k} example: {_quoted(self.interpreter.examples[k].tokens)}" for k in _kinds(kind)]
+                return [f"\t{k} example: {_quoted(self.interpreter.examples[k].tokens)}" for k in _kinds(kind)]
             case syntax.Switch(what="full", on=on):
                 self.full = on
             case syntax.Switch(what=what, on=on):
                 self.examples |= dict.fromkeys(_kinds(what), on)
         return []
 
-    def _value(self, name: str, value: Any, left: list[int], level: int = 0) -> str:
-        """`left` counts down how many elements may still be listed."""
-        if isinstance(value, Node):
-            return self._step(name or value.name or "out", value)
-        if isinstance(value, Function):
-            return f"     console function: {value.name}({', '.join(value.parameters)})"
-        if isinstance(value, Sequence | Matrix):
-            bar = "\n" if isinstance(value, Matrix) else " "
-            return f"{TAB if name == 'out' else f'    value: {name}'} = {bar}{self._result(value)}"
-        named = f"{name} = " if name else ""
-        if isinstance(value, list | dict):
-            return self._container(named, value, left, level)
-        return f"    value: {named + ' ' if named else ''}{_quoted(value)}"
+    def _applied(self, value: Sequence | Matrix) -> str:
+        if isinstance(value, Matrix):
+            return f" \n{matrix_text(value)}"
+        return full_text(value, " ") if self.full else f"  {sequence_text(value)}"
 
-    def _container(self, named: str, value: list[Any] | dict[Any, Any], left: list[int], level: int) -> str:
+    def _value(self, name: str | None, value: Any, level: _Level) -> Iterator[str]:
+        """Lines; `name` is None for what stands in a list or dict."""
+        tab, start = level.tab, f"{level.tab} {level.key} "
+        if isinstance(value, Node):
+            yield from self._step(name or label(value), value, level)
+        elif isinstance(value, Function):
+            text = f"{value.scope.name} function: {value.name}({', '.join(value.parameters)})"
+            yield f"{start}   {text}"
+        elif isinstance(value, list | dict):
+            yield from self._container("" if name is None else f"{name} = ", value, level)
+        else:
+            text = result_text(value) if isinstance(value, Sequence | Matrix) else _quoted(value)
+            yield f"{tab}    value: {'' if name is None else f'{name} = '} {text}"
+
+    def _container(self, named: str, value: list[Any] | dict[Any, Any], level: _Level) -> Iterator[str]:
         kind, (start, end) = ("dict", "{}") if isinstance(value, dict) else ("list", "[]")
         items = list(value.values()) if isinstance(value, dict) else value
+        named = f"   {kind}: {named}"
+        first = f"{level.tab} {level.key} {named}"
         if all(map(ops.is_atom, items)):
-            return f"     {kind}: {named}{value}"
-        left[0] -= len(items)
-        if left[0] < 0 or level > 20:
-            return f"     {kind}: {named}{start}...{end}"
-        keys = [f"{_quoted(k)}: " for k in value] if isinstance(value, dict) else [""] * len(items)
-        lines = [k + self._value("", item, left, level + 1) for k, item in zip(keys, items, strict=True)]
-        inner = "\n".join(f"\t\t{line}" for item in lines for line in item.split("\n"))
-        return f"     {kind}: {named}{' ' if named else ''}{start}\n{inner}\n                 {end}"
+            yield f"{first}{value}"
+            return
+        level.left[0] -= len(items)
+        if level.left[0] < 0 or len(level.tab) > 60:
+            yield f"{first}{start}...{end}"
+            return
+        yield f"{first}{level.tab} {start}"
+        keys = [f"{_quoted(key)} : " for key in value] if isinstance(value, dict) else [""] * len(items)
+        tab = level.tab + "\t" * (3 if isinstance(value, dict) else 2)
+        for key, item in zip(keys, items, strict=True):
+            yield from self._value(None, item, replace(level, tab=tab, key=key))
+        yield f"{level.tab}{' ' * (len(named) + 2)}{end}"
 
-    def _step(self, name: str, value: Node) -> str:
+    def _step(self, name: str, value: Node, level: _Level) -> Iterator[str]:
         kind = "selector" if isinstance(value, Selector) else "s-op"
-        if not self.examples[kind]:
-            return f"     {kind}: {name}"
+        yield f"{level.tab} {level.key}    {kind}: {name}"
+        if not (self.examples[kind] and level.example):
+            return
         run = self.interpreter.examples[kind]
+        called, before = f"{name}({_quoted(run.tokens)}) =", f"{level.tab} \t Example:"
         try:
-            shown = self._result(run.result(value))  # type: ignore[arg-type]
+            shown = run.result(value)  # type: ignore[arg-type]
         except RaspError as error:  # the example was changed since the step was made
-            shown = f"undefined on this example: {error.message}"
-        if isinstance(value, Selector):
-            return f"     {kind}: {name}\n \t Example:\n{shown}"
-        return f"     {kind}: {name}\n \t Example: {name}({_quoted(run.tokens)}) = {shown}"
+            yield f"{before} {called} undefined on this example: {error.message}"
+            return
+        if isinstance(shown, Matrix):
+            yield before
+            yield from (level.tab + line for line in matrix_text(shown).split("\n"))
+        elif self.full:
+            yield before + full_text(shown, called, level.tab)
+        else:
+            yield f"{before} {called} {sequence_text(shown)}"
 
-    def _result(self, value: Sequence | Matrix) -> str:
-        return sequence_text(value, self.full) if isinstance(value, Sequence) else matrix_text(value)
+
+@dataclass(frozen=True)
+class _Level:
+    """Where a value stands among lists and dicts: tabs before it, its key, and (`left`) how many elements may still be listed."""
+
+    example: bool
+    tab: str = ""
+    key: str = ""
+    left: list[int] = field(default_factory=lambda: [LISTED])
 
 
 def error_text(error: RaspError) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ class Sequence:
 
     values: tuple[Atom, ...]
     type: str
+    tokens: Tokens = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Run:
                 raise (error.placed(step.at) if step.at else error) from None
         if isinstance(node, Selector):
             return Matrix(tuple(self._seen(self._values[node])), tuple(self.tokens))
-        return Sequence(tuple(self._values[node]), self._types[node])
+        return Sequence(tuple(self._values[node]), self._types[node], self.tokens)
 
     def _computed(self, step: Node) -> list[Any]:
         n = len(self.tokens)
@@ -127,7 +128,7 @@ class Run:
 
     def _aggregate(self, step: Aggregate) -> list[Any]:
         values, rows = self._column(step.value), self._seen(self._values[step.selector])
-        numeric = {type(v) for v in values} <= {int, float}
+        numeric = ops.sequence_type(values) in ("int", "float")
         self.budget.spend(len(values) ** 2 // 4)
         chosen = [[v for v, on in zip(values, row, strict=True) if on] for row in rows]
         if not numeric and any(len(picked) > 1 for picked in chosen):

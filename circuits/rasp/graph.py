@@ -13,41 +13,47 @@ from typing import Any
 from circuits.rasp.errors import Span
 from circuits.rasp.syntax import Atom
 
+LABEL = 30  # letters of a label
+
 _serial = itertools.count()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One step. `serial` grows, so that a step's parents have smaller ones; `name` is the variable it was bound to."""
 
-    serial: int = field(default_factory=lambda: next(_serial), init=False, repr=False)
+    serial: int = field(default_factory=lambda: next(_serial), init=False)
     name: str | None = field(default=None, init=False)
-    inner: bool = field(default=False, init=False, repr=False)  # the name was given inside a function
-    at: Span | None = field(default=None, init=False, repr=False)
+    inner: bool = field(default=False, init=False)  # the name was given inside a function
+    label: str | None = field(default=None, init=False)  # the name or call that it was shown as last
+    at: Span | None = field(default=None, init=False)
 
     def parents(self) -> Iterable[Node]:
         """The steps this one reads."""
         return ()
 
+    def __repr__(self) -> str:
+        return label(self)
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class SOp(Node):
     """A sequence operator: a sequence of atoms, given an input."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Selector(Node):
     """A matrix of bools [query, key], given an input."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Input(SOp):
     """`indices`, or the tokens: `tokens_asis`, `tokens_str`, `tokens_int`, `tokens_float`, `tokens_bool`."""
 
     source: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Elementwise(SOp):
     """`op` at every position: an operator of `ops.OPS`. Arguments are s-ops, atoms, and for `in` and `index` a list or dict."""
 
@@ -58,7 +64,7 @@ class Elementwise(SOp):
         return [a for a in self.arguments if isinstance(a, Node)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Aggregate(SOp):
     """Per query: no key selected: default; one: its value; more: the mean of their values."""
 
@@ -70,7 +76,7 @@ class Aggregate(SOp):
         return [self.selector, self.value] if isinstance(self.value, Node) else [self.selector]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Width(SOp):
     """How many keys a query selects: the library's `selector_width`, which computes it `by` two attention heads."""
 
@@ -81,7 +87,7 @@ class Width(SOp):
         return [self.by]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Select(Selector):
     """M[q, k] = key[k] op query[q], with op one of == != < <= > >=."""
 
@@ -93,7 +99,7 @@ class Select(Selector):
         return [a for a in (self.key, self.query) if isinstance(a, Node)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Combine(Selector):
     """`and` or `or` of two selectors, `not` of one."""
 
@@ -114,3 +120,32 @@ def order(node: Node, known: Callable[[Node], bool] = lambda _: False) -> list[N
                 found[id(parent)] = parent
                 stack.append(parent)
     return sorted((n for n in found.values() if not known(n)), key=lambda n: n.serial)
+
+
+def label(step: Node, deepest: int = LABEL // 4) -> str:
+    """What a step is shown as: the name or the call it had last, or how it is computed where that is short."""
+    if step.label is not None or isinstance(step, Input):
+        return step.label or step.name or ""
+    if isinstance(step, Selector):
+        return "plain select"
+    if not isinstance(step, Elementwise) or deepest == 0:
+        return "s-op"
+    text = _formula(step.op, [label(a, deepest - 1) if isinstance(a, Node) else str(a) for a in step.arguments])
+    return text if len(text) <= LABEL else "s-op"
+
+
+def _formula(op: str, arguments: list[str]) -> str:
+    match op, arguments:
+        case "indicator", [value]:
+            return f"I({value})"
+        case "if", [condition, value, other]:
+            return f"{value} if {condition} else {other}"
+        case "in", [value, container]:
+            return f"{value} in {container}"
+        case "index", [_, place]:
+            return f"out[{place}]"
+        case "and" | "or", [left, right]:
+            return f"( {left} {op} {right})"
+        case _, [left, right]:
+            return f"( {left} {'pow' if op == '^' else op} {right} )"
+    return f"( {({'minus': '-', 'plus': '+'}).get(op, op)} {' '.join(arguments)} )"

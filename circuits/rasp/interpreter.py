@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from circuits.rasp import graph, ops, syntax
 from circuits.rasp.errors import Budget, RaspError, Span
 from circuits.rasp.evaluate import Matrix, Run, Sequence
 from circuits.rasp.graph import Node, Selector, SOp
-from circuits.rasp.parser import parse
+from circuits.rasp.parser import LONGEST, parse
 from circuits.rasp.syntax import Expression, Name, Program, Statement
 from interp.errors import nearest
 
 RESERVED = {"if", "else", "not", "and", "or", "out", "def", "return", "range", "for", "in", "zip", "len", "get"}
 CONSTANTS = {"True": True, "False": False}
 INPUTS = ("indices", *ops.CASTS)
+PACKAGED = Path(str(files("circuits.rasp").joinpath("library")))
 DEEPEST = 2_000  # nested evaluations, over all calls
+SHORT = 10  # elements, and half the letters, of a list in a label
 FUSED = {"select", "aggregate", "zip", "range", "len"}
 
 
@@ -36,6 +38,11 @@ class Scope:
 
     parent: Scope | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    name: str = "console"  # that its functions are shown with
+
+    def inside(self, values: dict[str, Any] | None = None) -> Scope:
+        """A scope within this one, for a function's body or a comprehension."""
+        return Scope(self, values or {}, f"{self.name}'")
 
     def find(self, name: str) -> Any:
         """The value of the name. Raises `RaspError`, with the nearest names."""
@@ -66,10 +73,14 @@ class Function:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a statement has to show: the value of a name, `out` where the value has none of its own."""
+    """What a statement has to show: the value of a name, `out` where it has none of its own; None: an s-op's on an input.
 
-    name: str
+    Names that a file gave are shown without an example.
+    """
+
+    name: str | None
     value: Any
+    example: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,14 @@ class Drawn:
 class Interpreter:
     """RASP's state: names, the examples every new s-op and selector is tried on, and what there is to show.
 
-    `problems` collects errors in loaded files, which do not stop the program that loads them; `shown` what statements show.
+    `problems` collects errors in loaded files, which do not stop the program that loads them; `shown` what statements show,
+    with these errors among it. `out` is in every scope the last value that an expression had there.
     """
 
     def __init__(self) -> None:
         self.budget = Budget()
         self.problems: list[RaspError] = []
-        self.shown: list[Shown | Drawn | syntax.ShowExample | syntax.Switch] = []
+        self.shown: list[Shown | Drawn | syntax.ShowExample | syntax.Switch | RaspError] = []
         self.loading: list[Path] = []
         self.reserved = RESERVED | CONSTANTS.keys() | set(INPUTS)
         self.depth = 0
@@ -111,7 +123,7 @@ class Interpreter:
         Raises `RaspError` for a file that cannot be read or parsed.
         """
         self.loading = [file.resolve()]
-        program = parse(_text(file), str(file))
+        program = parse(read_program(file), str(file))
         self._run_on(program, self.execute)
         return program
 
@@ -122,6 +134,7 @@ class Interpreter:
                     execute(statement)
                 except RaspError as error:
                     self.problems.append(error)
+                    self.shown.append(error)
 
     def execute(self, statement: Statement) -> None:
         """Execute one statement in the global scope; one that fails changes nothing but what it did before it failed."""
@@ -148,10 +161,9 @@ class Interpreter:
         match statement:
             case syntax.Evaluate(expression=expression):
                 value = self._evaluate(expression, scope)
-                name = expression.id if isinstance(expression, Name) else "out"
                 if top:
-                    self._show(name, value)
-                    scope.values |= {"out": value} if name == "out" else {}
+                    applied = isinstance(expression, syntax.Call) and isinstance(value, Sequence | Matrix)
+                    self._show(expression.id if isinstance(expression, Name) else None if applied else "out", value)
             case syntax.Assign(names=names, values=values):
                 self._assign(names, self._several(values, scope), scope, top)
             case syntax.Define(name=name, parameters=parameters, body=body, returns=returns):
@@ -178,7 +190,7 @@ class Interpreter:
             case syntax.Quit():
                 raise Stop
 
-    def _show(self, name: str, value: Any) -> None:
+    def _show(self, name: str | None, value: Any) -> None:
         self.shown.append(Shown(name, value))
 
     def _draw(self, expression: Expression, tokens: Expression | None, scope: Scope) -> None:
@@ -207,40 +219,34 @@ class Interpreter:
         if name.id in self.reserved:
             raise RaspError(f"cannot set the reserved name {name.id!r}", name.at)
         scope.values[name.id] = value
+        if isinstance(value, Node):
+            value.label = name.id
         if isinstance(value, Node) and not isinstance(value, graph.Input) and (value.name is None or value.inner):
             value.name, value.inner = name.id, scope is not self.scope
 
     def _load(self, path: str, scope: Scope) -> None:
-        """Run a file over the library alone; its public names come here. Its errors are kept in `problems`."""
-        file, inner = self._found(path), Scope(self.base)
+        """Run a file over the library alone; its public names come here and are shown. Its errors are kept in `problems`."""
+        file = find_file(path, self.loading[-1].parent if self.loading else None)
+        inner = Scope(self.base, name=path)
         if file in self.loading:
             raise RaspError(f"{file} loads itself")
         shown, outer, self.scope = len(self.shown), self.scope, inner
         self.loading.append(file)
         try:
-            self._run_on(parse(_text(file), str(file)), lambda statement: self._execute(statement, inner, top=True))
+            self._run_on(
+                parse(read_program(file), str(file)), lambda statement: self._execute(statement, inner, top=True)
+            )
         finally:
             self.loading.pop()
             self.scope = outer
-            del self.shown[shown:]
-        scope.values |= {k: v for k, v in inner.values.items() if not k.startswith("_") and k != "out"}
-
-    def _found(self, path: str) -> Path:
-        """The file beside the one that loads it, else in the working directory, else among the packaged programs."""
-        folders = [self.loading[-1].parent] if self.loading else []
-        packaged = Path(str(files("circuits.rasp").joinpath("library")))
-        with contextlib.suppress(OSError, ValueError):  # names that no file system takes
-            for folder in [*folders, Path(), packaged]:
-                if (folder / f"{path}.rasp").is_file():
-                    return (folder / f"{path}.rasp").resolve()
-        known = {f.stem for folder in [*folders, Path(), packaged] for f in folder.glob("*.rasp")}
-        raise RaspError(f"could not find file: {path}.rasp.{nearest(path, known)}")
+            self.shown[shown:] = _of_file(self.shown[shown:])
+        scope.values |= {k: v for k, v in inner.values.items() if _public(k)}
 
     def _load_library(self) -> None:
         """The standard library: its public names become reserved."""
-        self.scope = Scope(self.base)
+        self.scope = Scope(self.base, name="RASP_support/rasplib")  # as the reference shows its functions
         self.run(_library())
-        public = {k: v for k, v in self.scope.values.items() if not k.startswith("_")}
+        public = {k: v for k, v in self.scope.values.items() if _public(k)}
         self.base.values |= public
         self.reserved |= public.keys()
         self.shown.clear()
@@ -253,7 +259,10 @@ class Interpreter:
         try:
             if self.depth > DEEPEST:
                 raise RaspError("this calls itself without end, or is nested too deep: it was stopped", node.at)
-            return self._expression(node, scope)
+            value = self._expression(node, scope)
+            if not (isinstance(node, syntax.Call) and isinstance(value, Sequence | Matrix)):
+                scope.values["out"] = value
+            return value
         except RaspError as error:
             raise error.placed(node.at) from None
         finally:
@@ -331,6 +340,10 @@ class Interpreter:
             if not (isinstance(left, Selector) and isinstance(right, Selector)):
                 raise RaspError("Cannot apply and/or between selector and non-selector")
             return self._made(graph.Combine(op, (left, right)), at)
+        if op in ("and", "or") and not (isinstance(left, SOp) or isinstance(right, SOp)):
+            return (left and right) if op == "and" else (left or right)
+        if op in ("and", "or"):
+            left, right = self._side(left), self._side(right)
         return self._elementwise(op, left, right, at=at)
 
     def _contains(self, left: Any, right: Any, at: Span) -> Any:
@@ -370,7 +383,9 @@ class Interpreter:
         if index < 0:
             place = self._elementwise("+", self.base.values["length"], index, at=at)
         selector = self._made(graph.Select(self.base.values["indices"], place, "=="), at)
-        return self._made(graph.Aggregate(selector, target, 0), at)
+        step = self._made(graph.Aggregate(selector, target, 0), at)
+        step.label = f"{graph.label(target)}[{index}]"
+        return step
 
     def _aggregate(self, node: syntax.Aggregate, scope: Scope) -> Any:
         selector = self._evaluate(node.selector, scope)
@@ -414,7 +429,7 @@ class Interpreter:
 
     def _comprehension(self, node: syntax.Comprehension, scope: Scope) -> Any:
         what = "list comprehension" if node.key is None else "dict comprehension"
-        inner, keys, values = Scope(scope), [], []
+        inner, keys, values = scope.inside(), [], []
         for item in self._items(node.iterable, scope, what):
             inner.values = {name.id: value for name, value in self._unpacked(node.names, item)}
             keys.append(self._key(self._evaluate(node.key, inner)) if node.key else None)
@@ -429,11 +444,12 @@ class Interpreter:
             function = self._evaluate(node.function, scope)
         if isinstance(function, Node):
             self._check_count("an s-op or selector", 1, arguments)
+            scope.values["out"] = arguments[0]
             return Run(arguments[0], self.budget).result(function)  # type: ignore[arg-type]
         if not isinstance(function, Function):
             raise RaspError(f"only functions, s-ops and selectors can be called, got: {_brief(function)}")
         self._check_count(function.name, len(function.parameters), arguments)
-        inner = Scope(function.scope, dict(zip(function.parameters, arguments, strict=True)))
+        inner = function.scope.inside(dict(zip(function.parameters, arguments, strict=True)))
         try:
             for statement in function.body:
                 self._execute(statement, inner)
@@ -442,7 +458,9 @@ class Interpreter:
             error.calls.append(node.at)
             raise
         if function.library and function.name == "selector_width":
-            return self._made(graph.Width(arguments[0], result), node.at)
+            result = self._made(graph.Width(arguments[0], result), node.at)
+        if isinstance(result, Node):
+            result.label = f"{function.name}({' , '.join(map(_argument, arguments))})"
         return result
 
     def _check_count(self, name: str, expected: int, arguments: list[Any]) -> None:
@@ -495,6 +513,31 @@ class Interpreter:
         return "length" in self.reserved
 
 
+def _public(name: str) -> bool:
+    """Whether a file's name is one for those who load it."""
+    return not name.startswith("_") and name != "out"
+
+
+def _of_file(shown: list[Any]) -> list[Any]:
+    """What is shown of a file: its names, each as it was last, without examples; all that happened if there were errors.
+
+    The switch to the full display outlasts the file.
+    """
+    errors = any(isinstance(each, RaspError) for each in shown)
+    last = {each.name: each for each in shown if isinstance(each, Shown)}
+    kept: list[Any] = []
+    for each in shown:
+        if not isinstance(each, Shown):
+            kept += [each] if isinstance(each, RaspError | syntax.ShowExample) or _is_full(each) else []
+        elif _public(each.name or "out") and (errors or each is last[each.name]):
+            kept.append(replace(each, example=False))
+    return kept
+
+
+def _is_full(shown: Any) -> bool:
+    return isinstance(shown, syntax.Switch) and shown.what == "full"
+
+
 BUILTINS = {"range": Interpreter._range, "zip": Interpreter._zip, "len": Interpreter._len}
 
 
@@ -505,23 +548,38 @@ def run(text: str, name: str = "<text>") -> Interpreter:
     return interpreter
 
 
+def find_file(path: str, beside: Path | None) -> Path:
+    """What `load "path"` reads: the file in the folder of the one that loads it, else in the working directory, else a packaged one.
+
+    Raises `RaspError` where there is none.
+    """
+    folders = [*([beside] if beside else []), Path(), PACKAGED]
+    with contextlib.suppress(OSError, ValueError):  # names that no file system takes
+        for folder in folders:
+            if (folder / f"{path}.rasp").is_file():
+                return (folder / f"{path}.rasp").resolve()
+    known = {f.stem for folder in folders for f in folder.glob("*.rasp")}
+    raise RaspError(f"could not find file: {path}.rasp.{nearest(path, known)}")
+
+
+def read_program(file: Path) -> str:
+    """The text of a program, up to where it is too long for one. Raises `RaspError`."""
+    try:
+        with file.open(encoding="utf-8-sig") as opened:
+            return opened.read(LONGEST + 1)  # `parse` refuses what is longer
+    except (OSError, UnicodeDecodeError) as error:
+        raise RaspError(f"could not read {file}: {error}") from None
+
+
 def _input(source: str) -> graph.Input:
     step = graph.Input(source)
     step.name = "tokens" if source == "tokens_str" else source
     return step
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RaspError(f"could not read {file}: {error}") from None
-
-
 @functools.cache
 def _library() -> Program:
-    text = files("circuits.rasp").joinpath("library", "rasplib.rasp").read_text(encoding="utf-8")
-    return parse(text, "rasplib.rasp")
+    return parse(read_program(PACKAGED / "rasplib.rasp"), "rasplib.rasp")
 
 
 @contextlib.contextmanager
@@ -533,6 +591,23 @@ def _deep_recursion() -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(limit)
+
+
+def _argument(value: Any, depth: int = 0) -> str:
+    """A value in the label of what a call made; lists and dicts only where they are short."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, Node):
+        return graph.label(value)
+    if not isinstance(value, list | dict):
+        return str(value) if ops.is_atom(value) else _brief(value)
+    if len(value) > SHORT or depth > SHORT:
+        return f"({type(value).__name__})"
+    if isinstance(value, list):
+        text = f"[{', '.join(_argument(item, depth + 1) for item in value)}]"
+    else:
+        text = f"{{{', '.join(f'{_argument(k)}: {_argument(v, depth + 1)}' for k, v in value.items())}}}"
+    return text if len(text) <= 2 * SHORT else f"({type(value).__name__})"
 
 
 def _brief(value: Any) -> str:

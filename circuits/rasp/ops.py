@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -75,15 +76,16 @@ def compare(op: str, keys: list[Any], query: Any) -> bytes:
 
 
 def sequence_type(values: list[Any]) -> str:
-    """`int`, `float` (ints among them too), `bool` or `string`. Raises `RaspError` for anything else, and for a mixture."""
+    """`bool`, `int` (bools among them too), `float` (any numbers) or `string`; the values stay as they are.
+
+    Raises `RaspError` for anything else, and for strings among others.
+    """
     types = {type(value) for value in values}
     if not types <= TYPES.keys():
         raise RaspError(f"a sequence holds bools, ints, floats or strings, not {_listed(values)}")
-    if types == {int, float}:
-        return "float"
-    if len(types) > 1:
+    if str in types and len(types) > 1:
         raise RaspError(f"a sequence with values of different types: {_listed(values)}")
-    return TYPES[types.pop()]
+    return TYPES[max(types, key=list(TYPES).index)]
 
 
 def _listed(values: list[Any]) -> str:
@@ -123,8 +125,12 @@ def _power(a: Any, b: Any) -> Any:
 
 
 def _remainder(a: Any, b: Any) -> Any:
+    """The remainder of numbers; of a string and an atom, the string with the atom put in, as Python does it."""
     if isinstance(a, str):
-        raise RaspError("`%` is the remainder of numbers, not of strings")
+        if not is_atom(b):
+            raise RaspError(f"`%` puts an atom into a string, got: {brief(b)}")
+        if any(len(digits) > 5 or int(digits) > ITEMS for digits in re.findall("[0-9]+", a)):
+            raise RaspError(f"a string of more than {ITEMS:,} elements")
     return a % b
 
 
@@ -157,8 +163,8 @@ OPS: dict[str, Callable[..., Any]] = {
     ">=": operator.ge,
     "<": operator.lt,
     ">": operator.gt,
-    "and": lambda a, b: a and b,
-    "or": lambda a, b: a or b,
+    "and": lambda a, b: bool(a and b),  # of s-ops; of two atoms one of them
+    "or": lambda a, b: bool(a or b),
     "not": operator.not_,
     "minus": operator.neg,
     "plus": operator.pos,

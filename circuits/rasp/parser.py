@@ -69,7 +69,7 @@ def parse(text: str, name: str = "<text>") -> Program:
     """
     source = Source(name, text)
     if len(text) > LONGEST:
-        raise RaspError(f"{name}: {len(text):,} characters are more than the {LONGEST:,} that a program may have")
+        raise RaspError(f"{name}: a program has at most {LONGEST:,} characters")
     try:
         tree = _lark().parse(text)
     except UnexpectedInput as error:

@@ -16,7 +16,7 @@ import numpy as np
 from circuits.rasp.compile.build import Compiled
 from circuits.rasp.compile.circuit import Circuit
 from circuits.rasp.compile.columns import mark
-from circuits.rasp.compile.plan import Head, Plan, Scale, Table, View, level
+from circuits.rasp.compile.plan import Head, Plan, Scale, Table, View
 from circuits.rasp.compile.shared import INDICES, TOKENS, share
 from circuits.rasp.compile.stream import Held, Stream, component, written
 from circuits.rasp.errors import RaspError
@@ -138,7 +138,7 @@ class Truth:
         if isinstance(read, View):
             values = [read.values[place] for place in self._places(read.root, found)]
         else:
-            numbers = [level(read.root, value) for value in found[(read.root, True)]]
+            numbers = [self.plan.values.level(read.root, value) for value in found[(read.root, True)]]
             values = [read.values[int(np.abs(np.array(read.levels) - x).argmin())] for x in numbers]
         if any(value is None for value in values):
             raise RaspError("the program has no value here")

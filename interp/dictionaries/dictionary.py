@@ -14,7 +14,7 @@ from interp.dictionaries.kinds import ACTIVATIONS, COUNTED, TIED
 from interp.dictionaries.latents import Latents
 from interp.dictionaries.sparse import Code, decode_topk
 from interp.errors import Failed, WrongUse, check_keys
-from interp.files import load_tensors, save_tensors, write_json
+from interp.files import read_tensors, save_tensors, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -345,16 +345,6 @@ def _read_config(path: Path) -> DictionaryConfig:
     if whole.get("version") != VERSION:
         raise WrongUse(f"{path} is of format version {whole.get('version')}; this release reads version {VERSION}.")
     return DictionaryConfig.from_dict(whole.get("dictionary", {}))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `Failed` naming the file if it is cut or is not there."""
-    if not path.is_file():
-        raise Failed(f"{path} does not exist: the folder has a config but no weights.")
-    try:
-        return load_tensors(path)[0]
-    except ValueError as error:
-        raise Failed(str(error)) from error
 
 
 def check_tensors(path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

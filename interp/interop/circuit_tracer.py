@@ -19,9 +19,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from interp.dictionaries.dictionary import Dictionary, DictionaryConfig, read_tensors
+from interp.dictionaries.dictionary import Dictionary, DictionaryConfig
 from interp.errors import Failed, WrongUse
-from interp.files import save_tensors, write_text
+from interp.files import read_tensors, save_tensors, write_text
 from interp.interop.parts import Read, assemble, bias_of_x, filled, hook_of, refuse, site_of
 
 NAME, HOLDS = "circuit_tracer", "layer_N.safetensors, or W_enc_N.safetensors and W_dec_N.safetensors"

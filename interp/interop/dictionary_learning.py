@@ -23,8 +23,8 @@ from torch import Tensor
 
 from interp.dictionaries.dictionary import Dictionary
 from interp.errors import Failed, WrongUse
-from interp.files import write_atomic, write_json
-from interp.interop.parts import Read, assemble, bias_of_x, gated, need, read_json, refuse
+from interp.files import read_json, write_atomic, write_json
+from interp.interop.parts import Read, assemble, bias_of_x, gated, need, refuse
 
 NAME, HOLDS = "dictionary_learning", "ae.pt and config.json"
 CONFIG, WEIGHTS = "config.json", "ae.pt"

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.dictionaries.dictionary import Dictionary, read_tensors
+from interp.dictionaries.dictionary import Dictionary
 from interp.errors import Failed, WrongUse
-from interp.files import write_atomic
-from interp.interop.parts import Read, assemble, bias_of_x, read_json, refuse
+from interp.files import read_json, read_tensors, write_atomic
+from interp.interop.parts import Read, assemble, bias_of_x, refuse
 
 NAME, HOLDS = "gemma_scope", "params.npz (or params.safetensors)"
 FIRST, SECOND = "params.npz", "params.safetensors"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.dictionaries.dictionary import FORMAT, Dictionary, load_folder
-from interp.interop.parts import Read, read_json
+from interp.files import read_json
+from interp.interop.parts import Read
 
 NAME, HOLDS = "interp", f'config.json that says "format": "{FORMAT}", and weights.safetensors'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -154,17 +153,6 @@ def refuse(D: Dictionary, format: str, activations: tuple[str, ...], transcoders
         why = "is an autoencoder, and that format has only transcoders"
     if why:
         raise WrongUse(f"This dictionary cannot be written as {format}: it {why}.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `Failed` naming the file if it is none."""
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Failed(f"{path} is no JSON file: {error}.") from error
-    if not isinstance(whole, dict):
-        raise Failed(f"{path} should hold one JSON object; it holds a {type(whole).__name__}.")
-    return whole
 
 
 def need(config: Mapping[str, Any], names: tuple[str, ...], path: Path) -> list[Any]:

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.dictionaries.dictionary import Dictionary, read_tensors
+from interp.dictionaries.dictionary import Dictionary
 from interp.errors import WrongUse
-from interp.files import save_tensors, write_json
+from interp.files import read_json, read_tensors, save_tensors, write_json
 from interp.interop.parts import (
     Read,
     assemble,
@@ -33,7 +33,6 @@ from interp.interop.parts import (
     gated,
     hook_of,
     need,
-    read_json,
     refuse,
     sites_of,
 )

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from interp.dictionaries.dictionary import Dictionary, read_tensors
+from interp.dictionaries.dictionary import Dictionary
 from interp.errors import WrongUse
-from interp.files import save_tensors, write_json
-from interp.interop.parts import Read, assemble, bias_of_x, need, read_json, refuse
+from interp.files import read_json, read_tensors, save_tensors, write_json
+from interp.interop.parts import Read, assemble, bias_of_x, need, refuse
 
 NAME, HOLDS = "sparsify", "cfg.json and sae.safetensors"
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"

@@ -183,6 +183,13 @@ def test_commands(tmp_path):
         (["graphs", "--set", "loops=1.5"], "loops is a number (int)"),
         (["parity", "--set", "log_n"], "should be a number, true or false"),
         (["parity", "--set", "logn=true"], "Did you mean 'log_n'"),
+        (["parity", "--set", "sharpness=NaN"], "give a finite number"),
+        (["first", "--set", "sharpness=1000"], "at most 80"),
+        (["permutation", "--set", "sharpness=1000"], "at most 500"),
+        (["check", "permutation", "--set", "n=20"], "more than 1,000,000 inputs"),
+        (["descent", "--set", "x=100000"], "more than 16,384 directions"),
+        (["descent", "--set", "x=7000"], "weights of 7002 x 14002"),
+        (["descent", "--set", "steps=1001"], "at most 1,000"),
     ],
 )
 def test_wrong_use_is_said_in_one_line(words, message):

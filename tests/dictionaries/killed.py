@@ -100,7 +100,7 @@ def halfway(name: str, count: int) -> Callable[[], None]:
 
 
 def killed(folder: Path, wanted: dict[str, str], seconds: float) -> dict[str, Any]:
-    """Ten kills by the clock and seven while a checkpoint is written, spread over four runs that then end."""
+    """Six kills by the clock and seven while a checkpoint is written, spread over four runs that then end."""
     draw = random.Random(0)
     by_point = [
         ("state.safetensors", 1),
@@ -109,10 +109,10 @@ def killed(folder: Path, wanted: dict[str, str], seconds: float) -> dict[str, An
         ("weights.safetensors", 6),
     ]
     plans: list[list[tuple[str, int] | float]] = [
-        [draw.uniform(0, 0.4 * seconds) for _ in range(5)],
+        [draw.uniform(0, 0.4 * seconds) for _ in range(3)],
         [("weights.safetensors", 15)],  # the last time: the state is that of the end, the dictionary is not
         [*by_point],
-        [by_point[1], *(draw.uniform(0, 0.3 * seconds) for _ in range(5)), by_point[2]],
+        [by_point[1], *(draw.uniform(0, 0.3 * seconds) for _ in range(3)), by_point[2]],
     ]
     differing, steps, ends = [], [], []
     for number, plan in enumerate(plans):
@@ -171,14 +171,14 @@ def interrupted(folder: Path, wanted: dict[str, str]) -> dict[str, Any]:
 
 
 def swept(folder: Path) -> dict[str, Any]:
-    """Three dictionaries in one pass, killed at six points of their files and seven times by the clock."""
+    """Three dictionaries in one pass, killed at six points of their files and four times by the clock."""
     parts = lambda out: {name: digests(out / name) for name in MANY}  # noqa: E731
     begin = time.perf_counter()
     assert wait(run(folder / "many", many=True)) == 0, Path(f"{folder / 'many'}.err").read_text()
     seconds = time.perf_counter() - begin
     draw, out, steps = random.Random(1), folder / "killed_many", []
     files = [("state.safetensors", n) for n in (1, 2, 3, 5)] + [("weights.safetensors", n) for n in (2, 4)]
-    for moment in [*files, *(draw.uniform(0, seconds) for _ in range(7))]:
+    for moment in [*files, *(draw.uniform(0, seconds) for _ in range(4))]:
         if isinstance(moment, tuple):
             pid = run(out, halfway(*moment), many=True)
         else:

@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor
 
 import interp
+from interp.cli import main
 from interp.dictionaries import load_dictionary
 from interp.files import load_tensors, save_tensors
 from tests.dictionaries.ranked import KINDS
@@ -94,18 +95,24 @@ def test_what_is_refused_on_every_rank(told: dict[str, Any]) -> None:
         assert all(said in rank["WrongUse"] for rank in told[case]), told[case]
 
 
-def test_the_commands_under_torchrun(rows: Tensor, tmp_path: Path) -> None:
-    """A dictionary of shared latents against one process, through the real launcher."""
+def test_the_commands_under_torchrun(
+    rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dictionary of shared latents against one process (this one), through the real launcher."""
     save_tensors(tmp_path / "X.safetensors", {"x": rows.float()})
-    script = str(Path(sys.executable).with_name("interp"))
-    words = [script, "train", "sae", "--rows", str(tmp_path / "X.safetensors"), "--k", "3", "--latents", "50"]
+    words = ["train", "sae", "--rows", str(tmp_path / "X.safetensors"), "--k", "3", "--latents", "50"]
     words += ["--batch", "32", "--steps", "20", "--dtype", "float64", "--json", "-o"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    for command, out in (([*launcher, *words], "two"), (words, "one")):
-        done = subprocess.run(
-            [*command, str(tmp_path / out)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
-        )
-        assert json.loads(done.stdout)["steps"] == 20  # said once
+    launcher += [str(Path(sys.executable).with_name("interp"))]
+    done = subprocess.run(
+        [*launcher, *words, str(tmp_path / "two")], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    monkeypatch.setattr(sys, "argv", ["interp", *words, str(tmp_path / "one")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    for said in (done.stdout, capsys.readouterr().out):
+        assert json.loads(said)["steps"] == 20  # said once
     one, two = (load_dictionary(tmp_path / out) for out in ("one", "two"))
     assert (one.W_dec - two.W_dec).abs().max() < 1e-10
     assert (

@@ -66,8 +66,8 @@ def test_on_the_bundled_model_held_out_kl_falls_for_every_head():
 
     model, split = interp.load("zoo:books"), topics()
     lens = AttentionLens(model, [f"blocks.{block}.attn.result.{head}" for block in (1, 3) for head in (1, 3)])
-    descent(Descent(lens, Recipe(steps=12, tokens=512, context=128)), [split.train]).run()
-    texts = [split.held_out[:6000]]
+    descent(Descent(lens, Recipe(steps=8, tokens=384, context=128)), [split.train]).run()
+    texts = [split.held_out[:4000]]
     ours, plain = (a.over(texts, lens.sites, context=128) for a in (lens, Lens(model)))
     difference, (_, high) = ours.less(plain, "kl_forward")
     assert bool((difference < 0).all())

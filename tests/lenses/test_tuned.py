@@ -203,9 +203,9 @@ def test_on_the_bundled_model_held_out_kl_falls_at_every_layer():
     from interp.zoo.corpus import topics
 
     model, split = interp.load("zoo:books"), topics()
-    recipe = Recipe(steps=20, tokens=1024, context=128)
+    recipe = Recipe(steps=12, tokens=512, context=128)
     lens = train_tuned_lens(model, [split.train], recipe=recipe)
-    tuned, plain = (a.over([split.held_out], context=128, tokens=3000) for a in (lens, Lens(model)))
+    tuned, plain = (a.over([split.held_out], context=128, tokens=2000) for a in (lens, Lens(model)))
     mean, (_, high) = tuned.less(plain, "kl_forward")
     assert bool((mean[:-1] < 0).all())
     assert bool((high[:-1] < 0).all())

@@ -20,7 +20,8 @@ PROGRAMS = [
     'x = tokens=="a" if "b" in tokens else False;',
     'load "paper_examples"; x = dyck1_ptf;',
     'load "paper_examples"; x = hist2_nobos;',
-    "x = max(tokens);",
+    'x = max(indices,tokens=="a");',
+    'x = aggregate(select(indices,indices,<),1 if indices>1 else tokens=="a");',
     "x = tokens[-1];",
 ]
 

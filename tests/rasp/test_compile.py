@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ PROGRAMS = {
         "ab",
         3,
     ),
+    "a mean or a string": ('x = aggregate(select(tokens,"a",==),indices,"none");', "ab", 5),
+    "a mean or a bool": ("x = aggregate(select(indices,indices,<),indices,True);", "ab", 4),
+    "a mean of what may be strings": (
+        'set example "a"\nx = aggregate(select(indices,indices,<),aggregate(select(tokens,"a",==),indices,"none"),7);',
+        "ab",
+        4,
+    ),
+    "a bool or 0": ('x = aggregate(select(indices,indices-1,==),tokens=="a");', "ab", 4),
     "double histogram": (PAPER + "x = hist2_nobos;", "abc", 4),
     "palindrome": (PAPER + "x = aggregate(full_s,indicator(not (tokens==reverse)))==0;", "ab", 6),
     "dyck1": (PAPER + "x = dyck1_ptf;", "()", 5),
@@ -156,6 +165,18 @@ def test_refusals():
         compiled.apply("c")
     with pytest.raises(RaspError, match="at most 2"):
         compiled.apply("aaa")
+    with pytest.raises(RaspError, match="at least one token"):
+        compiled.apply("")
+    with pytest.raises(RaspError, match="at most 1,000 tokens, a model for 1,001 is too large"):
+        compile_sop(node, ["a"], 1001)
+
+
+def test_programs_that_no_weights_compute():
+    """A mean over a bool counts it as a number and a single one stays what it is; and where there is no value, no logit."""
+    with pytest.raises(RaspError, match="<text>:1:5: means of numbers with bools among them are not compiled"):
+        compile_sop(run("x = aggregate(full_s,True if indices==0 else 2);").value("x"), ["a"], 3)
+    with pytest.raises(RaspError, match="x has no value on any input of at most 2"):
+        compile_sop(run("x = max(aggregate(select(length,3,<),tokens),1);").value("x"), ["a"], 2)
 
 
 def test_the_greatest_safe_length_is_named():
@@ -220,6 +241,20 @@ def test_several_variables_are_one_model(tmp_path):
     weights["unembed.weight"][-1] = 0.0  # the second variable's
     save_file(weights, target / "model.safetensors")
     assert interp("verify", str(target), status=1)["wrong"] > 0
+
+
+def test_what_a_program_loads_is_saved_with_it(tmp_path):
+    (tmp_path / "src" / "sub").mkdir(parents=True)
+    (tmp_path / "src" / "sub" / "one.rasp").write_text('load "two";\ndef twice(s) { return join(s,s); }')
+    (tmp_path / "src" / "sub" / "two.rasp").write_text("def join(a,b) { return a+b; }")
+    (tmp_path / "src" / "p.rasp").write_text('load "sub/one";\nload "paper_examples";\nx = twice(reverse);')
+    source, target, turned = tmp_path / "src", str(tmp_path / "model"), str(tmp_path / "turned")
+    interp("compile", str(source / "p.rasp"), "--var", "x", "--vocab", "ab", "--max-len", "3", "-o", target)
+    source.rename(tmp_path / "elsewhere")
+    assert sorted(path.name for path in Path(target).rglob("*.rasp")) == ["one.rasp", "program.rasp", "two.rasp"]
+    assert interp("verify", target)["wrong"] == 0
+    interp("vary", target, "--as", "rotated", "-o", turned)
+    assert interp("verify", turned)["inputs"] == 14
 
 
 def test_a_causal_program_sees_only_what_came_before(tmp_path):

@@ -34,6 +34,10 @@ def typed(text: str, tokens: Any = "hello") -> str:
     return value.type
 
 
+PREVIOUS = "select(indices,indices-1,==)"
+BEFORE = "select(indices,indices,<)"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -98,6 +102,13 @@ def test_atoms_and_containers(text, value):
         ("tokens[-2]", ["l"] * 5, "string"),
         ("tokens[9]", [0] * 5, "int"),  # nothing is there, and 0 is the default
         ("-indices", [0, -1, -2, -3, -4], "int"),
+        ("indices or 5", [True] * 5, "bool"),  # of atoms one of them, of s-ops a bool
+        ('tokens and ""', [False] * 5, "bool"),
+        ("True if indices<2 else indices", [True, True, 2, 3, 4], "int"),  # bools among ints count as ints
+        ("True if indices<2 else indices/2", [True, True, 1.0, 1.5, 2.0], "float"),
+        ("aggregate(full_s,True if indices<4 else 6)", [2.0] * 5, "float"),
+        (f"aggregate({PREVIOUS},indices==0)", [0, True, False, False, False], "int"),
+        ('("<%d>"+tokens)%indices', ["<0>h", "<1>e", "<2>l", "<3>l", "<4>o"], "string"),
         ("2^indices%3", [1, 2, 1, 2, 1], "int"),
     ],
 )
@@ -114,10 +125,6 @@ def test_a_selector_is_key_op_query():
     assert on("select(indices,indices,!=);", "ab") == [[0, 1], [1, 0]]
     assert on('select(tokens,"a",==) and not select(indices,indices,==);', "aba") == [[0, 0, 1], [1, 0, 1], [1, 0, 0]]
     assert on('select(tokens,"a",==) or select(indices,indices,==);', "aba") == [[1, 0, 1], [1, 1, 1], [1, 0, 1]]
-
-
-PREVIOUS = "select(indices,indices-1,==)"
-BEFORE = "select(indices,indices,<)"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +151,7 @@ def test_aggregate_takes_the_default_one_value_or_the_mean(text, values, kind):
         f"aggregate({PREVIOUS},tokens);",  # strings, and 0 where nothing is selected
         "aggregate(full_s,tokens);",  # no mean of strings
         "aggregate(full_s,tokens==tokens);",  # nor of bools
-        "1 if indices>0 else False;",  # bools are no ints
+        '1 if indices>0 else "a";',
         "aggregate(tokens,tokens);",
         "aggregate(full_s,full_s);",
         "aggregate(full_s,tokens,indices);",
@@ -170,7 +177,10 @@ def test_aggregate_takes_the_default_one_value_or_the_mean(text, values, kind):
         '"a"+1;',
         '-"a";',
         'round("a");',
-        '"%d"%3;',
+        '"%99999999d"%3;',
+        '"%s %s"%3;',
+        '"%s"%[1];',
+        "indices and [];",
         "(-8)^0.5;",
         "[1,2][2];",
         "[1,2][-3];",

@@ -14,8 +14,8 @@ from circuits.rasp.compile import compile_program
 from circuits.rasp.compile.hooked import to_transformer_lens
 from circuits.rasp.compile.saved import load, save
 from circuits.rasp.compile.wrapped import wrapped
-from circuits.rasp.variants import with_layer_norm
-from interp.errors import WrongUse
+from circuits.rasp.variants import rotated, with_layer_norm
+from interp.errors import Failed, WrongUse
 from interp.model.proof import by_letter, doctor
 
 TWO = "hist = selector_width(select(tokens,tokens,==)); place = length-1-indices; reverse = aggregate(select(indices,place,==),hist);"
@@ -115,6 +115,22 @@ def test_a_folder_is_loaded_and_passes_the_doctor(tmp_path, causal):
     torch.testing.assert_close(model("(())"), compiled.model(compiled.ids(["(())"])), rtol=0, atol=0)
     assert interp.load(tmp_path / "model", dtype="float64").dtype == torch.float64
     assert {"b", "c", "d", "e", "g", "h"} <= proven(model)
+
+
+def test_gradients_of_heads_far_sharper_than_their_scores_are_proven():
+    """Scores of thousands: a step of 1e-5 of them bends a softmax, whose own scale is 1."""
+    compiled = compile_program({"x": run("x = sort(tokens,tokens);").value("x")}, list("abc"), 4)
+    assert by_letter(doctor(wrapped(compiled)))["g"]["status"] == "pass"
+
+
+@pytest.mark.parametrize("name", ["config.json", "circuit.json", "model.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    compiled = rotated(compile_program({"x": run("x = tokens;").value("x")}, ["a"], 1))
+    save(compiled, tmp_path / "model", "x = tokens;")
+    file = tmp_path / "model" / name
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(Failed, match=name):
+        load(tmp_path / "model")
 
 
 def test_a_folder_of_a_kind_that_nothing_opens(tmp_path):

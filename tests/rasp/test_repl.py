@@ -44,9 +44,34 @@ def printed(text: str) -> str:
         ('tokens("aa");', "\t =  [a]*2 (strings)"),
         ("set example [1,2]\nindices;", "     s-op: indices\n \t Example: indices([1, 2]) = [0, 1] (ints)"),
         ("s-op examples off\nindices;", "     s-op: indices"),
-        ("full seq display on\nlength;", '     s-op: length\n \t Example: length("hello") = [5, 5, 5, 5, 5] (ints)'),
-        ('set example "ab"\nshow example', '     s-op example: "ab"\n     selector example: "ab"'),
-        ("set s-op example [1]\nshow s-op example", "     s-op example: [1]"),
+        (
+            "full seq display on\nlength;",
+            '     s-op: length\n \t Example: length("hello") = [5]*5 (ints) [skipped full display: identical values]',
+        ),
+        (
+            'full seq display on\n(indices/3)("ab");',
+            "\t =\n \t\tinput:                    a                  b \t (strings)\n"
+            " \t\toutput:                 0.0 0.3333333333333333 \t (floats)",
+        ),
+        (
+            'full seq display on\nx = tokens=="l";',
+            "     s-op: x\n \t Example:\n \t\tinput:   h e l l o \t (strings)\n \t\toutput:      T T   \t (bools)",
+        ),
+        ('set example "ab"\nshow example', '\ts-op example: "ab"\n\tselector example: "ab"'),
+        ("set s-op example [1]\nshow s-op example", "\ts-op example: [1]"),
+        ("a = 5;\nout;", "    value: a =  5\n    value: out =  5"),
+        ('indices("ab");\nout;', '\t =  [0, 1] (ints)\n    value: out =  "ab"'),
+        ("sort;", "     RASP_support/rasplib function: sort(seq, key)"),
+        (
+            "examples off\nx = [1,{2:full_s}];",
+            "     list: x =  [\n\t\t    value:  1\n\t\t     dict: \t\t {\n\t\t\t\t\t 2 :     selector: full_s\n"
+            "\t\t           }\n               ]",
+        ),
+        (
+            'examples off\nf = 1;\ndef f(a,b) { return a+b; }\n[f(tokens,"x"),(-indices+1)/2,not full_s];',
+            '    value: f =  1\n     console function: f(a, b)\n     list: out =  [\n\t\t     s-op: f(tokens , "x")\n'
+            "\t\t     s-op: ( ( ( - indices ) + 1 ) / 2 )\n\t\t     selector: plain select\n                 ]",
+        ),
         ("# nothing\n\n", ""),
         ("quit()\n1;", "stopped"),
         ("a = 1 +\n2; # three", "    value: a =  3"),
@@ -58,7 +83,8 @@ def printed(text: str) -> str:
         ),
         ('set example [10,2]\nfull_s("x");', "\t = \n \t\t\t     x\n \t\t\t x | 1"),
         (
-            'load "paper_examples";\ndraw(reverse,"abc");',
+            'reverse = aggregate(select(indices,length-1-indices,==),tokens);\ndraw(reverse,"abc");',
+            '     s-op: reverse\n \t Example: reverse("hello") = [o, l, l, e, h] (strings)\n'
             '     draw: reverse("abc")\n\t layer 0\n\t\t indices = [0, 1, 2] (ints)\n\t\t tokens = [a, b, c] (strings)\n'
             "\t layer 1: 1 heads\n\t\t length = [3]*3 (ints)\n\t layer 2: 1 heads\n\t\t reverse = [c, b, a] (strings)",
         ),
@@ -66,6 +92,19 @@ def printed(text: str) -> str:
 )
 def test_what_is_printed(text, expected):
     assert printed(text) == expected
+
+
+def test_a_file_shows_its_names_as_they_are_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lib.rasp").write_text(
+        'a = 1;\nx = indices+a;\n_b = 2;\n3;\na = 4;\ndef f(c) { return c; }\nx("ab");\nx;'
+    )
+    names = ["    value: a =  4", "     lib function: f(c)", "     s-op: x"]
+    assert printed('load "lib";') == "\n".join(names)
+    (tmp_path / "bad.rasp").write_text('a = 1;\na = nope;\na = 2;\nload "lib";')
+    first, *error, last = printed('load "bad";').split("\n")[:-3]
+    assert (first, last) == ("    value: a =  1", "    value: a =  2")
+    assert "bad.rasp:2:5: the name 'nope' is not defined" in error[1]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +226,10 @@ def test_programs_that_fail(tmp_path):
     assert json.loads(out)["values"] == [0]
     assert f"{file}:1:5: the name 'nope'" in err
     interp("run", str(tmp_path / "none.rasp"), "--var", "a", "--input", "x", status=1)
+    file.write_text("b = indices;", encoding="utf-8-sig")
+    assert json.loads(interp("run", str(file), "--var", "b", "--input", "x", "--json")[0])["values"] == [0]
+    out, _ = interp("run", "/dev/zero", "--var", "b", "--input", "x", "--json", status=1)
+    assert "at most 1,000,000 characters" in json.loads(out)["error"]
 
 
 def test_history_is_kept(tmp_path):

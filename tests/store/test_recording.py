@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from interp import Failed, WrongUse
+from interp.cli import main
 from interp.files import save_tensors
 from interp.model import load
 from interp.store import StoreWriter
@@ -128,29 +129,23 @@ def test_nan_is_named_and_what_was_committed_stays(model, tmp_path):
 
 
 @pytest.mark.slow("starts processes that are killed at random moments: imports of torch dominate")
-def test_a_killed_recording_resumes_to_the_same_bytes(tiny_folder, tmp_path):
+def test_a_killed_recording_resumes_to_the_same_bytes(tiny_folder, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(default_text())[:60_000])
-    command = [
-        sys.executable,
-        "-m",
-        "interp",
-        "record",
-        str(tiny_folder),
-        "--site",
-        "blocks.*.resid_post",
-        "--text",
-        str(text),
-    ]
-    command += ["--context", "32", "--batch", "4", "--seed", "3", "--tokens", "20000"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-o", str(tmp_path / "a")], check=True, capture_output=True, env=environment)
+    words = ["record", str(tiny_folder), "--site", "blocks.*.resid_post", "--text", str(text)]
+    words += ["--context", "32", "--batch", "4", "--seed", "3", "--tokens", "20000"]
+    killed = [str(Path(sys.executable).with_name("interp")), *words, "--resume", "-o", str(tmp_path / "b")]
+
+    def here(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["interp", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+
+    here("-o", str(tmp_path / "a"))
     for delay in (0.2, 0.9):
         run = subprocess.Popen(
-            [*command, "--resume", "-o", str(tmp_path / "b")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
+            killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         until = time.time() + 60
         while time.time() < until and not list((tmp_path / "b").glob("**/journal.json")):
@@ -158,7 +153,7 @@ def test_a_killed_recording_resumes_to_the_same_bytes(tiny_folder, tmp_path):
         time.sleep(delay)
         run.send_signal(signal.SIGKILL)
         run.wait()
-    subprocess.run([*command, "--resume", "-o", str(tmp_path / "b")], check=True, capture_output=True, env=environment)
+    here("--resume", "-o", str(tmp_path / "b"))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 

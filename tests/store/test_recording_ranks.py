@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import interp
+from interp.cli import main
 from interp.texts import default_text
 from tests.store.ranked import CASES, sums
 
@@ -62,17 +63,23 @@ def test_what_is_refused(told: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("command", ["record", "train sae"])
-def test_the_commands_under_torchrun(tiny_folder: Path, tmp_path: Path, command: str) -> None:
-    """The store of two processes has the bytes of that of one, and the answer is given once."""
+def test_the_commands_under_torchrun(
+    tiny_folder: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store of two processes has the bytes of that of one (this one), and the answer is given once."""
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(default_text())[:20_000])
-    words = [str(Path(sys.executable).with_name("interp")), *command.split(), str(tiny_folder)]
+    words = ["interp", *command.split(), str(tiny_folder)]
     words += ["--site", "blocks.1.resid_post", "--text", str(text), "--tokens", "3000", "--context", "32", "--json"]
     words += ["--k", "3", "--latents", "50", "--batch", "32", "--steps", "5"] if command == "train sae" else []
-    folders = {}
-    for out, launcher in (("one", []), ("two", LAUNCHER)):
-        whole = [*launcher, *words, "-o", str(tmp_path / out)]
-        done = subprocess.run(whole, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
-        assert json.loads(done.stdout)["path"] == str(tmp_path / out)
-        folders[out] = tmp_path / out / ("" if command == "record" else "activations")
-    assert sums(folders["one"]) == sums(folders["two"])
+    one, two = tmp_path / "one", tmp_path / "two"
+    monkeypatch.setattr(sys, "argv", [*words, "-o", str(one)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert json.loads(capsys.readouterr().out)["path"] == str(one)
+    whole = [*LAUNCHER, str(Path(sys.executable).with_name("interp")), *words[1:], "-o", str(two)]
+    done = subprocess.run(whole, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(done.stdout)["path"] == str(two)
+    inside = "" if command == "record" else "activations"
+    assert sums(one / inside) == sums(two / inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,9 +61,11 @@ def _values(head: Head, stream: Stream) -> tuple[Tensor, Tensor]:
 
 def _written(step: Aggregate, value: View | Aggregate, stream: Stream) -> tuple[Tensor, Tensor]:
     if (step, True) in stream.held:
-        w_v, default = stream.zeros(1), torch.tensor([float(step.default)], dtype=torch.float64)
+        level = functools.partial(stream.plan.values.level, step)
+        w_v, default = stream.zeros(1), torch.tensor([level(step.default)], dtype=torch.float64)
         if isinstance(value, View):
-            w_v[stream.of(value.root), 0] = torch.tensor([float(v or 0) for v in value.values], dtype=torch.float64)
+            levels = [0.0 if v is None else level(v) for v in value.values]
+            w_v[stream.of(value.root), 0] = torch.tensor(levels, dtype=torch.float64)
         else:
             w_v[stream.number(value), 0] = 1.0
         places = [stream.number(step)]

@@ -18,6 +18,7 @@ from circuits.rasp.compile.shared import INDICES, TOKENS, share
 from circuits.rasp.compile.stream import Held, Stream, Variable, component, head_reads, output_reads, written
 from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
+from circuits.rasp.evaluate import LONGEST
 from circuits.rasp.graph import SOp
 from circuits.rasp.syntax import Atom
 from interp.errors import WrongUse, nearest
@@ -96,9 +97,11 @@ class Compiled:
     def ids(self, inputs: list[Any]) -> Int[Tensor, "batch pos"]:
         """Token ids of inputs of one length, the BOS first.
 
-        Raises `RaspError` for tokens outside the vocabulary and for longer inputs.
+        Raises `RaspError` for tokens outside the vocabulary, for longer inputs and empty ones.
         """
         known = {mark(token): i for i, token in enumerate(self.vocabulary)}
+        if not all(map(len, inputs)):
+            raise RaspError("an input has at least one token")
         if any(len(tokens) > self.length for tokens in inputs):
             raise RaspError(f"compiled for inputs of at most {self.length} tokens")
         for token in itertools.chain.from_iterable(inputs):
@@ -128,6 +131,8 @@ def compile_program(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: in
     A `causal` one's queries select no later position. Raises `RaspError` for programs whose tables would be too large, and
     where float32 could not tell two values apart; the message then has the greatest length for which it can.
     """
+    if length > LONGEST:
+        raise RaspError(f"inputs have at most {LONGEST:,} tokens, a model for {length:,} is too large")
     try:
         return _compiled(nodes, vocabulary, length, causal)
     except Unresolved as error:
@@ -137,6 +142,9 @@ def compile_program(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: in
 
 def _compiled(nodes: Mapping[str, SOp], vocabulary: list[Atom], length: int, causal: bool) -> Compiled:
     plan = Plan(share(list(nodes.values())), vocabulary, length, causal)
+    for name, output in zip(nodes, plan.outputs, strict=True):
+        if all(value is None for value in output.values):
+            raise RaspError(f"{name} has no value on any input of at most {length} of these tokens", nodes[name].at)
     stream = Stream(plan, reuse=True)
     model, outputs = _built(plan, stream)
     if not _pays(stream, model):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.columns import mark
-from circuits.rasp.compile.plan import EPSILON, RESOLVED, Table, level
+from circuits.rasp.compile.plan import EPSILON, RESOLVED, Table
 from circuits.rasp.compile.stream import Erased, Stream
 from circuits.rasp.errors import RaspError
 
@@ -61,7 +61,7 @@ def _stairs(table: Table, stream: Stream) -> dict[Gate, list[tuple[float, int]]]
     stairs: dict[Gate, Steps] = {}
     for row, value in table.rows:
         known = dict(zip(table.roots, row, strict=True))
-        height = level(table.number, known[table.number]) if table.number else 0.0
+        height = values.level(table.number, known[table.number]) if table.number else 0.0
         gate = tuple((places[root][mark(known[root])],) for root in roots)
         stairs.setdefault(gate, {})[height] = out[mark(value)]
     for axis in reversed(range(len(roots))):

@@ -132,7 +132,7 @@ class Plan:
         if len(roots) != 1 or not self.values.numbers(roots):
             return None
         rows = self.values.table(step, roots)
-        scale = Scale(roots[0], [level(roots[0], v) for (v,), _ in rows], [value for _, value in rows])
+        scale = Scale(roots[0], [self.values.level(roots[0], v) for (v,), _ in rows], [value for _, value in rows])
         resolved = SQUARED * EPSILON * max(x * x for x in scale.levels) < scale.gap() ** 2
         if not resolved or len(distinct(scale.values)) < len(rows):
             return None
@@ -201,9 +201,10 @@ class Plan:
 
     def _value(self, step: Aggregate) -> View | Aggregate:
         value = step.value
-        if isinstance(value, Aggregate) and self.values.is_number(step) and self.values.numbers((value,)):
-            return value
-        return self._view(value)
+        if not isinstance(value, Aggregate) or not self.values.is_number(step) or not self.values.numbers((value,)):
+            return self._view(value)
+        plain = all(type(v) in (int, float) for v in self.values.of(value))  # no number stands for something else
+        return value if plain else self._view(value)
 
     def _put(self, step: Aggregate | Width, matches: list[Match], value: View | Aggregate | None, time: int) -> None:
         """Into a head that attends alike at the same time, or a new one."""
@@ -249,8 +250,3 @@ def _columns(steps: list[SOp], joint: View) -> dict[SOp, Column]:
     """The columns of a view of several steps, where it has values."""
     rows = [value for value in joint.values if value is not None]
     return {step: column([row[i] for row in rows]) for i, step in enumerate(steps)}
-
-
-def level(root: SOp, value: Any) -> float:
-    """The number that attention writes for the value: a width as 1/(w + 1), a mean as itself."""
-    return float(value) if isinstance(root, Aggregate) else 1.0 / (value + 1)

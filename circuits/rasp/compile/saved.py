@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from circuits.rasp.compile.stream import Variable
 from circuits.rasp.compile.values import distinct
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Node, SOp
-from circuits.rasp.interpreter import Interpreter
+from circuits.rasp.interpreter import PACKAGED, Interpreter, find_file, read_program
+from circuits.rasp.parser import parse
+from circuits.rasp.syntax import Load, walk
 from circuits.rasp.variants import LAYER_NORM, NormedTransformer
 from interp.errors import WrongUse, check_keys, nearest
-from interp.files import load_tensors, save_tensors, write_json, write_text
+from interp.files import read_json, read_tensors, save_tensors, write_json, write_text
 
 FIELDS = (
     "interp_model",
@@ -34,6 +38,7 @@ FIELDS = (
     "variant",
 )
 FORMAT = 2
+PROGRAM = "program.rasp"
 KIND = "rasp"  # the entry point of the group `interp.models` that opens such a folder
 
 
@@ -63,8 +68,35 @@ def check_empty(folder: Path) -> None:
         raise WrongUse(f"{folder} is not empty: give -o another folder")
 
 
-def save(compiled: Compiled, folder: Path, program: str) -> None:
-    """Write the model, what its numbers mean, the true circuit, and the text of the program. Raises `WrongUse` for a folder in use."""
+def loaded_files(file: Path) -> dict[str, str]:
+    """The texts of the files that a program loads, and that these load, by their places beside it.
+
+    Not those that are packaged, nor those from outside its folder, which stay where they are. Raises `WrongUse` for a
+    file called as the program will be.
+    """
+    found: dict[str, str] = {}
+    waiting = [(file.resolve(), Path())]
+    while waiting:
+        loader, folder = waiting.pop()
+        with contextlib.suppress(RaspError):  # whoever runs the program is told
+            for node in walk(parse(read_program(loader), str(loader))):
+                if not isinstance(node, Load):
+                    continue
+                loaded, place = find_file(node.path, loader.parent), folder / f"{node.path}.rasp"
+                if loaded.parent == PACKAGED or place.is_absolute() or ".." in place.parts or str(place) in found:
+                    continue
+                if str(place) == PROGRAM:
+                    raise WrongUse(f"{file} loads a file called {PROGRAM}, and so is the program's copy: rename it")
+                found[str(place)] = read_program(loaded)
+                waiting.append((loaded, place.parent))
+    return found
+
+
+def save(compiled: Compiled, folder: Path, program: str, loaded: Mapping[str, str] | None = None) -> None:
+    """Write the model, what its numbers mean, the true circuit, and the text of the program and of the files it loads.
+
+    Raises `WrongUse` for a folder in use.
+    """
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = compiled.model
@@ -81,7 +113,9 @@ def save(compiled: Compiled, folder: Path, program: str) -> None:
         "variant": compiled.variant,
     }
     circuit = circuit_json(compiled) | {"basis": None if compiled.basis is None else compiled.basis.tolist()}
-    write_text(folder / "program.rasp", program)
+    for place, text in {PROGRAM: program, **(loaded or {})}.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / place, text)
     save_tensors(folder / "model.safetensors", model.state_dict())
     write_json(folder / "config.json", config)
     write_json(folder / "circuit.json", circuit)
@@ -93,17 +127,17 @@ def load(folder: Path) -> Compiled:
         raise WrongUse(
             f"{folder} holds no compiled program: make one with `interp rasp compile FILE --var NAME -o {folder}`"
         )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise RaspError(f"{folder} has format {config.get('format')}, this version reads {FORMAT}: compile it again")
     check_keys(config, FIELDS, f"{folder}/config.json")
-    weights, _ = load_tensors(folder / "model.safetensors")
+    weights = read_tensors(folder / "model.safetensors")
     model, variant = CompiledTransformer.of(weights, config["heads"], config["causal"]), config.get("variant", "")
     if variant == LAYER_NORM:
         model = NormedTransformer(model, weights["norm.weight"][0].item())
     variables = [Variable(**variable) for variable in config["variables"]]
     components = [Component(**component) for component in config["components"]]
-    rows = json.loads((folder / "circuit.json").read_text(encoding="utf-8")).get("basis") if variant else None
+    rows = read_json(folder / "circuit.json").get("basis") if variant else None
     basis = None if rows is None else torch.tensor(rows)
     return Compiled(
         model, config["vocabulary"], config["length"], config["outputs"], variables, components, variant, basis

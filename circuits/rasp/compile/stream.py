@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from circuits.rasp.compile.names import spelled
-from circuits.rasp.compile.plan import Head, Plan, Scale, View, level
+from circuits.rasp.compile.plan import Head, Plan, Scale, View
 from circuits.rasp.compile.shared import INDICES, TOKENS
 from circuits.rasp.compile.values import ALL
 from circuits.rasp.graph import SOp
@@ -97,7 +97,7 @@ class Stream:
         directions = self._used_again(size, time) if reuse else []
         directions += range(self.width, self.width + size - len(directions))
         self.width = max(self.width, directions[-1] + 1) if directions else self.width
-        levels = [level(step, value) for value in values] if number else []
+        levels = [self.plan.values.level(step, value) for value in values] if number else []
         self.held[held] = Variable(
             self._name(step), number, values, directions, writer, site(time, writer), levels=levels
         )

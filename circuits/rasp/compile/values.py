@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from circuits.rasp.compile.columns import column, mark, selected, values_of
+import numpy as np
+
+from circuits.rasp.compile.columns import Column, column, mark, selected, values_of
 from circuits.rasp.compile.shared import INDICES, TOKENS
 from circuits.rasp.errors import RaspError
 from circuits.rasp.graph import Aggregate, Combine, Elementwise, Select, Selector, SOp, Width
 from circuits.rasp.syntax import Atom
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
 COMBINATIONS = 20_000  # rows of a table
 MEANS = 5_000  # different means of an aggregate
+CELLS = 2**24  # pairs of values that a selector is asked for
 ALL = 2**30  # later than anything
 
 
@@ -47,7 +53,7 @@ class Values:
         self._of: dict[SOp, list[Any]] = {}
         self._roots: dict[tuple[SOp, int, int], tuple[SOp, ...]] = {}
         self._tables: dict[tuple[SOp, tuple[SOp, ...]], list[Row]] = {}
-        self._allowed: dict[Selector, tuple[list[list[int]], bool]] = {}
+        self._allowed: dict[Selector, tuple[list[Int[np.ndarray, "key"]], bool]] = {}
 
     def _same(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """One object for equal tuples, so that contexts that are alike are seen to be. (1,) and (True,) are not equal."""
@@ -84,10 +90,22 @@ class Values:
         """Whether attention writes it as one number, since several positions with different values can be chosen."""
         if isinstance(step, Width):
             return True
-        if not isinstance(step, Aggregate) or not self._numeric(step):
+        if not isinstance(step, Aggregate) or not isinstance(step.value, SOp) or self.at_most_one(step.selector):
             return False
-        several = isinstance(step.value, SOp) and len(self.of(step.value)) > 1
-        return several and not self.at_most_one(step.selector)
+        return len(self.of(step.value)) > 1 and self._has_means(step)
+
+    def level(self, root: SOp, value: Any) -> float:
+        """The number that attention writes for the value: a width as 1/(w + 1), a mean as itself.
+
+        What is no number and yet found among means (a default, a string where it is the only one) stands above all of them.
+        """
+        if isinstance(root, Width):
+            return 1.0 / (value + 1)
+        if _number(value):
+            return float(value)
+        numbers, others = (list(filter(kind, self.of(root))) for kind in (_number, lambda v: not _number(v)))
+        top, at = max(numbers, default=0.0), [mark(v) for v in others]
+        return top + (at.index(mark(value)) + 1) * max(1.0, abs(top) / 1000) if mark(value) in at else 0.0
 
     def roots(self, step: SOp, before: int = ALL) -> tuple[SOp, ...]:
         """What the step is a function of; what is held only from time `before` on is looked through."""
@@ -147,9 +165,13 @@ class Values:
 
     # ---- attention
 
-    def _numeric(self, step: Aggregate) -> bool:
-        values = self.of(step.value) if isinstance(step.value, SOp) else [step.value]
-        return all(type(v) in (int, float) for v in [*values, step.default])
+    def _has_means(self, step: Aggregate) -> bool:
+        """Whether there are numbers to average. Raises `RaspError` for bools among them: a mean takes them as 1 and 0, a single
+        one stays what it is."""
+        kinds = {type(v) for v in self.of(step.value)} if isinstance(step.value, SOp) else {type(step.value)}
+        if bool in kinds and kinds & {int, float} and not self.at_most_one(step.selector):
+            raise RaspError("means of numbers with bools among them are not compiled: use indicator(", step.at)
+        return bool(kinds & {int, float})
 
     def at_most_one(self, selector: Selector) -> bool:
         """Whether it is certain that no query selects two positions."""
@@ -162,12 +184,13 @@ class Values:
             return False
         return self.roots(part.key) == (INDICES,) and len(self.of(part.key)) == len(self.of(INDICES))
 
-    def allowed(self, selector: Selector) -> tuple[list[list[int]], bool]:
+    def allowed(self, selector: Selector) -> tuple[list[Int[np.ndarray, "key"]], bool]:
         """The positions each context may select, and whether it selects all of them."""
         if selector not in self._allowed:
             parts = conjuncts(selector)
             settled = [part for part in parts if self._settled(part)]
-            rows = [list(range(i + 1 if self.causal else n)) for n, i in self.contexts]
+            every = np.arange(self.length)
+            rows = [every[: i + 1 if self.causal else n] for n, i in self.contexts]
             for part in settled:
                 rows = self._narrowed(rows, part)
             self._allowed[selector] = rows, len(settled) == len(parts)
@@ -176,41 +199,58 @@ class Values:
     def _settled(self, part: Selector) -> bool:
         return all(len(values) == 1 for side in sides(part) for step in side for values in self.at(step))
 
-    def _narrowed(self, rows: list[list[int]], part: Selector) -> list[list[int]]:
-        keys, queries = sides(part)
-        columns = {step: column([values[0] for values in self.at(step)]) for step in {*keys, *queries}}
-        chosen = selected(part, {k: columns[k] for k in keys}, {q: columns[q] for q in queries})
+    def _narrowed(self, rows: list[Int[np.ndarray, "key"]], part: Selector) -> list[Int[np.ndarray, "key"]]:
+        (keys, key_at), (queries, query_at) = (self._alone(side) for side in sides(part))
+        size = math.prod(len(next(iter(side.values()))[1]) if side else 1 for side in (keys, queries))
+        if size > CELLS:
+            raise RaspError(f"a selector of more than {CELLS:,} pairs of values is too large to compile")
+        chosen = selected(part, keys, queries)
         narrowed = []
-        for (n, i), row in zip(self.contexts, rows, strict=True):
-            at = chosen[_context(n, i) if queries else 0]
-            narrowed.append([j for j in row if at[_context(n, j) if keys else 0]])
+        for at, (n, _), row in zip(query_at, self.contexts, rows, strict=True):
+            first = _context(n, 0)
+            narrowed.append(row[chosen[at][key_at[first : first + n]][row]])
         return narrowed
+
+    def _alone(self, steps: list[SOp]) -> tuple[dict[SOp, Column], Int[np.ndarray, "context"]]:
+        """Each combination of the steps' settled values once, and which one a context has."""
+        columns = [column([values[0] for values in self.at(step)]) for step in steps]
+        joint = np.zeros(len(self.contexts), dtype=np.int64)
+        for values, codes in columns:
+            joint = joint * len(values) + codes
+        _, first, which = np.unique(joint, return_index=True, return_inverse=True)
+        return {s: (values, codes[first]) for s, (values, codes) in zip(steps, columns, strict=True)}, which
 
     def _aggregated(self, step: Aggregate) -> list[tuple[Any, ...]]:
         allowed, known = self.allowed(step.selector)
-        value, one = step.value, self.at_most_one(step.selector)
-        result = []
+        alike: dict[tuple[int, bytes], tuple[Any, ...]] = {}
         for (n, _), keys in zip(self.contexts, allowed, strict=True):
-            sets = [self.at(value)[_context(n, j)] if isinstance(value, SOp) else self._same((value,)) for j in keys]
-            if not keys:
-                result.append(self._same((step.default,)))
-            elif known and len(keys) > 1:
-                result.append(self._mean_of_each(sets, self._numeric(step)))
-            else:
-                union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
-                most = 1 if one or not self._numeric(step) else len(keys)
-                values = self._once(_any_means, union, most)
-                result.append(values if known else self._once(_with, values, step.default))
-        return result
+            if (n, keys.tobytes()) not in alike:
+                alike[n, keys.tobytes()] = self._of_keys(step, n, keys.tolist(), known)
+        return [alike[n, keys.tobytes()] for (n, _), keys in zip(self.contexts, allowed, strict=True)]
 
-    def _mean_of_each(self, sets: list[tuple[Any, ...]], numeric: bool) -> tuple[Any, ...]:
-        """Means of one value from each set; nothing where they are no numbers."""
-        if not numeric:
-            return ()
+    def _of_keys(self, step: Aggregate, length: int, keys: list[int], known: bool) -> tuple[Any, ...]:
+        """The values of an aggregate that selects these positions (`known`) or some of them."""
+        if not keys:
+            return self._same((step.default,))
+        value = step.value
+        sets = [self.at(value)[_context(length, j)] if isinstance(value, SOp) else self._same((value,)) for j in keys]
+        if known and len(keys) > 1:
+            return self._mean_of_each(sets)
+        union = self._same(distinct(itertools.chain(*{id(values): values for values in sets}.values())))
+        several = self._has_means(step) and not self.at_most_one(step.selector)
+        values = self._once(_any_means, union, len(keys) if several else 1)
+        return values if known else self._once(_with, values, step.default)
+
+    def _mean_of_each(self, sets: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Means of one number from each set."""
         sums = self._same((0,))
         for values in sets:
-            sums = self._once(_sums, sums, values)
+            sums = self._once(_sums, sums, self._same(filter(_number, values)))
         return self._once(_shares, sums, len(sets))
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _widths(most: int, known: bool) -> Iterable[int]:
@@ -230,10 +270,11 @@ def _shares(sums: tuple[Any, ...], count: int) -> list[Any]:
 
 
 def _any_means(values: tuple[Any, ...], most: int) -> list[Any]:
-    """The values, and all means of 2 ... `most` of them."""
-    means, sums = list(values), list(values)
+    """The values, and all means of 2 ... `most` numbers among them."""
+    means, sums = list(values), list(filter(_number, values))
+    numbers = list(sums)
     for count in range(2, most + 1):
-        sums = _few(s + v for s in sums for v in values)
+        sums = _few(s + v for s in sums for v in numbers)
         means = _few(means + [s / count for s in sums])
     return means
 
