@@ -32,11 +32,13 @@ class Trace:
         """The same as a picture: equal values of a variable have one colour."""
         import plotly.graph_objects as go
 
+        from interp.model.pictures import shown
+
         names = list(self.values)
         codes = [[sorted(set(map(str, row))).index(str(v)) for v in row] for row in self.values.values()]
         shade = [[code / max(max(row), 1) for code in row] for row in codes]
-        text = [[str(v) for v in row] for row in self.values.values()]
-        places = [f"{i} {t}" for i, t in enumerate(self.tokens)]
+        text = [[shown(str(v)) for v in row] for row in self.values.values()]
+        places = [f"{i} {shown(t)}" for i, t in enumerate(self.tokens)]
         grid = go.Heatmap(
             z=shade,
             x=places,

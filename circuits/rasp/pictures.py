@@ -76,9 +76,11 @@ class Picture:
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
+        from interp.model.pictures import shown
+
         titles = [t for head in self.heads for t in (f"{head.name} selects for {', '.join(head.writes)}", "attends")]
         figure = make_subplots(rows=max(1, len(self.heads)), cols=2, subplot_titles=titles)
-        words = [str(token) for token in self.tokens]
+        words = [shown(str(token)) for token in self.tokens]
         for row, head in enumerate(self.heads, 1):
             maps = ((head.selected.float(), words), (head.attention, ["BOS", *words]))
             for column, (z, keys) in enumerate(maps, 1):
@@ -90,17 +92,17 @@ class Picture:
 
     def write(self, path: str | Path, title: str = "A program and its weights") -> None:
         """One offline page: values, then each head."""
-        shown = [str(token) for token in self.tokens]
+        words = [str(token) for token in self.tokens]
         rows: list[Sequence[Any]] = [[name, ready, *map(str, v)] for name, (ready, v) in self.values.items()]
         rows += [[name, "logits", *map(str, values)] for name, values in self.outputs.items()]
-        header = ["value", "from", *(f"{i} {word}" for i, word in enumerate(shown))]
+        header = ["value", "from", *(f"{i} {word}" for i, word in enumerate(words))]
         charts = [
             Matrices(
                 f"{head.name}, for {', '.join(head.writes)}",
-                shown,
+                words,
                 {
-                    "the program selects": (shown, head.selected.double().tolist()),
-                    "the weights attend": (["BOS", *shown], head.attention.tolist()),
+                    "the program selects": (words, head.selected.double().tolist()),
+                    "the weights attend": (["BOS", *words], head.attention.tolist()),
                 },
             )
             for head in self.heads

@@ -19,6 +19,7 @@ from circuits.programs.program import CLOSEST, COUNT, Head, Program, Table, near
 from circuits.programs.rasp_text import disagreements, rasp_text
 from circuits.programs.simplify import shorter
 from circuits.programs.tasks import Task
+from circuits.programs.trace import trace
 from circuits.programs.training import Learner
 from interp.errors import Failed, WrongUse
 
@@ -445,6 +446,14 @@ def test_a_program_is_saved_whole(tmp_path):
     program = learner("reverse", 3, seeds=1).program(0)
     program.save(tmp_path / "program.json")
     assert load(tmp_path / "program.json") == program
+
+
+def test_a_trace_shows_every_token():
+    """`<s>` and `</s>` are words to plotly, not markup."""
+    seen = trace(learner("reverse", 3, seeds=1).program(0), "ab")
+    assert list(seen.to_frame().columns) == ["0 <s>", "1 a", "2 b", "3 </s>"]
+    grid = seen.plot().data[0]
+    assert list(grid.x) == ["0 &lt;s&gt;", "1 a", "2 b", "3 &lt;/s&gt;"] and grid.text[0][0] == "&lt;s&gt;"
 
 
 def test_one_layer_without_counts_or_tables():

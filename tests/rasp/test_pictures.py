@@ -73,7 +73,8 @@ def test_an_input_that_the_model_does_not_take():
 def test_the_page_and_the_figure(tmp_path: Path):
     """Every token is escaped, nothing is fetched or run."""
     _, _, seen = drawn("hist")
-    assert len(seen.plot().data) == 2 * len(seen.heads)
+    figure = seen.plot()
+    assert len(figure.data) == 2 * len(seen.heads) and "&lt;" in figure.layout.yaxis.ticktext
     seen.write(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt; → BOS: 0.333" in page
