@@ -16,7 +16,7 @@ from interp.kernels.lens_statistics import Found
 
 MODULE = sys.modules["interp.kernels.lens_statistics"]
 NUMBERS = ("top_log_prob", "entropy", "kl_forward", "kl_backward", "log_prob")
-form = pytest.mark.parametrize("form", FORMS)
+form = pytest.mark.parametrize("form", FORMS if INTERPRETED else [*FORMS, "few"])  # few: that of a CPU for few scores
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="says nothing of the Triton form")
 
 
@@ -55,7 +55,8 @@ def drawn(s=3, n=5, d=7, v=61, m=2, scale=1.0, dtype=torch.float64, whole=False,
 
 def run(form, monkeypatch, *args):
     """The op in a form, all it returns written over what was there: NaN, or 99."""
-    monkeypatch.setenv("INTERP_KERNELS", form)
+    monkeypatch.setattr(MODULE, "FEW", 2**60 if form == "few" else 0)
+    monkeypatch.setenv("INTERP_KERNELS", "cpu" if form == "few" else form)
     empty = MODULE.fake
     monkeypatch.setattr(
         MODULE, "fake", lambda *a: Found(*(t.fill_(torch.nan if t.is_floating_point() else 99) for t in empty(*a)))
@@ -229,12 +230,14 @@ def test_what_it_is_given_is_left_as_it_was(form, monkeypatch):
 
 
 @not_interpreted
-@pytest.mark.parametrize(("n", "form"), [(134, "reference"), (135, "cpu")])
-def test_few_scores_are_left_to_the_reference(n, form):
+@pytest.mark.parametrize(("n", "times"), [(134, 1), (135, 0)])
+def test_few_scores_are_gone_over_at_once(n, times, monkeypatch):
     states, final, W, b, asked = drawn(s=1, n=n, dtype=torch.float32)
+    at_once, called = MODULE.at_once, []
+    monkeypatch.setattr(MODULE, "at_once", lambda *args: called.append(1) or at_once(*args))
     with counted() as calls:
         lens_statistics(states, final, W, b, 1.0, 0.0, asked, 3)
-    assert calls == {("lens_statistics", form): 1}
+    assert calls == {("lens_statistics", "cpu"): 1} and len(called) == times
 
 
 # ---------------------------------------------------------------- the Triton form's own ways
