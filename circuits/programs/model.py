@@ -162,10 +162,10 @@ def initial(shape: Shape, rng: np.random.Generator, seeds: int) -> Float[Tensor,
             key, side = rng.integers(len(one), size=rows), rng.integers(2, size=rows)
             place = np.where(which == 0, 0, np.where(which == 1, 1 + side, 3 + key))
             part += SEEKS * torch.from_numpy(np.stack([same, *beside, *one]))[place]
-        elif kind in ("table", "counted") and not name.startswith("out"):
-            part *= TABLES
-        elif name.startswith("out"):
+        elif name in shape.votes():
             part *= VOTES
+        elif kind in ("table", "counted"):
+            part *= TABLES
     return made
 
 

@@ -236,12 +236,14 @@ def train(task: Task, out: str | Path, recipe: Recipe = Recipe(), resume: bool =
         learner.keep(KEPT)
         rows += _told(learner, checks)
         write_rows(out / "metrics.csv", rows)
-        bar.set_postfix(loss=f"{learner.mean[0]:.3f}", right=f"{max(float(r['right']) for r in rows):.3f}")
         found = [learner.program(i) for i in range(len(learner.parameters))]
         found += [refitted(program, few) for program in found] + ([load(best)] if best.exists() else [])
-        top = max(found, key=lambda program: accuracy(program, checks))
+        shares = [accuracy(program, checks) for program in found]
+        right = max(shares)
+        top = found[shares.index(right)]
         top.save(best)
-        if learner.generation + 1 == recipe.generations or (accuracy(top, checks) == 1 and _perfect(top, task)):
+        bar.set_postfix(loss=f"{learner.mean[0]:.3f}", right=f"{right:.3f}")
+        if learner.generation + 1 == recipe.generations or (right == 1 and _perfect(top, task)):
             break
         learner.renew()
         learner.save(state)
