@@ -148,7 +148,10 @@ class Matrices:
         """The picture; every square says its row, column and number."""
         room = WIDTH / len(self.parts)
         most = max(len(columns) for columns, _ in self.parts.values())
-        size = min(26.0, (room - 80) / most)
+        letters = max((len(c) for columns, _ in self.parts.values() for c in columns), default=1)
+        size = min(
+            max(26.0, 8.5 * letters + 4), (room - 80) / most
+        )  # names of columns do not touch while there is room
         drawn = []
         for number, (name, (columns, entries)) in enumerate(self.parts.items()):
             left, top = number * room + 60, 46.0
